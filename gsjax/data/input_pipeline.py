@@ -1,0 +1,254 @@
+"""Batches of views with their crop boxes for training, and of whole pictures for evaluation."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import ml_collections
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from gsjax.data import crops, shards
+from gsjax.data.decode import decode_image
+from gsjax.data.order import permuted_records, sequential_records
+from gsjax.data.sources import Source, check_labels
+from gsjax.errors import UserError
+
+_UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
+_SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    source: Source,
+    config: ml_collections.ConfigDict,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This host's part of the batches of steps start_step, ..., num_steps - 1.
+
+    The batch of a step is a function of the config, its seed and the step. With random access it
+    does not depend on the number of hosts either: an epoch is a permutation of the indices, of
+    which the part after the last whole batch is dropped, and each host takes its contiguous part
+    of the global batch. A source that is read in sequence gives each host an even share of its
+    records, in an order shuffled by files and through a buffer.
+
+    Args:
+      source: the pictures.
+      config: the whole config; its `batch_size` B counts the images of all hosts.
+      start_step: first step, counted from the beginning of the training.
+      num_steps: length of the training, not counted from start_step.
+      process_index: this host's number.
+      process_count: number of hosts; b = B / process_count.
+
+    Returns:
+      An iterator of dicts: `views` uint8 [b, 2, S, S, 3]; `boxes` float32 [b, 2, 4] (top, left,
+      height, width in pixels of the original); `size` int32 [b, 2] (height and width of the
+      original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
+
+    Raises:
+      UserError: fewer images than a batch, a batch that the hosts cannot share evenly, or (while
+        iterating) a picture that cannot be decoded.
+    """
+    local_size = _local_size(config.batch_size, process_count)
+    if source.num_examples < config.batch_size:
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {source.num_examples} images of "
+            f"{source.name}: take at most {source.num_examples}"
+        )
+    make_records = functools.partial(
+        sequential_records if source.shards else permuted_records,
+        source,
+        config.seed,
+        config.batch_size,
+        process_index,
+        process_count,
+    )
+    make_example = functools.partial(_views, config.seed, config.data.image_size, config.augment)
+    records = make_records(start_step, num_steps)
+    batches = _batches(source, records, make_example, local_size, drop_remainder=True)
+    if source.shards and start_step % (source.num_examples // config.batch_size):
+        batches = _timed_start(batches, source.name)
+    return _checked(source, batches, lambda i: make_records(start_step + i, start_step + i + 1))
+
+
+def test_batches(
+    source: Source,
+    image_size: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This host's part of the batches of all pictures, in the order of the source.
+
+    Up to S = 96 a picture of S x S pixels stays as it is and another one is resized to a short
+    side of S; above, to a short side of S * 256 / 224. Then the central S x S pixels are cut out.
+
+    Args:
+      source: the pictures.
+      image_size: side S of the result.
+      batch_size: images B of a batch over all hosts.
+      process_index: this host's number; it takes its contiguous part of each batch.
+      process_count: number of hosts; b = B / process_count. All get equally many batches.
+
+    Returns:
+      An iterator of dicts: `image` uint8 [b, S, S, 3]; `label` int32 [b] (-1: unknown); `index`
+      int64 [b]; `valid` bool [b], False in the rows that fill up the last batch (image 0, label
+      and index -1).
+
+    Raises:
+      UserError: a batch that the hosts cannot share evenly, or (while iterating) a picture that
+        cannot be decoded, or an unlabelled one in a labelled source.
+    """
+    local_size = _local_size(batch_size, process_count)
+    num_batches = -(-source.num_examples // batch_size)
+
+    def mine(index: tf.Tensor, *_) -> tf.Tensor:
+        return (index % batch_size) // local_size == process_index
+
+    if source.shards:
+        records = shards.in_order(source.shards)
+    else:
+        records = tf.data.Dataset.range(source.num_examples).map(lambda index: (index, index))
+    records = records.filter(mine).enumerate()
+    make_example = functools.partial(_test_image, image_size)
+    batches = _batches(source, records, make_example, local_size, drop_remainder=False)
+    batches = _checked(source, batches, lambda i: records.skip(i * local_size).take(local_size))
+    return _padded(source, batches, num_batches, local_size, image_size)
+
+
+def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
+    """Whole originals, each uint8 [H, W, 3], for pictures of pictures."""
+    images = []
+    for index in map(int, indices):
+        if source.shards:
+            shard = next(s for s in source.shards if s.first <= index < s.first + s.take)
+            records = shards.in_order([shard]).skip(index - shard.first)
+            _, key = next(iter(records))
+        else:
+            key = tf.constant(index, tf.int64)
+        try:
+            images.append(_decode(source.read(key)[0]).numpy())
+        except tf.errors.OpError as error:
+            raise _undecodable(source, index) from error
+    return images
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise UserError(
+            f"a batch of {batch_size} images cannot be shared evenly by {process_count} hosts: "
+            f"take a multiple of {process_count}"
+        )
+    return batch_size // process_count
+
+
+def _decode(picture: tf.Tensor) -> tf.Tensor:
+    return decode_image(picture) if picture.dtype == tf.string else picture
+
+
+def _views(
+    seed: int,
+    image_size: int,
+    settings: ml_collections.ConfigDict,
+    position: tf.Tensor,
+    picture: tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    image = _decode(picture)
+    size = tf.shape(image)[:2]
+    crop_seed = tf.stack([tf.constant(seed, tf.int64), position])
+    boxes = crops.random_resized_crop_boxes(crop_seed, size, settings)
+    views = [crops.crop_and_resize(image, box, image_size) for box in tf.unstack(boxes)]
+    return {"views": tf.stack(views), "boxes": boxes, "size": size}
+
+
+def _test_image(image_size: int, position: tf.Tensor, picture: tf.Tensor) -> dict[str, tf.Tensor]:
+    del position
+    image = _decode(picture)
+    short_side = image_size
+    if image_size > _UNTOUCHED_SIZE:
+        short_side = round(image_size * _SHORT_SIDE_RATIO)
+    size = tf.shape(image)[:2]
+    scaled = size * short_side // tf.reduce_min(size)  # torchvision's Resize rounds down as well
+    return {"image": crops.central_crop(crops.resize(image, scaled), image_size)}
+
+
+def _batches(
+    source: Source,
+    records: tf.data.Dataset,
+    make_example: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
+    local_size: int,
+    drop_remainder: bool,
+) -> Iterator[Batch]:
+    @tf.autograph.experimental.do_not_convert
+    def example(position: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        index, key = record
+        picture, label = source.read(key)
+        return {**make_example(position, picture), "label": label, "index": index}
+
+    dataset = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(local_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+    return dataset.as_numpy_iterator()
+
+
+def _timed_start(batches: Iterator[Batch], name: str) -> Iterator[Batch]:
+    start = time.monotonic()
+    first = next(batches)
+    logging.info("Skipped to the first batch of %s in %.1f s", name, time.monotonic() - start)
+    yield first
+    yield from batches
+
+
+def _checked(
+    source: Source,
+    batches: Iterator[Batch],
+    records_of: Callable[[int], tf.data.Dataset],
+) -> Iterator[Batch]:
+    """Passes batches on; when one fails, looks for its picture that cannot be decoded."""
+    number = 0
+    try:
+        for batch in batches:
+            yield batch
+            number += 1
+    except tf.errors.OpError as error:
+        for _, (index, key) in records_of(number):
+            try:
+                _decode(source.read(key)[0])
+            except tf.errors.OpError:
+                raise _undecodable(source, int(index)) from error
+        raise
+
+
+def _undecodable(source: Source, index: int) -> UserError:
+    return UserError(
+        f"the picture {source.picture_name(index)} cannot be decoded: it is damaged, missing or "
+        "no JPEG, PNG, WebP or BMP; mend or remove it"
+    )
+
+
+def _padded(
+    source: Source, batches: Iterator[Batch], num_batches: int, local_size: int, image_size: int
+) -> Iterator[Batch]:
+    empty: Batch = {
+        "image": np.zeros([0, image_size, image_size, 3], np.uint8),
+        "label": np.zeros([0], np.int32),
+        "index": np.zeros([0], np.int64),
+    }
+    for _ in range(num_batches):
+        batch = next(batches, empty)
+        check_labels(source, batch["label"])
+        missing = local_size - len(batch["index"])
+        if missing:
+            batch = {
+                name: np.pad(
+                    values,
+                    [(0, missing)] + [(0, 0)] * (values.ndim - 1),
+                    constant_values=0 if name == "image" else -1,
+                )
+                for name, values in batch.items()
+            }
+        yield {**batch, "valid": np.arange(local_size) < local_size - missing}

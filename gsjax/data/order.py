@@ -1,0 +1,74 @@
+"""Which image stands where in the training: a function of the seed and the step."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from gsjax.data import shards
+from gsjax.data.sources import Source
+
+
+def permuted_records(
+    source: Source,
+    seed: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    start_step: int,
+    num_steps: int,
+) -> tf.data.Dataset:
+    """(position, (index, index)) of this host's images in steps start_step, ..., num_steps - 1.
+
+    The position counts the images of the whole training, over all hosts.
+    """
+    local_size = batch_size // process_count
+    steps_per_epoch = source.num_examples // batch_size
+
+    @functools.lru_cache(maxsize=1)
+    def permutation(epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch]).permutation(source.num_examples)
+
+    def local_indices(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        epoch, step_in_epoch = divmod(int(step), steps_per_epoch)
+        rows = process_index * local_size + np.arange(local_size)
+        indices = permutation(epoch)[step_in_epoch * batch_size + rows]
+        return int(step) * batch_size + rows, indices
+
+    def positions_and_indices(step: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+        positions, indices = tf.numpy_function(local_indices, [step], (tf.int64, tf.int64))
+        positions.set_shape([local_size])
+        indices.set_shape([local_size])
+        return positions, (indices, indices)
+
+    return tf.data.Dataset.range(start_step, num_steps).map(positions_and_indices).unbatch()
+
+
+def sequential_records(
+    source: Source,
+    seed: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    start_step: int,
+    num_steps: int,
+) -> tf.data.Dataset:
+    """(position, (index, raw record)), as `permuted_records`, read from shuffled shards."""
+    local_size = batch_size // process_count
+    steps_per_epoch = source.num_examples // batch_size
+    share = shards.host_share(source.shards, process_index, process_count)
+
+    def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
+        first_step = epoch * steps_per_epoch
+
+        def with_position(number: tf.Tensor, record: tuple) -> tuple[tf.Tensor, tuple]:
+            step = first_step + number // local_size
+            return step * batch_size + process_index * local_size + number % local_size, record
+
+        records = shards.shuffled(share, seed, epoch).take(steps_per_epoch * local_size)
+        # The skipped records are read and shuffled, but not decoded.
+        skip = tf.maximum(start_step - first_step, 0) * local_size
+        return records.enumerate().skip(skip).map(with_position)
+
+    epochs = tf.data.Dataset.range(start_step // steps_per_epoch, -(-num_steps // steps_per_epoch))
+    return epochs.flat_map(epoch_records).take((num_steps - start_step) * local_size)

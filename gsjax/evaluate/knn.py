@@ -1,0 +1,102 @@
+"""k-nearest-neighbour classification of representations, by exact search on the device."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import lax
+
+from gsjax.errors import UserError
+
+
+class Protocol(NamedTuple):
+    """Number of neighbours, and the temperature of their weights exp(cos / T); 0 for equal ones."""
+
+    k: int
+    temperature: float
+
+
+_PRESETS = {
+    "thesis": Protocol(201, 0.0),  # thesis 5.1: majority vote
+    "instdisc": Protocol(200, 0.1),  # Wu et al. 2018, as in DINO's evaluation
+}
+
+
+def create_protocol(config: ml_collections.ConfigDict, bank_size: int) -> Protocol:
+    """Reads the group `knn`; `bank_size` images are there to be neighbours."""
+    protocol = _PRESETS[config.preset]
+    if config.k:
+        protocol = protocol._replace(k=config.k)
+    if protocol.k > bank_size:
+        raise UserError(
+            f"the kNN monitor asks for {protocol.k} neighbours among {bank_size} images; "
+            f"set knn.k to at most {bank_size}"
+        )
+    return protocol
+
+
+def knn_predict(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    protocol: Protocol,
+    query_chunk: int = 1024,
+    bank_chunk: int = 65536,
+) -> np.ndarray:
+    """Predicts the class of every query from its k nearest neighbours by cosine similarity.
+
+    Args:
+      bank: [M, F] representations with known labels.
+      bank_labels: [M] integers from 0.
+      queries: [N, F].
+      protocol: k <= M and the weighting.
+      query_chunk: queries searched at a time.
+      bank_chunk: bank rows on the device at a time.
+
+    Returns:
+      [N] class numbers; of classes with equal votes the smallest.
+    """
+    num_classes = int(bank_labels.max()) + 1
+    k = protocol.k
+    rows = min(query_chunk, len(queries))
+    chunks = [queries[i : i + rows] for i in range(0, len(queries), rows)]
+    chunks = [jnp.asarray(np.pad(c, ((0, rows - len(c)), (0, 0)))) for c in chunks]
+    best = [
+        (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.zeros((rows, k), jnp.int32))
+        for _ in chunks
+    ]
+    for start in range(0, len(bank), bank_chunk):
+        part = jnp.asarray(bank[start : start + bank_chunk])
+        labels = jnp.asarray(bank_labels[start : start + bank_chunk].astype(np.int32))
+        best = [_nearer(q, part, labels, *b) for q, b in zip(chunks, best, strict=True)]
+    votes = [_vote(*b, num_classes, protocol.temperature) for b in best]
+    return np.concatenate([np.asarray(v) for v in votes])[: len(queries)]
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+@jax.jit
+def _nearer(queries, bank, labels, best, best_labels):
+    """Merges the nearest so far ([N, k] cosines and labels) with a further part of the bank."""
+    cosines = jnp.matmul(_unit(queries), _unit(bank).T, precision=lax.Precision.HIGHEST)
+    k = best.shape[1]
+    values, indices = lax.top_k(cosines, min(k, len(bank)))
+    values = jnp.concatenate([best, values], axis=1)
+    candidates = jnp.concatenate([best_labels, labels[indices]], axis=1)
+    best, order = lax.top_k(values, k)
+    return best, jnp.take_along_axis(candidates, order, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _vote(cosines, labels, num_classes, temperature):
+    weights = jnp.exp(cosines / temperature) if temperature else jnp.ones_like(cosines)
+
+    def count(row_labels, row_weights):
+        return jnp.zeros(num_classes, weights.dtype).at[row_labels].add(row_weights)
+
+    return jnp.argmax(jax.vmap(count)(labels, weights), axis=1)

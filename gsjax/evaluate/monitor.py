@@ -1,0 +1,120 @@
+"""The kNN monitor of pre-training: accuracy of raw pixels, the untrained and the trained encoder."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from gsjax import metrics, step
+from gsjax.data import input_pipeline, sources
+from gsjax.evaluate import features, knn
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+    """Classifies the test split by its nearest neighbours in the labelled split.
+
+    Attributes:
+      config: the whole configuration.
+      bank: labelled images, or None when there are none to compare with.
+      queries: test images, likewise.
+      protocol: neighbours and weights.
+      encoder: the module to measure.
+      mesh: the devices.
+    """
+
+    config: ml_collections.ConfigDict
+    bank: sources.Source | None
+    queries: sources.Source | None
+    protocol: knn.Protocol | None
+    encoder: nn.Module
+    mesh: Mesh
+
+    def measure(self, state: step.TrainState) -> dict[str, float]:
+        """Returns `knn/top1` of the encoder, in percent; nothing without labels."""
+        if self.bank is None:
+            return {}
+        mean, std, dtype = self._images()
+        encode_fn = features.create_encode_fn(self.encoder, mean, std, dtype, self.mesh)
+        variables = {
+            "params": state.params["encoder"],
+            "batch_stats": state.batch_stats["encoder"],
+        }
+        accuracy = self._accuracy("kNN", encode_fn, variables)
+        metrics.say(f"step {int(state.step)}: kNN accuracy {accuracy:.2f} %")
+        return {"knn/top1": accuracy}
+
+    def baselines(self, state: step.TrainState) -> dict[str, float]:
+        """Returns also `knn/pixels_top1`, of raw pixels, when `knn.baselines` asks for it."""
+        if self.bank is None or not self.config.knn.baselines:
+            return {}
+        mean, std, dtype = self._images()
+        pixels_fn = features.create_pixels_fn(mean, std, dtype, self.mesh)
+        accuracy = self._accuracy("kNN of pixels", pixels_fn, {})
+        metrics.say(f"step 0: kNN accuracy of raw pixels {accuracy:.2f} %")
+        return {"knn/pixels_top1": accuracy, **self.measure(state)}
+
+    def report(self, workdir: epath.Path) -> None:
+        """Prints the accuracies that the run's `metrics.jsonl` holds."""
+        if self.bank is None:
+            return
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        encoders = [r for r in records if "knn/top1" in r]
+        rows = [("raw pixels", r["knn/pixels_top1"]) for r in records if "knn/pixels_top1" in r]
+        rows += [("untrained encoder", r["knn/top1"]) for r in encoders if r["step"] == 0]
+        rows += [("trained encoder", encoders[-1]["knn/top1"])]
+        metrics.say(f"kNN accuracy (k = {self.protocol.k}) on {self.queries.name}")
+        for name, accuracy in rows:
+            metrics.say(f"  {name:18} {accuracy:6.2f} %")
+
+    def _images(self) -> tuple[tuple, tuple, Any]:
+        dtype = jnp.float64 if self.config.encoder.dtype == "float64" else jnp.float32
+        return *step.normalisation(self.config), dtype
+
+    def _accuracy(self, label: str, encode_fn: features.EncodeFn, variables: Any) -> float:
+        bank, bank_labels = self._extract(f"{label}: bank", self.bank, encode_fn, variables)
+        queries, labels = self._extract(f"{label}: queries", self.queries, encode_fn, variables)
+        predicted = knn.knn_predict(bank, bank_labels, queries, self.protocol)
+        return 100 * float(np.mean(predicted == labels))
+
+    def _extract(self, label, source, encode_fn, variables):
+        devices = self.mesh.devices.size
+        batch_size = math.ceil(self.config.knn.batch_size / devices) * devices
+        batches = input_pipeline.test_batches(
+            source,
+            self.config.data.image_size,
+            batch_size,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        progress = metrics.Progress(label, math.ceil(source.num_examples / batch_size))
+        rows = features.extract(encode_fn, variables, batches, self.mesh, progress.update)
+        progress.close()
+        return rows
+
+
+def create_monitor(
+    config: ml_collections.ConfigDict, train: sources.Source, encoder: nn.Module, mesh: Mesh
+) -> Monitor:
+    """Opens the labelled data; says in one line when there are none.
+
+    Raises:
+      UserError: a split is missing or unlabelled, or smaller than the number of neighbours.
+    """
+    data = config.data
+    if not data.labelled_split:
+        metrics.say("monitor  none: data.labelled_split is empty, there are no labels to measure")
+        return Monitor(config, None, None, None, encoder, mesh)
+    bank = sources.open_source(data, data.labelled_split, labelled=True)
+    queries = sources.open_source(data, data.test_split, labelled=True)
+    protocol = knn.create_protocol(config.knn, bank.num_examples)
+    return Monitor(config, bank, queries, protocol, encoder, mesh)

@@ -1,0 +1,103 @@
+"""The command line: `python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] ...`."""
+
+import contextlib
+import os
+import pathlib
+import sys
+from typing import NoReturn
+
+import ml_collections
+from absl import app, flags, logging
+
+from gsjax import settings
+from gsjax.errors import UserError
+from gsjax.jobs import JOBS
+
+_CONFIG = flags.DEFINE_string("config", "", "Config file; the embedded demonstration if empty.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config name> if empty.")
+_JOB = flags.DEFINE_string("job", "pretrain", f"One of: {', '.join(JOBS)}.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Several processes: HOST:PORT of the first, or auto on TPU pods and SLURM."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
+
+_HELP = """\
+gsjax: self-supervised vision with graded similarity.
+
+usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config.KEY=VALUE ...]
+
+  --config FILE      a file of configs/; without it the embedded demonstration runs
+  --workdir DIR      holds everything the run writes, also gs://...; default runs/<config name>
+  --job NAME         default pretrain
+  --config.KEY=VALUE overrides a setting
+  --coordinator HOST:PORT --num_processes N --process_id I
+                     one process of several; --coordinator auto on TPU pods and SLURM
+
+jobs:
+{jobs}
+
+example:
+  python -m gsjax.main --config configs/simclr_gs_cifar10.py --config.num_epochs=100
+
+settings and their defaults:
+{settings}
+"""
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"gsjax: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
+    """Returns the job's name and its checked configuration; leaves on --help and on errors."""
+    try:
+        if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
+            jobs = "\n".join(f"  {name:10} {job.help}" for name, job in JOBS.items())
+            print(_HELP.format(jobs=jobs, settings=settings.describe()))
+            sys.exit(0)
+        arguments, overrides = settings.split_overrides(argv)
+        surplus = flags.FLAGS(arguments)[1:]
+        if surplus:
+            raise UserError(f"{surplus[0]!r} is no flag; see --help")
+        if _JOB.value not in JOBS:
+            raise UserError(f"--job: there is no job {_JOB.value!r}; known: {', '.join(JOBS)}")
+        config = settings.load(_CONFIG.value)
+        settings.override(config, overrides)
+        return _JOB.value, settings.check(config)
+    except (UserError, flags.Error) as error:
+        _fail(str(error))
+
+
+def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
+    job, config = parsed
+    logging.set_verbosity(logging.WARNING)  # the libraries' notes would drown our lines
+    workdir = _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'demo').stem}"
+    try:
+        from gsjax import parallel  # imports JAX, only once the settings are known to be good
+
+        parallel.start(
+            config.encoder.dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+        JOBS[job].load()(config, workdir)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("gsjax: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is left to say.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def main() -> None:
+    """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes
+    app.run(_run, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    main()

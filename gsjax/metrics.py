@@ -1,0 +1,123 @@
+"""Where metrics go: TensorBoard and `metrics.jsonl` through CLU, and the terminal's progress."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+from etils import epath
+from tqdm import tqdm
+
+from gsjax import parallel
+
+
+class JsonLines(metric_writers.MetricWriter):
+    """Writes scalars to `metrics.jsonl`, an object per call with `step`; leaves out the rest."""
+
+    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
+        """Cuts what an interrupted run wrote after the step that training goes on from."""
+        file = workdir / "metrics.jsonl"
+        if file.exists():
+            lines = file.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= restored_step]
+            file.write_text("".join(f"{line}\n" for line in kept))
+        self._file = file.open("a")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        values = {name: float(np.asarray(value)) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def write_summaries(self, step, values, metadata=None):
+        """Not kept as text."""
+
+    def write_images(self, step, images):
+        """Not kept as text."""
+
+    def write_videos(self, step, videos):
+        """Not kept as text."""
+
+    def write_audios(self, step, audios, *, sample_rate):
+        """Not kept as text."""
+
+    def write_texts(self, step, texts):
+        """Not kept as text."""
+
+    def write_histograms(self, step, arrays, num_buckets=None):
+        """Not kept as text."""
+
+    def write_pointcloud(self, step, point_clouds, *, point_colors=None, configs=None):
+        """Not kept as text."""
+
+    def write_hparams(self, hparams):
+        """The work directory's config.json has them."""
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def create_writer(workdir: epath.Path, restored_step: int) -> metric_writers.MetricWriter:
+    """Returns the writer of a run; on other hosts than the first it writes nothing."""
+    if not parallel.is_primary():
+        return metric_writers.MultiWriter([])
+    return metric_writers.MultiWriter(
+        [metric_writers.SummaryWriter(workdir.as_posix()), JsonLines(workdir, restored_step)]
+    )
+
+
+def say(line: str) -> None:
+    """Prints a line on the first host, above a live progress line."""
+    if parallel.is_primary():
+        tqdm.write(line)
+        sys.stdout.flush()
+
+
+class Progress:
+    """One live line with ETA on a terminal, a plain line now and then elsewhere."""
+
+    _SECONDS_BETWEEN_LINES = 15.0
+
+    def __init__(self, label: str, total: int, start: int = 0) -> None:
+        self._label, self._total, self._done, self._first = label, total, start, start
+        self._live = sys.stdout.isatty()
+        self._began = self._said = time.monotonic()
+        self._bar = tqdm(
+            desc=label,
+            total=total,
+            initial=start,
+            file=sys.stdout,
+            dynamic_ncols=True,
+            disable=not (self._live and parallel.is_primary()),
+        )
+        self._text = ""
+
+    def update(self, done: int, text: str = "") -> None:
+        """Shows that `done` of the total are done, and a few figures."""
+        self._text = text or self._text
+        self._bar.set_postfix_str(self._text, refresh=False)
+        self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        due = now - self._said > self._SECONDS_BETWEEN_LINES or done == self._total
+        if not self._live and due and done > self._first:
+            self._said = now
+            left = (now - self._began) / (done - self._first) * (self._total - done)
+            eta = f"  {tqdm.format_interval(left)} left" if left else ""
+            say(f"{self._label} {done}/{self._total}  {self._text}{eta}")
+
+    def close(self) -> None:
+        """Ends the live line."""
+        self._bar.close()
+
+
+def device_line() -> str:
+    """Describes the devices and hosts of the run."""
+    devices = jax.devices()
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){hosts}"

@@ -1,0 +1,105 @@
+"""Projectors and predictors: small networks between the encoder and the loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gsjax.models import resnet
+
+
+def _uniform(fan_in: int) -> nn.initializers.Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for the weight and bias of Linear."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Projector(nn.Module):
+    """Representations to embeddings: [Linear - BN - ReLU] * (num_layers - 1), then a last Linear.
+
+    Linear layers before a BN have no bias. SimCLR's head ends with Linear(bias), or with BN that
+    has a scale and no bias (google-research/simclr, model_util.py); SimSiam's with BN that has
+    neither (facebookresearch/simsiam, builder.py).
+
+    Attributes:
+      num_layers: Linear layers.
+      hidden_dim: features of all but the last.
+      out_dim: features of the last.
+      last_bn: BN after the last layer.
+      last_bn_scale: whether that BN has a scale.
+      dtype: of the computation, as `ResNet.dtype`.
+      axis_name: mapped axis over whose devices training takes BN statistics, or None.
+      cpu_kernels: compute with `gsjax.models.cpu`; parameters and values are the same.
+    """
+
+    num_layers: int
+    hidden_dim: int
+    out_dim: int
+    last_bn: bool
+    last_bn_scale: bool
+    dtype: jax.typing.DTypeLike = jnp.float32
+    axis_name: str | None = "batch"
+    cpu_kernels: bool = False
+
+    @nn.compact
+    def __call__(self, representation: jax.Array, train: bool) -> jax.Array:
+        """Maps representations [N, F] to embeddings [N, out_dim] in float32 or wider."""
+        linear, norm = _layers(self)
+        x = representation
+        for i in range(1, self.num_layers):
+            x = linear(self.hidden_dim, x.shape[-1], use_bias=False, name=f"linear{i}")(x)
+            x = norm(relu=True, name=f"bn{i}")(x, train)
+        last = self.num_layers
+        x = linear(self.out_dim, x.shape[-1], use_bias=not self.last_bn, name=f"linear{last}")(x)
+        if self.last_bn:
+            x = norm(use_scale=self.last_bn_scale, use_bias=False, name=f"bn{last}")(x, train)
+        return x.astype(resnet.at_least_float32(x.dtype))
+
+
+class Predictor(nn.Module):
+    """SimSiam's predictor: Linear - BN - ReLU - Linear(bias) (facebookresearch/simsiam).
+
+    Attributes:
+      hidden_dim: features of the first layer.
+      out_dim: features of the second, those of the embedding.
+      dtype, axis_name, cpu_kernels: as in `Projector`.
+    """
+
+    hidden_dim: int
+    out_dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+    axis_name: str | None = "batch"
+    cpu_kernels: bool = False
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array, train: bool) -> jax.Array:
+        """Maps embeddings [N, D] to predictions [N, out_dim] in float32 or wider."""
+        linear, norm = _layers(self)
+        x = linear(self.hidden_dim, embedding.shape[-1], use_bias=False, name="linear1")(embedding)
+        x = norm(relu=True, name="bn1")(x, train)
+        x = linear(self.out_dim, self.hidden_dim, use_bias=True, name="linear2")(x)
+        return x.astype(resnet.at_least_float32(x.dtype))
+
+
+def _layers(head: Projector | Predictor):
+    """Returns the head's makers of linear layers and of batch normalisations."""
+
+    def linear(features, fan_in, use_bias, name):
+        init = _uniform(fan_in)
+        return nn.Dense(
+            features,
+            use_bias=use_bias,
+            dtype=head.dtype,
+            kernel_init=init,
+            bias_init=init,
+            name=name,
+        )
+
+    norm = functools.partial(
+        resnet.BatchNorm,
+        dtype=head.dtype,
+        axis_name=head.axis_name,
+        cpu_kernels=head.cpu_kernels,
+    )
+    return linear, norm

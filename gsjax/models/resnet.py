@@ -1,0 +1,212 @@
+"""Residual networks (He et al., arXiv:1512.03385) as in torchvision's `resnet.py`.
+
+Bottlenecks stride in their 3x3 convolution ("v1.5"), and padding is PyTorch's, explicit
+everywhere: Flax's `SAME` pads stride-2 convolutions differently. Images are [N, S, S, 3].
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from gsjax.models import cpu
+
+BATCH_NORM_DECAY = 0.9  # of the running statistics; PyTorch's momentum 0.1
+
+# torchvision's kaiming_normal_(mode="fan_out"): normal, not truncated, variance 2 / fan_out.
+_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def at_least_float32(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """Returns float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation, with the ReLU that follows it if `relu`.
+
+    Variables are those of `flax.linen.BatchNorm`: params `scale` and `bias`, batch_stats `mean`
+    and `var` (biased), all [C]. Statistics are those of the batch over all devices of
+    `axis_name`; `cpu_kernels` chooses a backward pass that is faster on CPUs.
+    """
+
+    dtype: jax.typing.DTypeLike = jnp.float32
+    relu: bool = False
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    axis_name: str | None = "batch"
+    cpu_kernels: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalises x [..., C] by the batch's statistics in training, else by the running ones."""
+        shape, param_dtype = (x.shape[-1],), at_least_float32(self.dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, param_dtype)
+        scale, bias = jnp.ones(shape, param_dtype), jnp.zeros(shape, param_dtype)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, shape, param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape, param_dtype)
+        x = x.astype(self.dtype)
+        if not train:
+            mean, var = running_mean.value, running_var.value
+            return cpu.scale_and_shift(x, mean, var, scale, bias, self.relu)
+        # Initialisation runs on one device, outside of any mapped axis.
+        axis_name = None if self.is_initializing() else self.axis_name
+        batch_norm = cpu.batch_norm_closed_form if self.cpu_kernels else cpu.batch_norm
+        y, mean, var = batch_norm(x, scale, bias, self.relu, axis_name)
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_var, var)):
+                running.value = BATCH_NORM_DECAY * running.value + (1 - BATCH_NORM_DECAY) * new
+        return y
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the shortcut."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Conv]
+    norm: Callable[..., BatchNorm]
+    last_scale_init: nn.initializers.Initializer
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps x [N, H, W, C] to [N, H', W', features], H' = ceil(H / stride)."""
+        y = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        y = self.norm(relu=True, name="bn1")(y, train)
+        y = self.conv(self.features, 3, 1, name="conv2")(y)
+        y = self.norm(scale_init=self.last_scale_init, name="bn2")(y, train)
+        return nn.relu(y + _shortcut(self, x, self.features, train))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and the shortcut; the output has 4 * features channels."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Conv]
+    norm: Callable[..., BatchNorm]
+    last_scale_init: nn.initializers.Initializer
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps x [N, H, W, C] to [N, H', W', 4 * features], H' = ceil(H / stride)."""
+        y = self.conv(self.features, 1, 1, name="conv1")(x)
+        y = self.norm(relu=True, name="bn1")(y, train)
+        y = self.conv(self.features, 3, self.stride, name="conv2")(y)
+        y = self.norm(relu=True, name="bn2")(y, train)
+        y = self.conv(4 * self.features, 1, 1, name="conv3")(y)
+        y = self.norm(scale_init=self.last_scale_init, name="bn3")(y, train)
+        return nn.relu(y + _shortcut(self, x, 4 * self.features, train))
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, train: bool):
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    x = block.conv(features, 1, block.stride, name="downsample_conv")(x)
+    return block.norm(name="downsample_bn")(x, train)
+
+
+class ResNet(nn.Module):
+    """Images to pooled representations.
+
+    Attributes:
+      stage_sizes: blocks in each stage; each stage after the first halves the side.
+      block: BasicBlock or Bottleneck.
+      width: features of the first stage, 64 in the paper; doubled in each stage.
+      stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "cifar" (3x3 stride 1).
+      dtype: of the computation; parameters and running statistics are float32 at least.
+      zero_init_residual: the last BN scale of each block starts at 0, so that blocks start as
+        their shortcuts (Goyal et al., arXiv:1706.02677, 5.1).
+      axis_name: mapped axis over whose devices training takes BN statistics, or None.
+      cpu_kernels: compute with `gsjax.models.cpu`; parameters and values are the same.
+    """
+
+    stage_sizes: Sequence[int]
+    block: type[BasicBlock] | type[Bottleneck]
+    width: int = 64
+    stem: str = "imagenet"
+    dtype: jax.typing.DTypeLike = jnp.float32
+    zero_init_residual: bool = True
+    axis_name: str | None = "batch"
+    cpu_kernels: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Encodes images [N, S, S, 3], normalised, as [N, F] in float32 or wider.
+
+        F is 8 * width for basic blocks and 32 * width for bottlenecks. With `train`, BN uses the
+        batch's statistics and updates the collection `batch_stats`, which must be mutable.
+        """
+        conv = functools.partial(_conv, self.dtype, self.cpu_kernels)
+        norm = functools.partial(
+            BatchNorm,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            cpu_kernels=self.cpu_kernels,
+        )
+        initializers = nn.initializers
+        last_scale_init = initializers.zeros if self.zero_init_residual else initializers.ones
+        kernel_size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = conv(self.width, kernel_size, stride, name="conv1")(images)
+        x = norm(relu=True, name="bn1")(x, train)
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, size in enumerate(self.stage_sizes):
+            for j in range(size):
+                x = self.block(
+                    features=self.width * 2**i,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    conv=conv,
+                    norm=norm,
+                    last_scale_init=last_scale_init,
+                    name=f"layer{i + 1}_{j}",
+                )(x, train)
+        return jnp.mean(x.astype(at_least_float32(x.dtype)), axis=(1, 2))
+
+
+def _conv(dtype, cpu_kernels, features, kernel_size, stride, name) -> nn.Conv:
+    # A 1x1 convolution's weight gradient is one matrix product, which XLA computes well itself.
+    fast = cpu_kernels and kernel_size > 1
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=kernel_size // 2,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=at_least_float32(dtype),
+        kernel_init=_he_normal,
+        conv_general_dilated=cpu.conv_general_dilated if fast else None,
+        name=name,
+    )
+
+
+ARCHITECTURES: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottleneck]]] = {
+    "resnet18": ((2, 2, 2, 2), BasicBlock),
+    "resnet34": ((3, 4, 6, 3), BasicBlock),
+    "resnet50": ((3, 4, 6, 3), Bottleneck),
+    "resnet101": ((3, 4, 23, 3), Bottleneck),
+}
+
+
+def create_encoder(settings: ml_collections.ConfigDict, cpu_kernels: bool) -> ResNet:
+    """Builds the encoder of a `config.encoder` group; float64 needs `jax_enable_x64`."""
+    stage_sizes, block = ARCHITECTURES[settings.name]
+    return ResNet(
+        stage_sizes=stage_sizes,
+        block=block,
+        width=settings.width,
+        stem=settings.stem,
+        dtype=settings.dtype,
+        zero_init_residual=settings.zero_init_residual,
+        cpu_kernels=cpu_kernels,
+    )

@@ -1,0 +1,218 @@
+"""The job `pretrain`: images in, a trained encoder out."""
+
+import contextlib
+import functools
+import itertools
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from clu import metric_writers
+from etils import epath
+from PIL import Image
+
+from gsjax import checkpoints, metrics, parallel, pictures, step
+from gsjax.data import input_pipeline, sources
+from gsjax.errors import UserError
+from gsjax.evaluate.monitor import create_monitor
+from gsjax.methods import Method, create_method
+from gsjax.optimizers import create_optimizer, create_schedule
+
+
+def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState:
+    """Trains until the configured length, from the newest checkpoint if there is one.
+
+    Args:
+      config: as `gsjax.settings.check` returns it.
+      workdir: folder of the run; holds `config.json`, `checkpoints`, `metrics.jsonl`, TensorBoard
+        files and `examples.png`.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: devices, data or the work directory do not fit the settings.
+    """
+    folder = epath.Path(workdir).absolute()
+    mesh = parallel.create_mesh(config.batch_size)
+    source = sources.open_source(config.data, config.data.split)
+    steps_per_epoch = source.num_examples // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"batch_size is {config.batch_size}, but {source.name} has only "
+            f"{source.num_examples} images; lower batch_size or add images"
+        )
+    num_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    schedule = create_schedule(config, num_steps, steps_per_epoch)
+    optimizer = create_optimizer(config, schedule)
+    method = create_method(config, mesh.devices.flat[0].platform)
+    monitor = create_monitor(config, source, method.modules["encoder"], mesh)
+
+    checkpoints.claim(folder, config)
+    saved = checkpoints.Checkpoints(folder, config.checkpoint.keep, config.checkpoint.keep_every)
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def create(seed):
+        init_key, train_key = jax.random.split(jax.random.key(seed))
+        return step.create_state(method, optimizer, init_key), train_key
+
+    state, key = create(config.seed)
+    state = saved.restore(config.checkpoint.load, state)
+    first = done = int(state.step)
+    metrics.say(f"devices  {metrics.device_line()}")
+    metrics.say(f"data     {source.name}, {source.num_examples} images")
+    metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
+    metrics.say(f"workdir  {folder}")
+    if first >= num_steps:
+        metrics.say(f"finished: the encoder after {first} steps is there, nothing to do")
+        saved.close()
+        return state
+
+    writer = metrics.create_writer(folder, first)
+    train_step = step.create_train_step(config, method, optimizer, mesh)
+    batches = input_pipeline.train_batches(
+        source, config, first, num_steps, jax.process_index(), jax.process_count()
+    )
+    with contextlib.closing(batches), _stop_on_signal() as stop:
+        stream: Iterator = batches
+        if first == 0:
+            batch = next(batches)
+            stream = itertools.chain([batch], batches)
+            if parallel.is_primary() and config.log.example_pairs:
+                _write_examples(batch, source, config, method, key, folder, writer)
+            writer.write_scalars(0, monitor.baselines(state))
+        stream = parallel.prefetch(stream, mesh)
+        knn_steps = round(config.knn.every_epochs * steps_per_epoch)
+        progress = metrics.Progress(config.method, num_steps, first)
+        clock = _Clock(config.batch_size, first)
+        while done < num_steps and not stop.signal:
+            _profile(config.profile, done + 1, folder)
+            with clock.waiting():
+                batch = next(stream)
+            state, values = train_step(
+                state, {"views": batch["views"], "boxes": batch["boxes"]}, key
+            )
+            done += 1
+            last = done == num_steps or stop.signal
+            if done % config.log.every_steps == 0 or last:
+                scalars = {f"train/{name}": float(value) for name, value in values.items()}
+                scalars["train/learning_rate"] = float(schedule(done - 1))
+                scalars.update(clock.read(done))
+                writer.write_scalars(done, scalars)
+                progress.update(done, _summary(scalars))
+            if done == num_steps or (knn_steps and done % knn_steps == 0):
+                writer.write_scalars(done, monitor.measure(state))
+                clock.restart(done)
+            if last or done % config.checkpoint.every_steps == 0:
+                writer.flush()
+                saved.save(done, state)
+                clock.restart(done)
+        progress.close()
+        writer.close()
+        saved.close()
+    if done < num_steps:
+        metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
+        sys.exit(128 + stop.signal)
+    monitor.report(folder)
+    return state
+
+
+def _write_examples(
+    batch: dict[str, np.ndarray],
+    source: sources.Source,
+    config: ml_collections.ConfigDict,
+    method: Method,
+    key: jax.Array,
+    folder: epath.Path,
+    writer: metric_writers.MetricWriter,
+) -> None:
+    """Draws the first pairs of the first batch, augmented as the first step does it."""
+    n = min(config.log.example_pairs, len(batch["views"]))
+    boxes = batch["boxes"][:n]
+    step_key = jax.random.fold_in(jax.device_get(key), 0)
+    augment = jax.jit(lambda views, k: step.augment_batch(views, k, jnp.arange(n), config))
+    mean, std = (np.asarray(part) for part in step.normalisation(config))
+    views = np.moveaxis(np.asarray(augment(batch["views"][:n], step_key)), 0, 1) * std + mean
+    originals = input_pipeline.load_images(source, batch["index"][:n])
+    psi = np.stack([np.asarray(part) for part in method.psi(boxes)], axis=1)
+    picture = pictures.draw_pairs(originals, boxes, views, psi)
+    with (folder / "examples.png").open("wb") as file:
+        Image.fromarray(picture).save(file, format="PNG")
+    writer.write_images(0, {"examples": picture[None]})
+
+
+def _summary(scalars: dict[str, float]) -> str:
+    return (
+        f"loss {scalars['train/loss']:.3f}  {scalars['train/images_per_second']:.0f} images/s  "
+        f"waiting {scalars['train/data_wait']:.0%}"
+    )
+
+
+class _Clock:
+    """Images per second and the share of time spent waiting for data, between two readings."""
+
+    def __init__(self, batch_size: int, done: int) -> None:
+        self._batch_size = batch_size
+        self.restart(done)
+
+    def restart(self, done: int) -> None:
+        """Leaves out what has passed since the last reading."""
+        self._began, self._done, self._waited = time.monotonic(), done, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self._waited += time.monotonic() - before
+
+    def read(self, done: int) -> dict[str, float]:
+        seconds = time.monotonic() - self._began
+        images = (done - self._done) * self._batch_size
+        scalars = {
+            "train/images_per_second": images / seconds,
+            "train/data_wait": self._waited / seconds,
+        }
+        self.restart(done)
+        return scalars
+
+
+class _Stop:
+    """The signal that asked to stop; 0 while none did."""
+
+    signal = 0
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the next one kills."""
+    stop = _Stop()
+    former = {}
+
+    def ask(number, frame):
+        stop.signal = number
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+    with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _profile(settings: ml_collections.ConfigDict, upcoming: int, folder: epath.Path) -> None:
+    """Starts and ends the profiler's trace before the steps that the settings name."""
+    if not settings.num_steps:
+        return
+    if upcoming == settings.first_step:
+        jax.profiler.start_trace((folder / "profile").as_posix())
+    elif upcoming == settings.first_step + settings.num_steps:
+        jax.profiler.stop_trace()

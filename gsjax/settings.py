@@ -1,0 +1,276 @@
+"""From a config file and `--config.key=value` overrides to a checked configuration.
+
+Imports neither JAX nor TensorFlow, so that a wrong setting is told at once. What only devices or
+data can tell is checked where they are opened.
+"""
+
+import difflib
+import importlib.util
+import math
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from gsjax import defaults
+from gsjax.errors import UserError
+
+Value = int | float | str | bool
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": ("simclr", "simsiam"),
+    "encoder.name": ("resnet18", "resnet34", "resnet50", "resnet101"),
+    "encoder.stem": ("imagenet", "cifar"),
+    "encoder.dtype": ("float32", "bfloat16", "float64"),
+    "similarity.measure": ("ioa", "iou", "none"),
+    "loss.siamese": ("mse", "cosine"),
+    "augment.crop": ("torchvision", "tf", "byol"),
+    "optimizer.name": ("lars", "sgd"),
+    "optimizer.scaling": ("linear", "sqrt", "none"),
+    "knn.preset": ("thesis", "instdisc"),
+}
+# Numbers must lie in [low, high]; those not named must not be negative.
+_RANGES: dict[str, tuple[float, float]] = {
+    "batch_size": (2, math.inf),
+    "data.image_size": (8, math.inf),
+    "encoder.width": (1, math.inf),
+    "projector.num_layers": (1, math.inf),
+    "projector.hidden_dim": (1, math.inf),
+    "projector.out_dim": (1, math.inf),
+    "predictor.hidden_dim": (1, math.inf),
+    "similarity.threshold": (0, 1),
+    "similarity.scale": (1e-6, math.inf),
+    "loss.temperature": (1e-6, math.inf),
+    "augment.min_scale": (1e-6, 1),
+    "augment.max_scale": (1e-6, 1),
+    "augment.flip": (0, 1),
+    "augment.jitter": (0, 1),
+    "augment.hue": (0, 0.5),
+    "augment.grey": (0, 1),
+    "augment.blur": (0, 1),
+    "augment.min_sigma": (1e-3, math.inf),
+    "optimizer.momentum": (0, 1),
+    "knn.batch_size": (1, math.inf),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "log.every_steps": (1, math.inf),
+}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted key: value} of a nested configuration."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def load(path: str | None) -> ml_collections.ConfigDict:
+    """Runs the `get_config()` of a config file; without a path, the embedded defaults.
+
+    The file's own folder is searched first when it imports, so that it may import its siblings.
+
+    Raises:
+      UserError: the file is missing, fails or returns something else than a configuration.
+    """
+    if not path:
+        return defaults.get_config()
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"--config: there is no file {path}; give the path of a config file")
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None or spec.loader is None:
+            raise UserError(f"--config: {path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's file raises becomes one line
+        line = _line_in(error, file)
+        message = " ".join(str(error).split())
+        raise UserError(f"{path}{line}: {type(error).__name__}: {message}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"{path}: get_config() must return the configuration it made")
+    return config
+
+
+def _line_in(error: BaseException, file: pathlib.Path) -> str:
+    """Returns ":line" of the innermost frame of `file` in the traceback, or nothing."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).name == file.name]
+    return f":{lines[-1]}" if lines else ""
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Splits `--config.key=value` and `--config.key value` from the other arguments."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        match = re.match(r"--?config\.([^=]+)(?:=(.*))?$", argument, re.DOTALL)
+        if not match:
+            rest.append(argument)
+            continue
+        key, text = match.groups()
+        text = next(arguments, None) if text is None else text
+        if text is None:
+            raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
+        overrides[key] = text
+    return rest, overrides
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets `config`'s keys from text, in the type that each key's default has.
+
+    Raises:
+      UserError: an unknown key, or a text that is no value of the key's type.
+    """
+    known = flatten(defaults.get_config())
+    for key, text in overrides.items():
+        _check_known(key, known)
+        value = _parse(key, text, known[key])
+        with config.unlocked():
+            config.update_from_flattened_dict({key: value})
+
+
+def _parse(key: str, text: str, default: Value) -> Value:
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text.lower() in ("true", "1", "yes", "false", "0", "no"):
+            return text.lower() in ("true", "1", "yes")
+        raise UserError(f"{key}: {text!r} is not true or false")
+    try:
+        return type(default)(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise UserError(f"{key}: {text!r} is not {kind}") from None
+
+
+def _check_known(key: str, known: Mapping[str, Value]) -> None:
+    if key in known:
+        return
+    if any(name.startswith(f"{key}.") for name in known):
+        raise UserError(f"{key} is a group of settings; set one of its keys, such as {key}.NAME=")
+    # A key in the wrong group is as likely as a misspelt one.
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0)
+    raise UserError(f"unknown setting {key}; the nearest known one is {near[0]}")
+
+
+def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config` completed and locked, when every value is possible by itself.
+
+    Raises:
+      UserError: an unknown key, a wrong type, or a value that cannot be.
+    """
+    known = flatten(defaults.get_config())
+    flat = flatten(config)
+    for key in flat:
+        _check_known(key, known)
+    for key, default in known.items():
+        if key not in flat:
+            raise UserError(f"{key} is missing; start from gsjax.defaults.get_config()")
+        _check_value(key, flat[key], default)
+    for message in _contradictions(config):
+        raise UserError(message)
+    return config.lock()
+
+
+def _check_value(key: str, value: Any, default: Value) -> None:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+    allowed = (float, int) if isinstance(default, float) else (type(default),)
+    if type(value) not in allowed:
+        raise UserError(f"{key} is {value!r}; it must be {kinds[type(default)]}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise UserError(f"{key} is {value!r}; it must be one of {', '.join(_CHOICES[key])}")
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        low, high = _RANGES.get(key, (0, math.inf))
+        if not low <= value <= high or math.isinf(value):
+            limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"{key} is {value}; it must be {limit}")
+    if key in ("data.mean", "data.std"):
+        triple(key, value)
+
+
+def triple(key: str, text: str) -> tuple[float, float, float]:
+    """Reads three comma-separated numbers, one per colour channel."""
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"{key} is {text!r}; it must be three numbers with commas between"
+        ) from None
+    if key == "data.std" and min(red, green, blue) <= 0:
+        raise UserError(f"{key} is {text!r}; every number must be above 0")
+    return red, green, blue
+
+
+def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.num_steps == 0 and config.num_epochs == 0:
+        yield "num_epochs and num_steps are both 0; one of them must be positive"
+    if config.augment.min_scale > config.augment.max_scale:
+        yield "augment.min_scale is above augment.max_scale"
+    if config.augment.min_sigma > config.augment.max_sigma:
+        yield "augment.min_sigma is above augment.max_sigma"
+    if config.data.labelled_split and not config.data.test_split:
+        yield "data.test_split is empty, data.labelled_split is not; the kNN monitor needs both"
+    if not config.data.source:
+        yield "data.source is empty; give a TFDS name, folder or photos"
+    if config.data.source == "folder" and not config.data.data_dir:
+        yield "data.source is folder; data.data_dir must name the folder"
+    if config.method == "simsiam":
+        if config.similarity.scale != 1:
+            yield (
+                f"similarity.scale is {config.similarity.scale:g}; SimSiam has no such scale "
+                "(eq. 3 and eq. 8 agree at psi = 1), leave it at 1"
+            )
+        if not config.projector.last_bn:
+            yield "projector.last_bn is false; SimSiam collapses without it, set it to true"
+        if config.loss.siamese == "cosine" and config.similarity.measure != "none":
+            yield (
+                "loss.siamese is cosine; graded similarity regresses a distance (eq. 8), "
+                "so cosine needs similarity.measure=none"
+            )
+    elif config.optimizer.fix_pred_lr:
+        yield "optimizer.fix_pred_lr is true; only SimSiam has a predictor"
+    load_ = config.checkpoint.load
+    if not load_:
+        yield "checkpoint.load is empty; give latest, none, a step or a path"
+
+
+def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lists "key: old -> new" for what shapes training and differs."""
+    flat_old, flat_new = flatten(old), flatten(new)
+    keys = sorted(flat_old.keys() | flat_new.keys())
+    return [
+        f"{key}: {flat_old.get(key)} -> {flat_new.get(key)}"
+        for key in keys
+        if flat_old.get(key) != flat_new.get(key)
+        and not any(key == name or key.startswith(f"{name}.") for name in defaults.HARMLESS)
+    ]
+
+
+def describe() -> str:
+    """Returns one line per setting, its default and its comment, read from `gsjax.defaults`."""
+    source = pathlib.Path(defaults.__file__).read_text()
+    lines = re.findall(r"^    (\w+)\.(\w+) = (.+?)  # (.+)$", source, re.MULTILINE)
+    return "\n".join(
+        f"  {name if group == 'config' else f'{group}.{name}'} = {value}\n      {comment}"
+        for group, name, value, comment in lines
+    )

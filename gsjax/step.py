@@ -1,0 +1,103 @@
+"""The training state and the compiled data-parallel step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gsjax import augment, parallel, settings
+from gsjax.methods import Method
+from gsjax.parallel import AXIS
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes."""
+
+    step: jax.Array  # [] int32, steps done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def create_state(
+    method: Method, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Returns the state before the first step."""
+    params, batch_stats = method.init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+
+
+def normalisation(config: ml_collections.ConfigDict) -> tuple[tuple, tuple]:
+    """Returns the channels' means and standard deviations, in [0, 1]."""
+    return (
+        settings.triple("data.mean", config.data.mean),
+        settings.triple("data.std", config.data.std),
+    )
+
+
+def augment_batch(
+    views: jax.Array, key: jax.Array, position: jax.Array, config: ml_collections.ConfigDict
+) -> jax.Array:
+    """Augments both views of a batch, each by a key of its own.
+
+    Args:
+      views: [B, 2, S, S, 3] uint8.
+      key: of the step.
+      position: [B] places in the global batch, which make an image's augmentation independent of
+        the number of devices.
+      config: the whole configuration.
+
+    Returns:
+      [2, B, S, S, 3] normalised views.
+    """
+    dtype = jnp.float64 if config.encoder.dtype == "float64" else jnp.float32
+    mean, std = normalisation(config)
+    keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p)), out_axes=1)(position)
+    return jax.vmap(
+        lambda k, x: augment.augment(k, x, config.augment, mean, std, dtype), in_axes=(0, 1)
+    )(keys, views)
+
+
+def create_train_step(
+    config: ml_collections.ConfigDict,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles (state, batch, key) -> (state, metrics) over the devices of `mesh`.
+
+    The batch holds `views` uint8 [B, 2, S, S, 3] and `boxes` float32 [B, 2, 4], split over the
+    devices; state, key and metrics are replicated, the state is donated. Every device
+    differentiates the mean loss of its own anchors, then the gradients are averaged, which gives
+    the gradient of the mean over the global batch.
+    """
+
+    def train_step(state: TrainState, batch: dict, key: jax.Array):
+        local = len(batch["views"])
+        position = lax.axis_index(AXIS) * local + jnp.arange(local)
+        step_key = jax.random.fold_in(key, state.step)
+        views = augment_batch(batch["views"], step_key, position, config)
+
+        def loss_fn(params):
+            return method.loss(params, state.batch_stats, views, batch["boxes"])
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (batch_stats, metrics)), grads = gradient(state.params)
+        grads = lax.pmean(grads, AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["loss"] = lax.pmean(loss, AXIS)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return parallel.data_parallel(
+        train_step, mesh, in_specs=(P(), P(AXIS), P()), out_specs=(P(), P()), donate=(0,)
+    )

@@ -1,0 +1,48 @@
+"""What all tests share. JAX and TensorFlow read these variables when they are imported."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+).strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # a [N] + [N, 1] that was not meant is an error
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> pathlib.Path:
+    """The root of the clone."""
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of prepared data sets.
+
+    It is GSJAX_TEST_DATA, or shared/data beside the clone. Without it the test is skipped; in
+    continuous integration it fails, unless GSJAX_TEST_DATA is the empty string.
+    """
+    setting = os.environ.get("GSJAX_TEST_DATA")
+    if setting == "":
+        pytest.skip("GSJAX_TEST_DATA is empty: there are no data sets here")
+    folder = pathlib.Path(setting) if setting else REPO_ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        message = f"no data sets in {folder}: set GSJAX_TEST_DATA to their folder"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_home(tmp_path_factory: pytest.TempPathFactory):
+    """Keeps the user's compilation cache away from the tests, and the tests' away from the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

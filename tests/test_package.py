@@ -1,0 +1,100 @@
+"""The package as users meet it: version, imports, wheel."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+
+import pytest
+
+import gsjax
+
+
+def _run(*command, **options):
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, **options
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_version_is_written_once(repo_root):
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", gsjax.__version__)
+    text = (repo_root / "pyproject.toml").read_text()
+    assert "version" not in tomllib.loads(text)["project"]
+    assert gsjax.__version__ not in text
+    try:
+        installed = importlib.metadata.version("gsjax")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("gsjax is not installed here")
+    assert installed == gsjax.__version__
+
+
+@pytest.mark.parametrize("module", ["gsjax", "gsjax.defaults", "gsjax.errors", "gsjax.settings"])
+def test_import_is_light(module, repo_root):
+    code = f"import {module}, sys; print(*sys.modules)"
+    loaded = _run(sys.executable, "-c", code, cwd=repo_root).split()
+    assert module in loaded
+    heavy = {"clu", "flax", "jax", "orbax", "tensorflow", "tensorflow_datasets"}
+    assert not heavy.intersection(loaded)
+
+
+def test_submodules_load_when_named(repo_root):
+    code = (
+        "import gsjax, sys\n"
+        "assert 'gsjax.losses' not in sys.modules\n"
+        "print(gsjax.losses.nt_xent.__module__, 'losses' in dir(gsjax))"
+    )
+    assert _run(sys.executable, "-c", code, cwd=repo_root).split() == ["gsjax.losses", "True"]
+
+
+def test_unknown_submodule_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'loses'"):
+        _ = gsjax.loses
+
+
+def test_missing_dependency_of_a_submodule_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gsjax_probe.py").write_text("import a_library_nobody_has\n")
+    monkeypatch.setattr(gsjax, "__path__", [*gsjax.__path__, str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="a_library_nobody_has"):
+        _ = gsjax.gsjax_probe
+
+
+@pytest.mark.slow
+def test_wheel_works_without_the_clone(repo_root, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repo_root / name, source)
+    for name in ("gsjax", "configs", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(repo_root / name, source / name, ignore=ignored)
+    pip = (sys.executable, "-m", "pip")
+    options = ("--quiet", "--no-deps", "--disable-pip-version-check")
+    _run(*pip, "wheel", *options, "--no-build-isolation", "-w", tmp_path / "dist", source)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert wheel.name == f"gsjax-{gsjax.__version__}-py3-none-any.whl"
+
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = [path for path in (source / "gsjax").rglob("*") if path.is_file()]
+    assert files == {path.relative_to(source).as_posix() for path in expected}
+
+    # A new environment with the wheel, which sees the dependencies but not the clone.
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    _run(*pip, "--python", python, "install", *options, wheel)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    away = tmp_path / "away"
+    away.mkdir()
+    where = _run(python, "-c", "import gsjax; print(gsjax.__file__)", cwd=away, env=clean)
+    assert where.startswith(str(packages))
+    assert "--config" in _run(python, "-m", "gsjax.main", "--help", cwd=away, env=clean)
