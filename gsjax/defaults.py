@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.image_size = 32  # side S of the views in pixels
     data.memory_gb = 4.0  # TFDS splits of at most this many GB of files are kept in memory
     data.mean = "0.485,0.456,0.406"  # RGB normalisation, in [0, 1]
-    data.std = "0.229,0.224,0.225"
+    data.std = "0.229,0.224,0.225"  # its divisor
 
     config.encoder = encoder = ml_collections.ConfigDict()
     encoder.name = "resnet18"  # resnet18, resnet34, resnet50 or resnet101
@@ -50,13 +50,13 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.zero_init_residual = True  # the last BN scale of each residual block starts at 0
 
     config.projector = projector = ml_collections.ConfigDict()
-    projector.num_layers = 2
-    projector.hidden_dim = 512
-    projector.out_dim = 128
+    projector.num_layers = 2  # Linear layers; all but the last with BN and ReLU
+    projector.hidden_dim = 512  # width between them
+    projector.out_dim = 128  # of the embedding
     projector.last_bn = False  # BN after the last layer (SimSiam always trains with it)
 
     config.predictor = predictor = ml_collections.ConfigDict()
-    predictor.hidden_dim = 512  # SimSiam only
+    predictor.hidden_dim = 512  # width between its two layers; SimSiam only
 
     config.similarity = similarity = ml_collections.ConfigDict()
     similarity.measure = "ioa"  # ioa or iou; none is the baseline, without graded similarity
@@ -69,24 +69,24 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.augment = augment = ml_collections.ConfigDict()
     augment.crop = "torchvision"  # law of the random crops: torchvision, tf or byol
-    augment.min_scale = 0.08  # crop area as a share of the image
-    augment.max_scale = 1.0
+    augment.min_scale = 0.08  # smallest crop area as a share of the image
+    augment.max_scale = 1.0  # largest
     augment.flip = 0.5  # probability of a horizontal flip
     augment.jitter = 0.8  # probability of the colour jitter
-    augment.brightness = 0.8  # strengths of the jitter
-    augment.contrast = 0.8
-    augment.saturation = 0.8
-    augment.hue = 0.2
+    augment.brightness = 0.8  # strength s: a factor from 1 - s to 1 + s
+    augment.contrast = 0.8  # likewise
+    augment.saturation = 0.8  # likewise
+    augment.hue = 0.2  # largest shift either way, in turns
     augment.grey = 0.2  # probability of a grey view
     augment.blur = 0.0  # probability of a Gaussian blur
-    augment.min_sigma = 0.1  # its standard deviation in pixels
-    augment.max_sigma = 2.0
+    augment.min_sigma = 0.1  # smallest standard deviation of the blur, in pixels
+    augment.max_sigma = 2.0  # largest
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "lars"  # lars or sgd
     optimizer.learning_rate = 0.3  # before scaling
     optimizer.scaling = "linear"  # linear or sqrt in batch_size / 256, or none
-    optimizer.momentum = 0.9
+    optimizer.momentum = 0.9  # of LARS and SGD
     optimizer.weight_decay = 1e-6  # lars: weights only; sgd: every parameter
     optimizer.trust_coefficient = 0.001  # lars only
     optimizer.fix_pred_lr = False  # SimSiam: the predictor's learning rate does not decay
@@ -108,11 +108,11 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.keep_every = 0  # when positive, multiples of this step are kept for good
 
     config.log = log = ml_collections.ConfigDict()
-    log.every_steps = 10
+    log.every_steps = 10  # between two lines of metrics
     log.example_pairs = 6  # pairs in the pictures of the start
 
     config.profile = profile = ml_collections.ConfigDict()
-    profile.first_step = 10
+    profile.first_step = 10  # of the trace
     profile.num_steps = 0  # when positive, trace this many steps into workdir/profile
 
     return config.lock()

@@ -1,6 +1,5 @@
 """The command line: `python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] ...`."""
 
-import contextlib
 import os
 import pathlib
 import sys
@@ -55,7 +54,7 @@ def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
     try:
         if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
             jobs = "\n".join(f"  {name:10} {job.help}" for name, job in JOBS.items())
-            print(_HELP.format(jobs=jobs, settings=settings.describe()))
+            print(_HELP.format(jobs=jobs, settings=settings.describe()), flush=True)
             sys.exit(0)
         arguments, overrides = settings.split_overrides(argv)
         surplus = flags.FLAGS(arguments)[1:]
@@ -86,17 +85,17 @@ def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
     except KeyboardInterrupt:
         print("gsjax: stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing is left to say.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def main() -> None:
     """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes
-    app.run(_run, flags_parser=_parse_flags)
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # one of them comes in spite of that
+    try:
+        app.run(_run, flags_parser=_parse_flags)
+    except BrokenPipeError:  # the reader of our output has gone (`| head`): nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import collections
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,13 +46,13 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
         raise UserError(f"--coordinator {coordinator}: {error}") from error
 
 
-def create_mesh(batch_size: int) -> Mesh:
-    """Returns the mesh of all devices of all hosts along the axis `batch`.
+def create_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of all devices of all hosts, or of those given, along the axis `batch`.
 
     Raises:
       UserError: `batch_size` cannot be split evenly.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if batch_size % len(devices):
         raise UserError(
             f"batch_size is {batch_size}; it must be a multiple of the {len(devices)} devices"

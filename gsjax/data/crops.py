@@ -40,7 +40,7 @@ def random_resized_crop_boxes(
     ratio = tf.exp(log_ratio)
     sides = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=-1)))  # [2, tries, 2]
     if settings.crop == "byol":
-        chosen = tf.minimum(sides[:, 0], size)
+        chosen = tf.clip_by_value(sides[:, 0], 1.0, size)
         corner = tf.floor(draws[:, -2:] * (size - chosen + 1))
         return tf.concat([corner, chosen], axis=-1)
     fits = tf.reduce_all((sides > 0) & (sides <= size), axis=-1)

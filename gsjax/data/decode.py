@@ -10,6 +10,8 @@ _HEAD = 65536  # bytes searched for an orientation: metadata stands before the p
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG file
 
 
+# Always a graph: there alone numpy_function hands bytes over whole and raises an OpError.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes one picture to RGB, upright.
 

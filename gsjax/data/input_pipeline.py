@@ -197,10 +197,10 @@ def _batches(
 
 def _timed_start(batches: Iterator[Batch], name: str) -> Iterator[Batch]:
     start = time.monotonic()
-    first = next(batches)
-    logging.info("Skipped to the first batch of %s in %.1f s", name, time.monotonic() - start)
-    yield first
-    yield from batches
+    for number, batch in enumerate(batches):
+        if number == 0:
+            logging.info("Skipped to the batch in %s in %.1f s", name, time.monotonic() - start)
+        yield batch
 
 
 def _checked(

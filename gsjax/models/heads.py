@@ -91,6 +91,7 @@ def _layers(head: Projector | Predictor):
             features,
             use_bias=use_bias,
             dtype=head.dtype,
+            param_dtype=resnet.at_least_float32(head.dtype),
             kernel_init=init,
             bias_init=init,
             name=name,

@@ -159,7 +159,7 @@ class ResNet(nn.Module):
         x = conv(self.width, kernel_size, stride, name="conv1")(images)
         x = norm(relu=True, name="bn1")(x, train)
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
                 x = self.block(
@@ -171,6 +171,11 @@ class ResNet(nn.Module):
                     name=f"layer{i + 1}_{j}",
                 )(x, train)
         return jnp.mean(x.astype(at_least_float32(x.dtype)), axis=(1, 2))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The stem's 3x3 max-pool, stride 2, padded by one -inf: [N, H, W, C] to half the side."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def _conv(dtype, cpu_kernels, features, kernel_size, stride, name) -> nn.Conv:

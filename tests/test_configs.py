@@ -1,0 +1,150 @@
+"""The committed configs: they load, they build, and every setting is read."""
+
+import ast
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gsjax import defaults, methods, optimizers, parallel, settings, step
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+TWINS = [
+    (f"{method}_{data}", f"{method}_gs_{data}")
+    for method in ("simclr", "simsiam")
+    for data in ("imagenet", "stl10", "cifar10")
+]
+
+
+def load(name):
+    return settings.check(settings.load(str(ROOT / "configs" / f"{name}.py")))
+
+
+def build(config):
+    """The method, optimiser, mesh and abstract state of a config."""
+    mesh = parallel.create_mesh(config.batch_size, jax.devices()[:1])
+    num_steps = config.num_steps or 100 * config.num_epochs
+    schedule = optimizers.create_schedule(config, num_steps, 100)
+    optimizer = optimizers.create_optimizer(config, schedule)
+    method = methods.create_method(config, "cpu")
+    state = jax.eval_shape(lambda: step.create_state(method, optimizer, jax.random.key(0)))
+    return method, optimizer, mesh, state
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds_its_model_and_lowers_a_step(path):
+    config = load(path.stem)
+    method, optimizer, mesh, state = build(config)
+    size = config.data.image_size
+    batch = {
+        "views": jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), jnp.uint8),
+        "boxes": jax.ShapeDtypeStruct((config.batch_size, 2, 4), jnp.float32),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    train_step = step.create_train_step(config, method, optimizer, mesh)
+    new_state, metrics = train_step.lower(state, batch, key).out_info
+    assert jax.tree.map(lambda x: x.shape, new_state) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_docstring_gives_the_command(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"python -m gsjax.main --config configs/{path.name}" in docstring
+
+
+@pytest.mark.parametrize(("baseline", "graded"), TWINS)
+def test_twins_differ_in_the_similarity_alone(baseline, graded):
+    differences = settings.shaping_differences(load(baseline), load(graded))
+    assert differences == ["similarity.measure: none -> ioa"]
+
+
+# Section 5 and appendix A of the thesis.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "simclr_imagenet",
+            {
+                "encoder.name": "resnet50",
+                "encoder.stem": "imagenet",
+                "batch_size": 256,
+                "num_epochs": 100,
+                "optimizer.name": "lars",
+                "optimizer.learning_rate": 0.3,
+                "optimizer.weight_decay": 1e-6,
+                "schedule.warmup_epochs": 10,
+                "augment.min_scale": 0.08,
+                "augment.blur": 0.2,
+                "augment.hue": 0.2,
+                "projector.hidden_dim": 512,
+                "projector.out_dim": 128,
+                "loss.temperature": 0.5,
+            },
+        ),
+        (
+            "simclr_stl10",
+            {"encoder.name": "resnet18", "encoder.stem": "imagenet", "batch_size": 1024,
+             "num_epochs": 800, "data.split": "train+unlabelled", "data.labelled_split": "train",
+             "data.image_size": 96, "augment.blur": 0.2},
+        ),
+        (
+            "simclr_cifar10",
+            {"encoder.name": "resnet18", "encoder.stem": "cifar", "batch_size": 1024,
+             "num_epochs": 800, "data.image_size": 32, "augment.blur": 0, "encoder.width": 64},
+        ),
+        (
+            "simsiam_imagenet",
+            {"encoder.name": "resnet50", "batch_size": 256, "optimizer.name": "sgd",
+             "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 1e-4,
+             "optimizer.momentum": 0.9, "optimizer.fix_pred_lr": True,
+             "schedule.warmup_epochs": 0, "augment.min_scale": 0.2, "augment.hue": 0.1,
+             "augment.brightness": 0.4, "projector.num_layers": 3, "projector.hidden_dim": 2048,
+             "projector.out_dim": 2048, "predictor.hidden_dim": 512},
+        ),
+        (
+            "simsiam_stl10",
+            {"batch_size": 256, "num_epochs": 800, "optimizer.learning_rate": 0.03,
+             "optimizer.weight_decay": 5e-4, "projector.num_layers": 2, "augment.blur": 0.2,
+             "encoder.stem": "imagenet", "data.source": "stl10"},
+        ),
+        (
+            "simsiam_cifar10",
+            {"batch_size": 256, "num_epochs": 800, "optimizer.learning_rate": 0.03,
+             "optimizer.weight_decay": 5e-4, "projector.num_layers": 2, "augment.blur": 0,
+             "encoder.stem": "cifar", "data.source": "cifar10"},
+        ),
+    ],
+)  # fmt: skip
+def test_thesis_values(name, expected):
+    flat = settings.flatten(load(name))
+    assert {key: flat[key] for key in expected} == expected
+    assert flat["seed"] == 5
+    assert flat["optimizer.scaling"] == "linear"
+
+
+def test_every_setting_is_read_in_the_package():
+    """A leaf that no attribute access or keyword of the package names is read by nobody."""
+    names = set()
+    for file in (ROOT / "gsjax").rglob("*.py"):
+        if file.name in ("defaults.py", "settings.py"):
+            continue
+        tree = ast.parse(file.read_text())
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    leaves = {key.rpartition(".")[2] for key in settings.flatten(defaults.get_config())}
+    # projector's keys reach Projector by name
+    from gsjax.models.heads import Projector
+
+    assert leaves - names - set(Projector.__dataclass_fields__) == set()
+
+
+def test_thesis_warmup_is_ten_epochs():
+    config = load("simclr_cifar10")
+    steps_per_epoch = 50000 // 1024
+    schedule = optimizers.create_schedule(config, 800 * steps_per_epoch, steps_per_epoch)
+    warmup = 10 * steps_per_epoch
+    np.testing.assert_allclose(schedule(warmup), 0.3 * 1024 / 256, rtol=1e-6)
+    np.testing.assert_allclose(schedule(warmup // 2), 0.5 * 0.3 * 1024 / 256, rtol=1e-6)

@@ -1,0 +1,167 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from gsjax import defaults
+from gsjax.data import crops
+
+LAWS = ("torchvision", "tf", "byol")
+
+
+def _settings(crop="torchvision", min_scale=0.08, max_scale=1.0):
+    settings = defaults.get_config().augment
+    settings.crop, settings.min_scale, settings.max_scale = crop, min_scale, max_scale
+    return settings
+
+
+def _draw(count, height, width, settings, seed=0):
+    """Boxes [count, 2, 4] of many positions."""
+
+    @tf.autograph.experimental.do_not_convert
+    def boxes(position):
+        size = tf.constant([height, width])
+        return crops.random_resized_crop_boxes(tf.stack([seed, position]), size, settings)
+
+    dataset = tf.data.Dataset.range(count).map(boxes, num_parallel_calls=2, deterministic=True)
+    return next(dataset.batch(count).as_numpy_iterator())
+
+
+def _overlap_statistics(boxes, threshold=0.5):
+    """Mean IoA, P(IoA = 0), P(IoA > 0.5) and mean psi, in both directions."""
+    begin, end = boxes[..., :2], boxes[..., :2] + boxes[..., 2:]
+    sides = np.minimum(end[:, 0], end[:, 1]) - np.maximum(begin[:, 0], begin[:, 1])
+    intersection = np.prod(np.maximum(sides, 0), axis=-1, dtype=np.float64)
+    ioa = intersection[:, None] / np.prod(boxes[..., 2:], axis=-1, dtype=np.float64)
+    psi = np.minimum(ioa / threshold, 1)
+    return np.array([ioa.mean(), (ioa == 0).mean(), (ioa > 0.5).mean(), psi.mean()])
+
+
+# IoA of pairs that torchvision's own RandomResizedCrop drew, 100 thousand of each kind.
+GOLDENS = [
+    (32, 32, 0.08, (0.623, 0.019, 0.647, 0.843)),
+    (32, 32, 0.2, (0.689, 0.001, 0.748, 0.930)),
+    (375, 500, 0.08, (0.586, 0.030, 0.601, 0.816)),
+    (375, 500, 0.2, (0.665, 0.004, 0.722, 0.917)),
+]
+
+
+@pytest.mark.parametrize(("height", "width", "min_scale", "golden"), GOLDENS)
+def test_overlaps_are_those_of_torchvision(height, width, min_scale, golden):
+    boxes = _draw(30_000, height, width, _settings(min_scale=min_scale))
+    np.testing.assert_allclose(_overlap_statistics(boxes), golden, atol=0.004)
+
+
+def _reference_box(draws, height, width, settings):
+    """torchvision's get_params as a loop, with the uniform numbers of one view given: [22]."""
+    areas, ratios, corner = draws[:10], draws[10:20], draws[20:]
+    for u, v in zip(areas, ratios, strict=True):
+        low, high = settings.min_scale, settings.max_scale
+        area = height * width * (low + (high - low) * u)
+        ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * v)
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
+        if settings.crop == "byol":
+            h, w = max(min(h, height), 1), max(min(w, width), 1)
+        if 0 < w <= width and 0 < h <= height:
+            top = math.floor(corner[0] * (height - h + 1))
+            left = math.floor(corner[1] * (width - w + 1))
+            return top, left, h, w
+    if width / height < 3 / 4:
+        w, h = width, round(width / (3 / 4))
+    elif width / height > 4 / 3:
+        h, w = height, round(height * (4 / 3))
+    else:
+        h, w = height, width
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize("law", ["torchvision", "byol"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (300, 200), (40, 400), (333, 97), (1, 5)])
+def test_boxes_equal_the_literal_loop(law, height, width):
+    settings = _settings(law)
+    boxes = _draw(200, height, width, settings, seed=3)
+    for position in range(200):
+        draws = tf.random.stateless_uniform([2, 22], [3, position]).numpy().astype(float)
+        expected = [_reference_box(view, height, width, settings) for view in draws]
+        np.testing.assert_array_equal(boxes[position], expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (10, 1000, (0, 493, 10, 13)),
+        (1000, 10, (493, 0, 13, 10)),
+        (1, 100, (0, 49, 1, 1)),
+    ],
+)
+def test_extreme_shapes_fall_back_to_the_centre(height, width, box):
+    boxes = _draw(50, height, width, _settings(min_scale=0.9))
+    np.testing.assert_array_equal(boxes, np.broadcast_to(np.float32(box), boxes.shape))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (61, 200), (3, 2), (1, 1)])
+def test_boxes_are_whole_pixels_inside_the_image(law, height, width):
+    boxes = _draw(300, height, width, _settings(law))
+    assert boxes.dtype == np.float32
+    np.testing.assert_array_equal(boxes, np.round(boxes))
+    assert (boxes[..., :2] >= 0).all() and (boxes[..., 2:] >= 1).all()
+    assert (boxes[..., :2] + boxes[..., 2:] <= [height, width]).all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_area_range_is_kept(law):
+    boxes = _draw(500, 400, 400, _settings(law, min_scale=0.2, max_scale=0.5))
+    area = boxes[..., 2].astype(float) * boxes[..., 3] / 400**2
+    assert 0.195 < area.min() < 0.22 and 0.48 < area.max() < 0.505
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_boxes_depend_on_seed_position_and_view(law):
+    settings = _settings(law)
+    boxes = _draw(100, 300, 300, settings)
+    np.testing.assert_array_equal(boxes, _draw(100, 300, 300, settings))
+    assert (boxes != _draw(100, 300, 300, settings, seed=1)).any(axis=(1, 2)).all()
+    assert (boxes[:, 0] != boxes[:, 1]).any(axis=1).all()
+    assert len(np.unique(boxes.reshape(100, 8), axis=0)) == 100
+
+
+def test_laws_differ_on_long_images():
+    """Where crops seldom fit, byol clamps them to the image: full height, larger areas."""
+    full_height = {law: (_draw(2000, 50, 200, _settings(law))[..., 2] == 50).mean() for law in LAWS}
+    assert full_height["byol"] > 0.4 and full_height["torchvision"] < 0.2, full_height
+    assert full_height["tf"] < 0.2, full_height
+
+
+def _noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 50, 70), (7, 11, 20, 25), (3, 60, 40, 10), (49, 69, 1, 1)])
+@pytest.mark.parametrize("size", [8, 32, 64])
+def test_view_equals_pillows(box, size):
+    image = _noise(50, 70)
+    view = crops.crop_and_resize(tf.constant(image), tf.constant(box, tf.float32), size).numpy()
+    top, left, height, width = box
+    cut = Image.fromarray(image).crop((left, top, left + width, top + height))
+    expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
+    assert view.shape == (size, size, 3) and view.dtype == np.uint8
+    # Pillow rounds between its two passes.
+    np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=2)
+
+
+def test_a_crop_of_its_own_size_is_untouched():
+    image = _noise(40, 40)
+    view = crops.crop_and_resize(tf.constant(image), tf.constant([3.0, 5.0, 32.0, 32.0]), 32)
+    np.testing.assert_array_equal(view, image[3:35, 5:37])
+
+
+@pytest.mark.parametrize(("height", "width", "top", "left"), [(32, 32, 0, 0), (37, 45, 2, 6)])
+def test_central_crop_rounds_as_torchvision(height, width, top, left):
+    """round(2.5) = 2 and round(6.5) = 6: to the even number, as Python's round."""
+    image = _noise(height, width)
+    crop = crops.central_crop(tf.constant(image), 32).numpy()
+    np.testing.assert_array_equal(crop, image[top : top + 32, left : left + 32])

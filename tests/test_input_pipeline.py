@@ -1,0 +1,289 @@
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_tfds
+from PIL import Image
+
+from gsjax import defaults
+from gsjax.data import input_pipeline, sources
+from gsjax.errors import UserError
+
+
+def _config(batch_size=8, seed=5, **data):
+    config = defaults.get_config()
+    config.batch_size, config.seed = batch_size, seed
+    config.data.update(data)
+    return config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """23 training pictures of various sizes, in 4 shards."""
+    folder = tmp_path_factory.mktemp("tfds")
+    tiny_tfds.write(folder, num_shards=4)
+    return str(folder)
+
+
+@pytest.fixture(params=["photos", "memory", "sequence", "folder"])
+def case(request, tmp_path):
+    """A config and its opened source, of each kind."""
+    if request.param == "photos":
+        config = _config()
+    elif request.param == "folder":
+        for i, image in enumerate(tiny_tfds.pictures("train")):
+            Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+        config = _config(4, source="folder", data_dir=str(tmp_path), split="")
+    else:
+        memory_gb = 4.0 if request.param == "memory" else 0.0
+        config = _config(
+            4, source="tiny", data_dir=request.getfixturevalue("tiny"), memory_gb=memory_gb
+        )
+    return config, sources.open_source(config.data, config.data.split)
+
+
+def _train(case, start, stop, *host):
+    config, source = case
+    return list(input_pipeline.train_batches(source, config, start, stop, *host))
+
+
+def _assert_equal(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_contents(case):
+    """Views are crops of the originals: Pillow's crop and resize give the same, to rounding."""
+    config, source = case
+    size = config.data.image_size
+    for batch in _train(case, 0, 3):
+        rows = config.batch_size
+        types = {name: (values.shape, values.dtype.name) for name, values in batch.items()}
+        assert types == {
+            "views": ((rows, 2, size, size, 3), "uint8"),
+            "boxes": ((rows, 2, 4), "float32"),
+            "size": ((rows, 2), "int32"),
+            "label": ((rows,), "int32"),
+            "index": ((rows,), "int64"),
+        }
+        originals = input_pipeline.load_images(source, batch["index"])
+        for row, original in enumerate(originals):
+            np.testing.assert_array_equal(batch["size"][row], original.shape[:2])
+            for view, box in zip(batch["views"][row], batch["boxes"][row], strict=True):
+                top, left, height, width = map(int, box)
+                cut = Image.fromarray(original[top : top + height, left : left + width])
+                expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
+                np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=2)
+        if config.data.source != "folder":
+            if source.labels is not None:
+                np.testing.assert_array_equal(batch["label"], source.labels[batch["index"]])
+            else:
+                np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+        else:
+            np.testing.assert_array_equal(batch["label"], -1)
+
+
+def test_a_restart_changes_nothing(case):
+    whole = _train(case, 0, 13)
+    for start in (1, 5, 10):  # an epoch of the tiny data set has 5 steps
+        _assert_equal(_train(case, start, 13), whole[start:])
+    assert _train(case, 13, 13) == []
+
+
+def test_each_index_once_an_epoch_in_another_order(case):
+    config, source = case
+    config.batch_size = max(config.batch_size, source.num_examples // 5)
+    steps = source.num_examples // config.batch_size
+    epochs = [
+        np.concatenate([batch["index"] for batch in _train(case, e * steps, (e + 1) * steps)])
+        for e in range(3)
+    ]
+    for order in epochs:
+        assert len(np.unique(order)) == len(order) == steps * config.batch_size
+        assert (np.sort(order) != order).any()
+    assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
+    boxes = np.concatenate([batch["boxes"] for batch in _train(case, 0, 2 * steps)])
+    # Of 10,000 pairs of boxes, two may be the same by chance.
+    assert len(np.unique(boxes.reshape(len(boxes), -1), axis=0)) > 0.999 * len(boxes) - 1
+
+
+def test_the_seed_changes_order_and_crops(case):
+    config, _ = case
+    first = _train(case, 0, 2)
+    config.seed += 1
+    other = _train(case, 0, 2)
+    assert any((a["index"] != b["index"]).any() for a, b in zip(first, other, strict=True))
+    assert all((a["boxes"] != b["boxes"]).any() for a, b in zip(first, other, strict=True))
+
+
+def test_two_hosts_give_the_batches_of_one(case):
+    config, source = case
+    whole = _train(case, 2, 7)
+    hosts = [_train(case, 2, 7, host, 2) for host in range(2)]
+    joined = [
+        {name: np.concatenate([a[name], b[name]]) for name in a}
+        for a, b in zip(*hosts, strict=True)
+    ]
+    if not source.shards:
+        _assert_equal(joined, whole)
+        return
+    # In sequence each host has its own half of the records; resumed, it repeats itself.
+    halves = [np.concatenate([batch["index"] for batch in batches[3:]]) for batches in hosts]
+    assert halves[0].max() < 23 // 2 <= halves[1].min()
+    _assert_equal(hosts[1][2:], _train(case, 4, 7, 1, 2))
+
+
+def test_sequence_on_real_files(shared_data):
+    data_dir = str(shared_data)
+    config = _config(128, source="cifar10", data_dir=data_dir, memory_gb=0.0)
+    source = sources.open_source(config.data, "train")
+    assert source.shards
+    whole = _train((config, source), 0, 4)
+    _assert_equal(_train((config, source), 2, 4), whole[2:])
+    config.data.memory_gb = 4.0
+    in_memory = sources.open_source(config.data, "train")
+    indices = whole[0]["index"]
+    assert indices.max() > 10_000, "shuffled through a large buffer"
+    np.testing.assert_array_equal(whole[0]["label"], in_memory.labels[indices])
+    _assert_images_equal(source, in_memory, indices[:5])
+
+
+def _assert_images_equal(source, other, indices):
+    pairs = zip(
+        input_pipeline.load_images(source, indices),
+        input_pipeline.load_images(other, indices),
+        strict=True,
+    )
+    for image, expected in pairs:
+        np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize(("batch_size", "hosts"), [(23, 1), (8, 1), (8, 2), (20, 4), (64, 4)])
+def test_test_batches_count_and_order(case, batch_size, hosts):
+    config, source = case
+    if config.data.source == "photos":
+        pytest.skip("the other kinds have 23 pictures")
+    parts = [
+        list(input_pipeline.test_batches(source, 16, batch_size, host, hosts))
+        for host in range(hosts)
+    ]
+    num_batches = -(-23 // batch_size)
+    assert [len(part) for part in parts] == hosts * [num_batches]
+    joined = [
+        {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+    rows = {name: np.concatenate([batch[name] for batch in joined]) for name in joined[0]}
+    assert rows["image"].shape == (num_batches * batch_size, 16, 16, 3)
+    np.testing.assert_array_equal(rows["valid"], np.arange(len(rows["valid"])) < 23)
+    np.testing.assert_array_equal(rows["index"][:23], np.arange(23))
+    np.testing.assert_array_equal(rows["index"][23:], -1)
+    np.testing.assert_array_equal(rows["label"][23:], -1)
+    np.testing.assert_array_equal(rows["image"][23:], 0)
+    assert {name: values.dtype.name for name, values in rows.items()} == {
+        "image": "uint8", "label": "int32", "index": "int64", "valid": "bool"
+    }  # fmt: skip
+
+
+def _test_transform(image, size):
+    """The test transform with Pillow, as torchvision's Resize and CenterCrop compute it."""
+    height, width = image.shape[:2]
+    if (height, width) != (size, size) or size > 96:
+        short = size if size <= 96 else round(size * 256 / 224)
+        scaled = [short, short]
+        long = int(short * max(height, width) / min(height, width))
+        scaled[0 if height > width else 1] = long
+        resized = Image.fromarray(image).resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR)
+        image = np.asarray(resized)
+    top = round((image.shape[0] - size) / 2)
+    left = round((image.shape[1] - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("size", [24, 96, 112, 224])
+def test_test_transform_equals_pillows(tmp_path, size):
+    generator = np.random.default_rng(0)
+    shapes = [(size, size), (32, 32), (250, 250), (300, 201), (97, 400), (225, 224), (20, 60)]
+    images = []
+    for i, shape in enumerate(shapes):
+        images.append(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        Image.fromarray(images[i]).save(tmp_path / f"{i}.png")
+    config = _config(source="folder", data_dir=str(tmp_path), split="")
+    source = sources.open_source(config.data, "")
+    batch = next(input_pipeline.test_batches(source, size, len(shapes)))
+    for view, image in zip(batch["image"], images, strict=True):
+        expected = _test_transform(image, size)
+        np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=2)
+    if size <= 96:
+        np.testing.assert_array_equal(batch["image"][0], images[0])
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A folder of 12 pictures of which number 7 is cut off."""
+    for i in range(12):
+        Image.fromarray(tiny_tfds.pictures("train")[i]).save(tmp_path / f"{i:02}.png")
+    broken = tmp_path / "07.png"
+    broken.write_bytes(broken.read_bytes()[:80])
+    config = _config(4, source="folder", data_dir=str(tmp_path), split="")
+    return config, sources.open_source(config.data, "")
+
+
+def test_a_damaged_picture_is_named(damaged, tmp_path):
+    config, source = damaged
+    name = f"{tmp_path}/07.png cannot be decoded"
+    with pytest.raises(UserError, match=name):
+        _train(damaged, 0, 3)
+    batches = input_pipeline.test_batches(source, 16, 4)
+    assert (next(batches)["index"] == [0, 1, 2, 3]).all()
+    with pytest.raises(UserError, match=name):
+        next(batches)
+    with pytest.raises(UserError, match=name):
+        input_pipeline.load_images(source, [0, 7])
+    (tmp_path / "07.png").unlink()
+    with pytest.raises(UserError, match=name):
+        _train(damaged, 0, 3)
+
+
+def test_a_damaged_picture_is_named_in_sequence(tiny):
+    config = _config(4, source="tiny", data_dir=tiny, memory_gb=0.0)
+    source = sources.open_source(config.data, "train")
+    read = source.read
+
+    def damage(record):
+        picture, label = read(record)
+        # The 14th picture alone is 33 pixels high.
+        tall = tf.strings.substr(picture, 23, 1) == b"\x21"
+        return tf.where(tall, tf.strings.substr(picture, 0, 60), picture), label
+
+    object.__setattr__(source, "read", damage)
+    with pytest.raises(UserError, match="number 13 of tiny.*cannot be decoded"):
+        _train((config, source), 0, 10)
+    with pytest.raises(UserError, match="number 13 of tiny.*cannot be decoded"):
+        list(input_pipeline.test_batches(source, 16, 4))
+
+
+def test_batch_sizes_that_do_not_fit(case):
+    config, source = case
+    with pytest.raises(UserError, match="batch of 8 images.*3 hosts"):
+        input_pipeline.test_batches(source, 16, 8, 0, 3)
+    with pytest.raises(UserError, match=f"batch of {config.batch_size} images.*3 hosts"):
+        input_pipeline.train_batches(source, config, 0, 1, 0, 3)
+    config.batch_size = source.num_examples + 1
+    with pytest.raises(UserError, match=f"more than the {source.num_examples} images"):
+        input_pipeline.train_batches(source, config, 0, 1)
+
+
+def test_an_abandoned_iterator_leaves_nothing(case):
+    config, source = case
+    before = threading.active_count()
+    for _ in range(3):
+        batches = input_pipeline.train_batches(source, config, 0, 10**9)
+        next(batches)
+        batches.close()
+        next(input_pipeline.test_batches(source, 16, 4))
+    assert threading.active_count() == before

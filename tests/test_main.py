@@ -1,0 +1,65 @@
+"""The command line as a user meets it, in processes of its own."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def run(*arguments, cwd=None):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "gsjax.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+    return done, time.monotonic() - began
+
+
+def test_help_is_quick_and_useful():
+    done, _ = run("--help")
+    assert done.returncode == 0
+    for part in ("--config FILE", "pretrain", "similarity.threshold = 0.5", "example:"):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.similarity.treshold=1"], "similarity.threshold"),
+        (["--config.num_epochs=-3"], "num_epochs is -3"),
+        (["--config=nowhere.py"], "there is no file nowhere.py"),
+        (["--nonsense"], "nonsense"),
+        (["--num_processes=many"], "num_processes"),
+        (["--job=nonsense"], "known: pretrain"),
+        (["--config"], "config"),
+        (["surplus"], "surplus"),
+        (["--num_processes=2"], "--coordinator"),
+        (["--config.data.source=folder", "--config.data.data_dir=/nowhere"], "/nowhere"),
+        (["--config.batch_size=100000"], "lower batch_size"),
+        (["--config.knn.k=100000"], "knn.k"),
+        (["--workdir=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(tmp_path, arguments, expected):
+    done, _ = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("gsjax: error: ")
+    assert expected in lines[0]
+
+
+def test_settings_are_checked_before_jax_and_tensorflow_are_imported(tmp_path):
+    code = (
+        "import sys\n"
+        "from gsjax import main\n"
+        "sys.argv = ['main', '--config.similarity.threshold=2']\n"
+        "try:\n    main.main()\n"
+        "except SystemExit as leave:\n    assert leave.code == 2\n"
+        "assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

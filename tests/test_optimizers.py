@@ -1,0 +1,158 @@
+"""Schedule, LARS and SGD against their formulas in NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gsjax import defaults, optimizers
+from gsjax.errors import UserError
+
+
+def make_config(**settings):
+    config = defaults.get_config()
+    config.num_steps = 0
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in settings.items()})
+    return config
+
+
+@pytest.mark.parametrize(("scaling", "rate"), [("linear", 1.2), ("sqrt", 0.6), ("none", 0.3)])
+def test_learning_rate_scaling(scaling, rate):
+    config = make_config(batch_size=1024, optimizer__scaling=scaling)
+    assert optimizers.scaled_learning_rate(config) == pytest.approx(rate)
+
+
+def formula(rate, k, warm, steps):
+    if k < warm:
+        return rate * k / warm
+    return rate * (1 + math.cos(math.pi * (k - warm) / (steps - warm))) / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "per_epoch", "warm"),
+    [
+        ({}, 200, 7, 70),
+        ({"schedule__warmup_epochs": 2.5}, 200, 7, 18),
+        ({"schedule__warmup_epochs": 0.0}, 50, 7, 0),
+        ({"num_steps": 45}, 45, 7, 4),  # a tenth
+        ({"num_steps": 45, "schedule__warmup_epochs": 1.0}, 45, 3, 3),  # less than a tenth
+        ({"num_steps": 5}, 5, 7, 0),
+    ],
+)
+def test_schedule(settings, steps, per_epoch, warm):
+    config = make_config(batch_size=512, **settings)
+    schedule = optimizers.create_schedule(config, steps, per_epoch)
+    actual = [float(schedule(k)) for k in range(steps + 1)]
+    expected = [formula(0.6, k, warm, steps) for k in range(steps + 1)]
+    np.testing.assert_allclose(actual, expected, atol=2e-7)
+
+
+@pytest.mark.parametrize("steps", [70, 69])
+def test_warm_up_longer_than_the_run_is_the_users_mistake(steps):
+    with pytest.raises(UserError, match=rf"warmup_epochs=10 is 70 steps.* only {steps}.*lower it"):
+        optimizers.create_schedule(make_config(), steps, 7)
+
+
+def run(optimizer, params, gradients):
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def example(steps=5):
+    rng = np.random.default_rng(0)
+    shapes = {
+        "encoder": {"kernel": (3, 3, 2, 4), "scale": (4,), "zero": (2, 2)},
+        "projector": {"kernel": (4, 5), "bias": (5,)},
+        "predictor": {"kernel": (5, 4), "bias": (4,)},
+    }
+
+    def draw():
+        return jax.tree.map(
+            lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
+        )
+
+    params, gradients = draw(), [draw() for _ in range(steps)]
+    params["encoder"]["zero"][:] = 0  # a norm of 0: trust 1
+    return params, gradients
+
+
+RATES = [0.0, 0.4, 0.8, 0.3, 0.1]
+
+
+def schedule_of_rates(step):
+    return jnp.asarray(RATES)[step]
+
+
+def expected(params, gradients, update, fixed_rate=None):
+    """Applies update(w, v, g, rate) -> (w, v) to each array, step after step."""
+
+    def one(path, w, *gradients):
+        v = np.zeros_like(w)
+        for rate, g in zip(RATES, gradients, strict=True):
+            if fixed_rate is not None and path[0].key == "predictor":
+                rate = fixed_rate
+            w, v = update(w, v, g, rate)
+        return w
+
+    return jax.tree_util.tree_map_with_path(one, params, *gradients)
+
+
+def lars(w, v, g, rate, weight_decay=0.01, trust_coefficient=0.05):
+    """google-research/simclr, lars_optimizer.py, as the facts of the protocol state it."""
+    trust = 1.0
+    if w.ndim > 1:
+        g = g + weight_decay * w
+        norms = np.linalg.norm(w), np.linalg.norm(g)
+        trust = trust_coefficient * norms[0] / norms[1] if min(norms) > 0 else 1.0
+    v = 0.9 * v + rate * trust * g
+    return w - v, v
+
+
+def sgd(w, v, g, rate, weight_decay=0.01):
+    """torch.optim.SGD: the rate outside of the momentum, decay of everything."""
+    v = 0.9 * v + g + weight_decay * w
+    return w - rate * v, v
+
+
+@pytest.mark.parametrize("fix_pred_lr", [False, True])
+@pytest.mark.parametrize(("name", "update"), [("lars", lars), ("sgd", sgd)])
+def test_optimizer_against_numpy(name, update, fix_pred_lr):
+    with jax.enable_x64(True):
+        config = make_config(
+            optimizer__name=name,
+            optimizer__weight_decay=0.01,
+            optimizer__trust_coefficient=0.05,
+            optimizer__learning_rate=0.6,  # 0.3 at the batch size of 128
+            optimizer__fix_pred_lr=fix_pred_lr,
+        )
+        params, gradients = example()
+        optimizer = optimizers.create_optimizer(config, schedule_of_rates)
+        actual = run(optimizer, params, gradients)
+        reference = expected(params, gradients, update, 0.3 if fix_pred_lr else None)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), actual, reference)
+
+
+def test_fix_pred_lr_without_a_predictor():
+    params, gradients = example()
+    config = make_config(optimizer__fix_pred_lr=True)
+    for tree in (params, *gradients):
+        del tree["predictor"]
+    with jax.enable_x64(True):
+        actual = run(optimizers.create_optimizer(config, schedule_of_rates), params, gradients)
+        plain = optimizers.create_optimizer(make_config(), schedule_of_rates)
+        jax.tree.map(np.testing.assert_array_equal, actual, run(plain, params, gradients))
+
+
+def test_golden_bias_update():
+    """With optax's default masks it would be -0.001."""
+    config = make_config(optimizer__weight_decay=0.0)
+    optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
+    params = {"encoder": {"bias": jnp.ones(3)}}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["encoder"]["bias"], -1.0)

@@ -1,0 +1,247 @@
+"""The job from images to checkpoint: what it writes, stopping, resuming, refusing."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsjax import settings
+from gsjax.data import input_pipeline, sources
+from gsjax.errors import UserError
+from gsjax.pretrain import pretrain
+
+SMALL = {
+    "num_steps": "12",
+    "batch_size": "32",
+    "encoder.width": "4",
+    "data.image_size": "16",
+    "projector.hidden_dim": "16",
+    "projector.out_dim": "8",
+    "knn.baselines": "false",
+    "checkpoint.every_steps": "4",
+    "log.every_steps": "1",
+    "log.example_pairs": "2",
+}
+TIMES = ("train/images_per_second", "train/data_wait")
+
+
+def small_config(**overrides):
+    config = settings.load(None)
+    changes = {key.replace("__", "."): text for key, text in overrides.items()}
+    settings.override(config, SMALL | changes)
+    return settings.check(config)
+
+
+def flags(**overrides):
+    changes = SMALL | {key.replace("__", "."): text for key, text in overrides.items()}
+    return [f"--config.{key}={text}" for key, text in changes.items()]
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in TIMES}
+        for line in lines
+    ]
+
+
+def command(workdir, *arguments, devices=1):
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the command, its work directory and what it printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    process = command(workdir, *flags(knn__baselines="true", profile__num_steps="2",
+                                      profile__first_step="3"))  # fmt: skip
+    output = finish(process)
+    assert process.returncode == 0, output
+    return workdir, output
+
+
+def restored(workdir, **overrides):
+    """The final state, by the function that a notebook would call."""
+    return jax.device_get(pretrain(small_config(**overrides), str(workdir)))
+
+
+def test_files_and_metrics_of_a_run(finished):
+    workdir, output = finished
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    assert settings.flatten(config)["similarity.threshold"] == 0.5
+    rows = records(workdir)
+    assert [row["step"] for row in rows] == [0, *range(1, 13), 12]
+    assert set(rows[1]) == {"step"} | {
+        f"train/{name}"
+        for name in (
+            "loss", "learning_rate", "grad_norm", "psi_mean", "psi_one", "positive_distance",
+            "embedding_std",
+        )
+    }  # fmt: skip
+    assert set(rows[0]) == {"step", "knn/top1", "knn/pixels_top1"}
+    assert set(rows[-1]) == {"step", "knn/top1"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"8", "12"}
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+    for part in ("devices", "5000 images", "12 of 32", str(workdir), "raw pixels", "trained"):
+        assert part in output
+
+
+def test_examples_show_the_crops(finished):
+    picture = np.asarray(Image.open(finished[0] / "examples.png"))
+    assert picture.shape[0] > 2 * 160
+    assert picture.std() > 20
+
+
+def test_finished_run_says_so_and_does_nothing(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    process = command(workdir, *flags())
+    output = finish(process)
+    assert process.returncode == 0
+    assert "finished" in output
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_settings_are_refused_with_the_differences(finished):
+    with pytest.raises(UserError, match=r"seed: 5 -> 6; similarity.threshold: 0.5 -> 0.4"):
+        pretrain(small_config(seed="6", similarity__threshold="0.4"), str(finished[0]))
+
+
+def test_fresh_start_over_checkpoints_is_refused(finished):
+    with pytest.raises(UserError, match="checkpoint.load is none"):
+        pretrain(small_config(checkpoint__load="none"), str(finished[0]))
+
+
+def test_ctrl_c_and_resume_are_bit_identical_to_an_uninterrupted_run(finished, tmp_path):
+    process = command(tmp_path, *flags())
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "metrics.jsonl").exists() or len(records(tmp_path)) < 6:
+        assert process.poll() is None and time.monotonic() < deadline
+        # metrics.jsonl is flushed with the checkpoints, every 4 steps
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output = finish(process)
+    steps = [row["step"] for row in records(tmp_path)]
+    if process.returncode:  # else it had finished before the signal came
+        assert process.returncode == 128 + signal.SIGINT, output
+        assert "stopped and saved" in output
+        process = command(tmp_path, *flags())
+        output = finish(process)
+        assert process.returncode == 0, output
+        assert f"from step {steps[-1]}" in output
+    uninterrupted = [row for row in records(finished[0]) if row["step"] > 0]
+    assert [row for row in records(tmp_path) if row["step"] > 0] == uninterrupted
+    for a, b in zip(
+        jax.tree.leaves(restored(finished[0])), jax.tree.leaves(restored(tmp_path)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_resume_cuts_metrics_to_the_restored_step(finished, tmp_path):
+    """A process that dies without a word leaves lines after its last checkpoint."""
+    process = command(tmp_path, *flags(num_steps="12"))
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "4").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "train/loss": 0.0}\n')
+    process = command(tmp_path, *flags())
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert [r for r in records(tmp_path) if r["step"] > 0] == [
+        r for r in records(finished[0]) if r["step"] > 0
+    ]
+
+
+def test_folder_without_labels_has_no_monitor(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        folder = tmp_path / "pictures" / f"deep{i % 3}" / "er"
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (30 + i, 50) if i % 5 == 0 else (30 + i, 50, 3)  # some grey
+        Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8)).save(
+            folder / f"{i}.{'png' if i % 2 else 'jpg'}"
+        )
+    state = pretrain(
+        small_config(
+            data__source="folder",
+            data__data_dir=str(tmp_path / "pictures"),
+            data__split="",
+            data__labelled_split="",
+            data__test_split="",
+            num_steps="2",
+        ),
+        str(tmp_path / "run"),
+    )
+    assert int(state.step) == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no labels" in line]
+    assert len(lines) == 1
+
+
+def test_two_processes_train_as_one(finished, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        command(
+            tmp_path,
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            *flags(),
+        )
+        for i in range(2)
+    ]
+    outputs = [finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[1].strip() == ""
+    one, two = records(finished[0])[1], records(tmp_path)[0]
+    assert (one["step"], two["step"]) == (1, 1)
+    np.testing.assert_allclose(two["train/loss"], one["train/loss"], rtol=1e-5)
+    assert len(records(tmp_path)) == 13
+
+
+def test_two_hosts_batches_are_the_batches_of_one():
+    config = small_config()
+    source = sources.open_source(config.data, config.data.split)
+
+    def digests(batches):
+        return [
+            [hashlib.sha256(batch[name].tobytes()).hexdigest() for name in sorted(batch)]
+            for batch in batches
+        ]
+
+    def joined(parts):
+        for pair in zip(*parts, strict=True):
+            yield {name: np.concatenate([part[name] for part in pair]) for name in pair[0]}
+
+    one = digests(input_pipeline.train_batches(source, config, 0, 3))
+    two = digests(
+        joined([input_pipeline.train_batches(source, config, 0, 3, i, 2) for i in range(2)])
+    )
+    assert one == two

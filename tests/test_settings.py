@@ -1,0 +1,161 @@
+"""Settings: overrides, checks and what they say."""
+
+import textwrap
+
+import pytest
+
+from gsjax import defaults, settings
+from gsjax.errors import UserError
+
+
+def checked(**overrides):
+    config = defaults.get_config()
+    settings.override(config, {key.replace("__", "."): text for key, text in overrides.items()})
+    return settings.check(config)
+
+
+def test_defaults_pass():
+    assert checked() == defaults.get_config()
+
+
+def test_overrides_keep_the_type_of_the_default():
+    config = checked(
+        batch_size="64", similarity__threshold="0.25", knn__baselines="false", data__source="cifar10"
+    )
+    assert config.batch_size == 64
+    assert config.similarity.threshold == 0.25
+    assert config.knn.baselines is False
+    assert config.data.source == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("similarity.treshold", "0.5", "nearest known one is similarity.threshold"),
+        ("treshold", "0.5", "nearest known one is similarity.threshold"),
+        ("temperature", "0.5", "nearest known one is loss.temperature"),
+        ("augment", "0.5", "augment is a group"),
+        ("batch_size", "12.5", "'12.5' is not a whole number"),
+        ("loss.temperature", "warm", "'warm' is not a number"),
+        ("knn.baselines", "maybe", "'maybe' is not true or false"),
+        ("num_epochs", "-1", "at least 0"),
+        ("similarity.threshold", "1.01", "from 0 to 1"),
+        ("similarity.threshold", "-0.1", "from 0 to 1"),
+        ("similarity.threshold", "nan", "from 0 to 1"),
+        ("optimizer.learning_rate", "inf", "optimizer.learning_rate is inf"),
+        ("loss.temperature", "0", "loss.temperature is 0"),
+        ("method", "byol", "simclr, simsiam"),
+        ("data.mean", "0.5,0.5", "three numbers"),
+        ("data.std", "0,1,1", "above 0"),
+        ("num_steps", "0", "num_epochs and num_steps"),
+        ("augment.max_scale", "0.01", "augment.min_scale is above"),
+        ("data.test_split", "", "data.test_split is empty"),
+        ("data.source", "folder", "data.data_dir"),
+        ("optimizer.fix_pred_lr", "true", "only SimSiam"),
+        ("checkpoint.load", "", "checkpoint.load is empty"),
+    ],
+)
+def test_impossible_values_are_named(key, text, expected):
+    with pytest.raises(UserError, match=expected.replace(".", r"\.")) as caught:
+        checked(**{key: text})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"similarity.scale": "0.5"}, "similarity.scale is 0.5"),
+        ({"projector.last_bn": "false"}, "projector.last_bn"),
+        ({"loss.siamese": "cosine"}, "similarity.measure=none"),
+    ],
+)
+def test_simsiam_refuses_what_it_does_not_have(overrides, expected):
+    with pytest.raises(UserError, match=expected):
+        checked(**{"method": "simsiam", "projector.last_bn": "true", **overrides})
+
+
+def test_wrong_types_in_a_config_file_are_named():
+    config = defaults.get_config()
+    with config.ignore_type():
+        config.batch_size = "128"
+    with pytest.raises(UserError, match="batch_size is '128'; it must be a whole number"):
+        settings.check(config)
+
+
+def test_unknown_keys_in_a_config_file_are_named():
+    config = defaults.get_config()
+    with config.unlocked():
+        config.similarity.treshold = 0.5
+    with pytest.raises(UserError, match=r"similarity\.treshold.*similarity\.threshold"):
+        settings.check(config)
+
+
+def test_split_overrides():
+    rest, overrides = settings.split_overrides(
+        ["main", "--config=a.py", "--config.seed=3", "-config.data.split", "train[:10%]", "--job=x"]
+    )
+    assert rest == ["main", "--config=a.py", "--job=x"]
+    assert overrides == {"seed": "3", "data.split": "train[:10%]"}
+    with pytest.raises(UserError, match="needs a value"):
+        settings.split_overrides(["main", "--config.seed"])
+
+
+def test_a_config_imports_its_siblings_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "base_of_test.py").write_text(
+        "from gsjax import defaults\n\ndef get_config():\n    return defaults.get_config()\n"
+    )
+    (tmp_path / "child_of_test.py").write_text(
+        textwrap.dedent("""
+            import base_of_test
+
+            def get_config():
+                config = base_of_test.get_config()
+                config.seed = 11
+                return config
+        """)
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert settings.load("../child_of_test.py").seed == 11
+    assert settings.load(str(tmp_path / "child_of_test.py")).seed == 11
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("def get_config(:\n", r"bad\.py:1: SyntaxError"),
+        ("import numpyy\n", r"bad\.py:1: ModuleNotFoundError"),
+        ("x = 1\n", "AttributeError"),
+        ("def get_config():\n    return 3\n", "must return the configuration"),
+        (
+            "from gsjax import defaults\n\ndef get_config():\n    c = defaults.get_config()\n"
+            "    c.nonsense = 1\n    return c\n",
+            r"bad\.py:5: AttributeError.*nonsense",
+        ),
+    ],
+)
+def test_a_failing_config_file_is_one_line(tmp_path, content, expected):
+    file = tmp_path / "bad.py"
+    file.write_text(content)
+    with pytest.raises(UserError, match=expected) as caught:
+        settings.load(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_differences_leave_out_what_does_not_shape_training():
+    old = checked().to_dict()
+    new = checked(log__every_steps="7", checkpoint__keep="9", knn__k="5").to_dict()
+    assert settings.shaping_differences(old, new) == []
+    new = checked(seed="6", augment__grey="0.1", data__split="test").to_dict()
+    assert settings.shaping_differences(old, new) == [
+        "augment.grey: 0.2 -> 0.1",
+        "data.split: train -> test",
+        "seed: 5 -> 6",
+    ]
+
+
+def test_every_setting_is_described():
+    described = settings.describe()
+    for key in settings.flatten(defaults.get_config()):
+        assert f"  {key} = " in described

@@ -1,0 +1,250 @@
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tiny_tfds
+from PIL import Image
+
+from gsjax import defaults
+from gsjax.data import input_pipeline, photos, sources
+from gsjax.errors import UserError
+
+
+def _data(source, data_dir="", **settings):
+    data = defaults.get_config().data
+    data.source, data.data_dir = source, str(data_dir)
+    data.update(settings)
+    return data
+
+
+def _fails(data, split, *parts, labelled=False):
+    """Asserts that opening raises one line that holds the parts."""
+    with pytest.raises(UserError) as error:
+        sources.open_source(data, split, labelled)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    tiny_tfds.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_array_record(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds_array_record")
+    tiny_tfds.write(folder, "array_record")
+    return folder
+
+
+@pytest.fixture(params=["memory", "sequence", "array_record"])
+def tiny_data(request):
+    kind = request.param
+    folder = request.getfixturevalue("tiny_array_record" if kind == "array_record" else "tiny")
+    return kind, _data("tiny", folder, memory_gb=0.0 if kind == "sequence" else 4.0)
+
+
+@pytest.mark.parametrize(
+    "split", ["train", "train[3:20]", "test+unlabelled", "unlabelled[1:]+test"]
+)
+def test_tfds_order_is_that_of_tfds(tiny_data, tiny, split):
+    kind, data = tiny_data
+    source = sources.open_source(data, split)
+    examples = tfds.load("tiny", split=split, data_dir=tiny)
+    expected = list(tfds.as_numpy(examples))
+    assert source.num_examples == len(expected)
+    assert source.class_names == tiny_tfds.CLASSES
+    assert bool(source.shards) == (kind == "sequence")
+    images = input_pipeline.load_images(source, range(len(expected)))
+    for image, example in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(image, example["picture"])
+    batch = next(input_pipeline.test_batches(source, 16, len(expected)))
+    np.testing.assert_array_equal(batch["label"], [example["label"] for example in expected])
+    if kind == "memory":
+        np.testing.assert_array_equal(source.labels, batch["label"])
+
+
+def test_tfds_pictures_stay_encoded(tiny):
+    source = sources.open_source(_data("tiny", tiny), "train")
+    picture, label = source.read(tf.constant(7, tf.int64))
+    assert picture.numpy().startswith(b"\x89PNG") and label.numpy() == 7 % 3
+
+
+def test_memory_gb_decides_by_the_size_of_the_files(tiny):
+    files = tiny.glob("tiny/1.0.0/*train*")
+    size = sum(file.stat().st_size for file in files) / 1e9
+    assert not sources.open_source(_data("tiny", tiny, memory_gb=size), "train").shards
+    assert sources.open_source(_data("tiny", tiny, memory_gb=0.99 * size), "train").shards
+
+
+def test_unlabelled_examples_of_a_labelled_split(tiny_data):
+    kind, data = tiny_data
+    if kind == "memory":
+        _fails(data, "test+unlabelled", "unlabelled examples", "tiny", labelled=True)
+        return
+    source = sources.open_source(data, "test+unlabelled", labelled=True)
+    with pytest.raises(UserError, match="unlabelled examples"):
+        list(input_pipeline.test_batches(source, 16, 4))
+
+
+def test_real_layouts(shared_data):
+    stl10 = sources.open_source(_data("stl10", shared_data / "standin"), "train+unlabelled")
+    assert stl10.num_examples == 1800
+    np.testing.assert_array_equal(stl10.labels < 0, np.arange(1800) >= 600)
+    imagenette = sources.open_source(
+        _data("imagenette/320px-v2", shared_data), "validation", labelled=True
+    )
+    np.testing.assert_array_equal(np.bincount(imagenette.labels), 10 * [60])
+    caltech = sources.open_source(_data("caltech101", shared_data), "train", labelled=True)
+    np.testing.assert_array_equal(np.bincount(caltech.labels), 102 * [15])
+    assert caltech.class_names[0] == "accordion"
+
+
+def test_unknown_names_and_splits(tiny):
+    _fails(_data("cifar11", tiny), "train", "cifar11", "did you mean cifar10")
+    _fails(_data("foldr", tiny), "train", "did you mean folder")
+    for split in ("training", "train+tset", "train[:"):
+        _fails(_data("tiny", tiny), split, repr(split), "train, test, unlabelled")
+    _fails(_data("tiny", tiny), "train[:0]", "empty")
+
+
+def test_a_data_set_that_is_not_prepared(tmp_path, monkeypatch):
+    def fail(builder):
+        raise ConnectionError(f"no network for {builder.name}\nsecond line")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    command = f"tfds build cifar100 --data_dir={tmp_path}"
+    _fails(_data("cifar100", tmp_path), "train", "no network for cifar100", command)
+    _fails(
+        _data("imagenet2012", tmp_path),
+        "train",
+        f"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {tmp_path}/downloads/manual",
+        f"tfds build imagenet2012 --data_dir={tmp_path}",
+    )
+
+
+def _write_pictures(root, *names):
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {"jpg": "JPEG", "jpeg": "JPEG"}.get(path.suffix[1:].lower(), path.suffix[1:])
+        Image.new("RGB", (9, 7), (20 * number, 0, 0)).save(path, kind)
+
+
+def _names(source):
+    return [
+        os.path.relpath(source.picture_name(i), source.name) for i in range(source.num_examples)
+    ]
+
+
+def test_folder_takes_every_picture_at_any_depth(tmp_path):
+    _write_pictures(tmp_path, "train/b/c/2.PNG", "train/a.jpg", "train/b/1.JPEG", "train/z.webp")
+    _write_pictures(tmp_path, "train/b/c/d/x.bmp", "train/.hidden/1.png", "train/.2.png")
+    _write_pictures(tmp_path, "train/__MACOSX/3.png", "other/4.png")
+    (tmp_path / "train/notes.txt").write_text("no picture")
+    source = sources.open_source(_data("folder", tmp_path), "train")
+    assert _names(source) == ["a.jpg", "b/1.JPEG", "b/c/2.PNG", "b/c/d/x.bmp", "z.webp"]
+    assert source.class_names is None
+    np.testing.assert_array_equal(source.labels, 5 * [-1])
+    whole = sources.open_source(_data("folder", tmp_path), "")
+    assert _names(whole)[0] == "other/4.png" and whole.num_examples == 6
+
+
+def test_folder_follows_links(tmp_path):
+    _write_pictures(tmp_path / "elsewhere", "cat/1.png")
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/cat").symlink_to(tmp_path / "elsewhere/cat")
+    source = sources.open_source(_data("folder", tmp_path / "data"), "train", labelled=True)
+    assert _names(source) == ["cat/1.png"]
+
+
+def test_folder_classes_are_its_sorted_sub_folders(tmp_path):
+    _write_pictures(
+        tmp_path, "val/owl/1.png", "val/cat/deep/2.png", "val/cat/3.png", "val/.x/4.png"
+    )
+    source = sources.open_source(_data("folder", tmp_path), "val", labelled=True)
+    assert source.class_names == ("cat", "owl")
+    assert _names(source) == ["cat/3.png", "cat/deep/2.png", "owl/1.png"]
+    np.testing.assert_array_equal(source.labels, [0, 0, 1])
+    batch = next(input_pipeline.test_batches(source, 8, 3))
+    np.testing.assert_array_equal(batch["label"], [0, 0, 1])
+    # Numbered in the order of writing by their red value.
+    reds = [image[0, 0, 0] for image in input_pipeline.load_images(source, range(3))]
+    np.testing.assert_array_equal(reds, [40, 20, 0])
+
+
+def test_folder_mistakes(tmp_path):
+    _fails(_data("folder"), "train", "data.data_dir")
+    _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train", "no folder")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/notes.txt").write_text("no picture")
+    _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train holds no pictures", ".webp")
+    _write_pictures(tmp_path, "train/cat/1.png", "train/2.png")
+    _fails(_data("folder", tmp_path), "train", "2.png is in no class folder", labelled=True)
+
+
+def test_photos_are_ten_real_photographs():
+    train = sources.open_source(_data("photos"), "train", labelled=True)
+    test = sources.open_source(_data("photos"), "test", labelled=True)
+    np.testing.assert_array_equal(np.bincount(train.labels), 10 * [500])
+    np.testing.assert_array_equal(np.bincount(test.labels), 10 * [200])
+    assert len(set(train.class_names)) == 10 and "astronaut" in train.class_names
+    tiles = np.stack(input_pipeline.load_images(train, range(0, 5000, 25)))
+    assert tiles.shape == (200, 32, 32, 3) and tiles.dtype == np.uint8
+    assert len(np.unique(tiles.reshape(200, -1), axis=0)) > 190
+    # Colour, unlike grey-scale photographs: the channels differ.
+    by_photo = tiles.reshape(10, -1, 3).astype(float)
+    assert (np.abs(by_photo[..., 0] - by_photo[..., 2]).mean(axis=1) > 3).all()
+
+
+@pytest.mark.parametrize("size", [16, 32, 96, 224])
+def test_photos_train_and_test_share_no_pixel(monkeypatch, size):
+    """Photographs whose pixels carry their own position show which pixels a split uses."""
+    shapes = [(512, 512), (300, 451), (400, 600), (558, 640), (427, 640)]
+
+    def positions(package, file):
+        height, width = shapes[len(file) % len(shapes)]
+        number = np.arange(height * width).reshape(height, width)
+        return np.stack([number >> 16, number >> 8 & 255, number & 255], -1).astype(np.uint8)
+
+    monkeypatch.setattr(photos, "_load", positions)
+    monkeypatch.setattr(photos, "_TILES", {"train": 30, "test": 20})
+    used = {}
+    for split in ("train", "test"):
+        tiles, labels = photos.tiles(split, size)
+        numbers = tiles.astype(int) @ [1 << 16, 1 << 8, 1]
+        assert (np.diff(numbers, axis=2) == 1).all(), "a tile is contiguous"
+        used[split] = np.zeros([10, 640 * 640], bool)
+        np.put_along_axis(used[split], numbers.reshape(10, -1), True, axis=1)
+        assert used[split].any(axis=1).all()
+    assert not (used["train"] & used["test"]).any()
+
+
+def test_photos_are_the_same_each_time():
+    first, labels = photos.tiles("train", 32)
+    again, _ = photos.tiles("train", 32)
+    np.testing.assert_array_equal(first, again)
+    rocket = photos.names().index("rocket")
+    assert (first[labels == rocket].mean() < first.mean()) and first.std() > 40
+
+
+def test_photos_mistakes(monkeypatch):
+    _fails(_data("photos"), "validation", "'validation'", "train, test")
+    _fails(_data("photos", image_size=300), "train", "image_size=300", "224")
+    photos._load.cache_clear()
+    monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
+    _fails(_data("photos"), "train", "install scikit-image and scikit-learn")
+
+
+def test_opening_reads_no_picture(tmp_path):
+    """Only names are listed: a file that is no picture is told when it is read."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/broken.jpg").write_bytes(io.BytesIO(b"no picture").getvalue())
+    assert sources.open_source(_data("folder", tmp_path), "train").num_examples == 1

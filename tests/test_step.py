@@ -1,0 +1,118 @@
+"""The data-parallel step: one device and four compute the same function."""
+
+import jax
+import numpy as np
+import pytest
+
+from gsjax import methods, optimizers, parallel, settings, step
+
+COMBINATIONS = [
+    (method, measure, optimizer)
+    for method in ("simclr", "simsiam")
+    for measure in ("none", "ioa")
+    for optimizer in ("lars", "sgd")
+]
+# Each method, measure and optimiser once in the quick tests, every combination in the slow ones.
+QUICK = [("simclr", "ioa", "lars"), ("simsiam", "none", "sgd")]
+
+
+def small_config(method, measure, optimizer, dtype):
+    overrides = {
+        "method": method,
+        "similarity.measure": measure,
+        "optimizer.name": optimizer,
+        "encoder.dtype": dtype,
+        "encoder.width": "4",
+        "projector.hidden_dim": "12",
+        "projector.out_dim": "8",
+        "predictor.hidden_dim": "6",
+        "projector.last_bn": str(method == "simsiam"),
+        "optimizer.fix_pred_lr": str(method == "simsiam"),
+        "optimizer.weight_decay": "1e-2",
+        "augment.blur": "0.5",
+        "batch_size": "16",
+        "data.image_size": "16",
+        "schedule.warmup_epochs": "0",
+    }
+    config = settings.load(None)
+    settings.override(config, overrides)
+    return settings.check(config)
+
+
+def batch_of(config):
+    generator = np.random.default_rng(0)
+    n, size = config.batch_size, config.data.image_size
+    views = generator.integers(0, 256, (n, 2, size, size, 3)).astype(np.uint8)
+    boxes = generator.integers(1, 20, (n, 2, 4)).astype(np.float32)
+    return {"views": views, "boxes": boxes}
+
+
+def first_step(config, devices):
+    """State and metrics after one step, on the host."""
+    mesh = parallel.create_mesh(config.batch_size, jax.devices()[:devices])
+    schedule = optimizers.create_schedule(config, 10, 10)
+    optimizer = optimizers.create_optimizer(config, schedule)
+    method = methods.create_method(config, "cpu")
+    create = jax.jit(
+        lambda key: step.create_state(method, optimizer, key),
+        out_shardings=parallel.replicated(mesh),
+    )
+    state = create(jax.random.key(3))
+    train_step = step.create_train_step(config, method, optimizer, mesh)
+    batch = parallel.shard(batch_of(config), mesh)
+    state, metrics = train_step(state, batch, jax.random.key(4))
+    return jax.device_get((state, metrics))
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def check_float64(method, measure, optimizer):
+    config = small_config(method, measure, optimizer, "float64")
+    (one, metrics_one), (four, metrics_four) = first_step(config, 1), first_step(config, 4)
+    # The state holds the parameters, the statistics and, in the momentum, the gradients.
+    leaves = jax.tree.leaves(one)
+    assert sum(leaf.dtype == np.float64 for leaf in leaves) > 100
+    for a, b in zip(leaves, jax.tree.leaves(four), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    for name, value in metrics_one.items():
+        np.testing.assert_allclose(value, metrics_four[name], rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(("method", "measure", "optimizer"), QUICK)
+def test_four_devices_equal_one_in_float64(x64, method, measure, optimizer):
+    check_float64(method, measure, optimizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "measure", "optimizer"), [c for c in COMBINATIONS if c not in QUICK]
+)
+def test_four_devices_equal_one_in_float64_in_every_combination(x64, method, measure, optimizer):
+    check_float64(method, measure, optimizer)
+
+
+def test_first_loss_of_four_devices_in_float32():
+    config = small_config("simclr", "ioa", "lars", "float32")
+    (_, one), (_, four) = first_step(config, 1), first_step(config, 4)
+    np.testing.assert_allclose(one["loss"], four["loss"], rtol=1e-5)
+
+
+def test_augmentation_depends_on_the_place_in_the_batch_alone():
+    config = small_config("simclr", "ioa", "lars", "float32")
+    views = batch_of(config)["views"]
+    key = jax.random.key(7)
+    whole = step.augment_batch(views, key, np.arange(16), config)
+    part = step.augment_batch(views[4:8], key, np.arange(4, 8), config)
+    np.testing.assert_allclose(whole[:, 4:8], part, atol=1e-6)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1
+
+
+def test_batch_that_devices_cannot_share_is_refused():
+    from gsjax.errors import UserError
+
+    with pytest.raises(UserError, match="batch_size is 18; it must be a multiple of the 4 devices"):
+        parallel.create_mesh(18)
