@@ -23,7 +23,7 @@ _OVERLAPS = {"ioa": similarity.ioa, "iou": similarity.iou}
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class _Siamese:
     """The modules of a method and its part of the configuration.
 
     Attributes:
@@ -70,7 +70,7 @@ class Method:
         )
 
 
-class SimCLR(Method):
+class SimCLR(_Siamese):
     """SimCLR (Chen et al. 2020), with the loss of eq. 9 or, graded, eq. 10."""
 
     def loss(
@@ -101,7 +101,7 @@ class SimCLR(Method):
         return loss, (batch_stats, _metrics(z_i, z_j, psi_ij, psi_ji))
 
 
-class SimSiam(Method):
+class SimSiam(_Siamese):
     """SimSiam (Chen and He 2021), with the loss of eq. 3 or, graded, eq. 8."""
 
     def loss(
@@ -142,7 +142,10 @@ def _metrics(
     }
 
 
-def create_method(config: ml_collections.ConfigDict, platform: str) -> SimCLR | SimSiam:
+Method = SimCLR | SimSiam
+
+
+def create_method(config: ml_collections.ConfigDict, platform: str) -> Method:
     """Builds the method that `config.method` names, for devices of `platform`."""
     cpu_kernels = platform == "cpu"
     head = {"dtype": config.encoder.dtype, "cpu_kernels": cpu_kernels}

@@ -21,11 +21,11 @@ class JsonLines(metric_writers.MetricWriter):
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         """Cuts what an interrupted run wrote after the step that training goes on from."""
         file = workdir / "metrics.jsonl"
-        if file.exists():
+        if restored_step and file.exists():
             lines = file.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= restored_step]
             file.write_text("".join(f"{line}\n" for line in kept))
-        self._file = file.open("a")
+        self._file = file.open("a" if restored_step else "w")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
@@ -84,9 +84,10 @@ class Progress:
     _SECONDS_BETWEEN_LINES = 15.0
 
     def __init__(self, label: str, total: int, start: int = 0) -> None:
-        self._label, self._total, self._done, self._first = label, total, start, start
+        self._label, self._total, self._done = label, total, start
         self._live = sys.stdout.isatty()
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first: tuple[int, float] | None = None  # what is before the first update compiles
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -104,12 +105,15 @@ class Progress:
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()
-        due = now - self._said > self._SECONDS_BETWEEN_LINES or done == self._total
-        if not self._live and due and done > self._first:
-            self._said = now
-            left = (now - self._began) / (done - self._first) * (self._total - done)
-            eta = f"  {tqdm.format_interval(left)} left" if left else ""
-            say(f"{self._label} {done}/{self._total}  {self._text}{eta}")
+        self._first = self._first or (done, now)
+        if self._live or (now - self._said < self._SECONDS_BETWEEN_LINES and done < self._total):
+            return
+        self._said = now
+        line = f"{self._label} {done}/{self._total}  {self._text}"
+        if done > self._first[0] and done < self._total:
+            left = (now - self._first[1]) / (done - self._first[0]) * (self._total - done)
+            line += f"  {tqdm.format_interval(left)} left"
+        say(line.rstrip())
 
     def close(self) -> None:
         """Ends the live line."""

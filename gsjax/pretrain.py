@@ -5,8 +5,10 @@ import functools
 import itertools
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +53,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
     schedule = create_schedule(config, num_steps, steps_per_epoch)
     optimizer = create_optimizer(config, schedule)
     method = create_method(config, mesh.devices.flat[0].platform)
-    monitor = create_monitor(config, source, method.modules["encoder"], mesh)
+    monitor = create_monitor(config, method.modules["encoder"], mesh)
 
     checkpoints.claim(folder, config)
     saved = checkpoints.Checkpoints(folder, config.checkpoint.keep, config.checkpoint.keep_every)
@@ -85,12 +87,14 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
             stream = itertools.chain([batch], batches)
             if parallel.is_primary() and config.log.example_pairs:
                 _write_examples(batch, source, config, method, key, folder, writer)
-            writer.write_scalars(0, monitor.baselines(state))
+            if monitor and config.knn.baselines:
+                writer.write_scalars(0, monitor.baselines(state))
         stream = parallel.prefetch(stream, mesh)
         knn_steps = round(config.knn.every_epochs * steps_per_epoch)
         progress = metrics.Progress(config.method, num_steps, first)
         clock = _Clock(config.batch_size, first)
-        while done < num_steps and not stop.signal:
+        stopping = 0
+        while done < num_steps and not stopping:
             _profile(config.profile, done + 1, folder)
             with clock.waiting():
                 batch = next(stream)
@@ -98,14 +102,18 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 state, {"views": batch["views"], "boxes": batch["boxes"]}, key
             )
             done += 1
-            last = done == num_steps or stop.signal
+            if done == first + 1:
+                jax.block_until_ready(values)  # the compilation is no step's time
+                clock.restart(done)
+            stopping = stop.signal
+            last = done == num_steps or stopping
             if done % config.log.every_steps == 0 or last:
                 scalars = {f"train/{name}": float(value) for name, value in values.items()}
                 scalars["train/learning_rate"] = float(schedule(done - 1))
                 scalars.update(clock.read(done))
                 writer.write_scalars(done, scalars)
                 progress.update(done, _summary(scalars))
-            if done == num_steps or (knn_steps and done % knn_steps == 0):
+            if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
                 writer.write_scalars(done, monitor.measure(state))
                 clock.restart(done)
             if last or done % config.checkpoint.every_steps == 0:
@@ -117,8 +125,9 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
         saved.close()
     if done < num_steps:
         metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
-        sys.exit(128 + stop.signal)
-    monitor.report(folder)
+        sys.exit(128 + stopping)
+    if monitor and parallel.is_primary():
+        monitor.report(folder)
     return state
 
 
@@ -138,8 +147,8 @@ def _write_examples(
     augment = jax.jit(lambda views, k: step.augment_batch(views, k, jnp.arange(n), config))
     mean, std = (np.asarray(part) for part in step.normalisation(config))
     views = np.moveaxis(np.asarray(augment(batch["views"][:n], step_key)), 0, 1) * std + mean
-    originals = input_pipeline.load_images(source, batch["index"][:n])
-    psi = np.stack([np.asarray(part) for part in method.psi(boxes)], axis=1)
+    originals = input_pipeline.load_images(source, batch["index"][:n].tolist())
+    psi = np.stack([np.asarray(part) for part in method.psi(jnp.asarray(boxes))], axis=1)
     picture = pictures.draw_pairs(originals, boxes, views, psi)
     with (folder / "examples.png").open("wb") as file:
         Image.fromarray(picture).save(file, format="PNG")
@@ -147,10 +156,11 @@ def _write_examples(
 
 
 def _summary(scalars: dict[str, float]) -> str:
-    return (
-        f"loss {scalars['train/loss']:.3f}  {scalars['train/images_per_second']:.0f} images/s  "
-        f"waiting {scalars['train/data_wait']:.0%}"
-    )
+    text = f"loss {scalars['train/loss']:.3f}"
+    if "train/data_wait" in scalars:
+        text += f"  {scalars['train/images_per_second']:.0f} images/s"
+        text += f"  waiting {scalars['train/data_wait']:.0%}"
+    return text
 
 
 class _Clock:
@@ -161,7 +171,7 @@ class _Clock:
         self.restart(done)
 
     def restart(self, done: int) -> None:
-        """Leaves out what has passed since the last reading."""
+        """Begins anew after `done` steps; what has passed since the last reading is left out."""
         self._began, self._done, self._waited = time.monotonic(), done, 0.0
 
     @contextlib.contextmanager
@@ -171,8 +181,11 @@ class _Clock:
         self._waited += time.monotonic() - before
 
     def read(self, done: int) -> dict[str, float]:
+        """Returns both figures and restarts; nothing when no step has been timed."""
         seconds = time.monotonic() - self._began
         images = (done - self._done) * self._batch_size
+        if not images:
+            return {}
         scalars = {
             "train/images_per_second": images / seconds,
             "train/data_wait": self._waited / seconds,
@@ -189,23 +202,26 @@ class _Stop:
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[_Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the next one kills."""
+    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the next one kills.
+
+    Of several processes each would stop at a step of its own, so there a signal just kills.
+    """
     stop = _Stop()
-    former = {}
+    former: dict[int, Any] = {}
 
     def ask(number, frame):
         stop.signal = number
         for each, handler in former.items():
             signal.signal(each, handler)
 
-    with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             former[number] = signal.signal(number, ask)
     try:
         yield stop
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for each, handler in former.items():
+            signal.signal(each, handler)
 
 
 def _profile(settings: ml_collections.ConfigDict, upcoming: int, folder: epath.Path) -> None:

@@ -162,11 +162,10 @@ def _assert_images_equal(source, other, indices):
         np.testing.assert_array_equal(image, expected)
 
 
+@pytest.mark.parametrize("case", ["memory", "sequence", "folder"], indirect=True)
 @pytest.mark.parametrize(("batch_size", "hosts"), [(23, 1), (8, 1), (8, 2), (20, 4), (64, 4)])
 def test_test_batches_count_and_order(case, batch_size, hosts):
-    config, source = case
-    if config.data.source == "photos":
-        pytest.skip("the other kinds have 23 pictures")
+    _, source = case
     parts = [
         list(input_pipeline.test_batches(source, 16, batch_size, host, hosts))
         for host in range(hosts)

@@ -128,7 +128,8 @@ def test_max_pool_pads_with_minus_infinity():
 
 
 def test_initial_weights():
-    variables = create().init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=True)
+    encoder = resnet.ResNet((1, 1), resnet.BasicBlock, 64, "imagenet")
+    variables = encoder.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=True)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         *_, block, layer, name = ["", *(key.key for key in path)]
         if name == "kernel":
@@ -147,11 +148,13 @@ def test_initial_weights():
     np.testing.assert_array_equal(statistics["var"], 1.0)
 
 
-@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
-def test_zero_init_residual(name, last):
+@pytest.mark.parametrize(
+    ("block", "last"), [(resnet.BasicBlock, "bn2"), (resnet.Bottleneck, "bn3")]
+)
+def test_zero_init_residual(block, last):
     """Without a downsampling a block starts as its shortcut; without the setting, it does not."""
     for zero in (True, False):
-        encoder = create(name, width=4, stem="cifar", zero_init_residual=zero)
+        encoder = resnet.ResNet((2,), block, 4, "cifar", zero_init_residual=zero)
         images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
         variables = encoder.init(jax.random.key(0), images, train=True)
         scale = variables["params"]["layer1_0"][last]["scale"]
@@ -228,7 +231,7 @@ def test_cpu_kernels_change_neither_values_nor_gradients():
         images = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 3)))
         results = []
         for cpu_kernels in (False, True):
-            encoder = resnet.ResNet((1, 1), resnet.Bottleneck, 4, "cifar", "float64", False)
+            encoder = resnet.ResNet((1,), resnet.Bottleneck, 4, "cifar", "float64", False)
             encoder = encoder.clone(axis_name=None, cpu_kernels=cpu_kernels)
             variables = encoder.init(jax.random.key(0), images, train=True)
 

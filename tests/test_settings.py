@@ -20,7 +20,10 @@ def test_defaults_pass():
 
 def test_overrides_keep_the_type_of_the_default():
     config = checked(
-        batch_size="64", similarity__threshold="0.25", knn__baselines="false", data__source="cifar10"
+        batch_size="64",
+        similarity__threshold="0.25",
+        knn__baselines="false",
+        data__source="cifar10",
     )
     assert config.batch_size == 64
     assert config.similarity.threshold == 0.25

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import ml_collections
 import numpy as np
@@ -28,7 +28,7 @@ def train_batches(
     num_steps: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This host's part of the batches of steps start_step, ..., num_steps - 1.
 
     The batch of a step is a function of the config, its seed and the step. With random access it
@@ -46,7 +46,7 @@ def train_batches(
       process_count: number of hosts; b = B / process_count.
 
     Returns:
-      An iterator of dicts: `views` uint8 [b, 2, S, S, 3]; `boxes` float32 [b, 2, 4] (top, left,
+      A generator of dicts: `views` uint8 [b, 2, S, S, 3]; `boxes` float32 [b, 2, 4] (top, left,
       height, width in pixels of the original); `size` int32 [b, 2] (height and width of the
       original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
 
@@ -207,7 +207,7 @@ def _checked(
     source: Source,
     batches: Iterator[Batch],
     records_of: Callable[[int], tf.data.Dataset],
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Passes batches on; when one fails, looks for its picture that cannot be decoded."""
     number = 0
     try:

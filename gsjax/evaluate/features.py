@@ -58,10 +58,8 @@ def extract(
     """
     rows = []
     for i, batch in enumerate(batches):
-        features = encode_fn(variables, parallel.shard(batch["image"], mesh))
-        local = np.concatenate(
-            [np.asarray(shard.data) for shard in _in_order(features.addressable_shards)]
-        )
+        encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
+        local = np.concatenate([shard.data for shard in _in_order(encoded.addressable_shards)])
         valid = batch["valid"]
         rows.append((local[valid], batch["label"][valid], batch["index"][valid]))
         progress(i + 1)

@@ -62,8 +62,8 @@ def knn_predict(
     num_classes = int(bank_labels.max()) + 1
     k = protocol.k
     rows = min(query_chunk, len(queries))
-    chunks = [queries[i : i + rows] for i in range(0, len(queries), rows)]
-    chunks = [jnp.asarray(np.pad(c, ((0, rows - len(c)), (0, 0)))) for c in chunks]
+    parts = [queries[i : i + rows] for i in range(0, len(queries), rows)]
+    chunks = [jnp.asarray(np.pad(part, ((0, rows - len(part)), (0, 0)))) for part in parts]
     best = [
         (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.zeros((rows, k), jnp.int32))
         for _ in chunks

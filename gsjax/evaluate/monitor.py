@@ -1,4 +1,4 @@
-"""The kNN monitor of pre-training: accuracy of raw pixels, the untrained and the trained encoder."""
+"""The kNN monitor of pre-training: raw pixels, the untrained and the trained encoder."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from gsjax import metrics, step
 from gsjax.data import input_pipeline, sources
+from gsjax.errors import UserError
 from gsjax.evaluate import features, knn
 
 
@@ -24,24 +25,22 @@ class Monitor:
 
     Attributes:
       config: the whole configuration.
-      bank: labelled images, or None when there are none to compare with.
-      queries: test images, likewise.
+      bank: labelled images.
+      queries: test images.
       protocol: neighbours and weights.
       encoder: the module to measure.
       mesh: the devices.
     """
 
     config: ml_collections.ConfigDict
-    bank: sources.Source | None
-    queries: sources.Source | None
-    protocol: knn.Protocol | None
+    bank: sources.Source
+    queries: sources.Source
+    protocol: knn.Protocol
     encoder: nn.Module
     mesh: Mesh
 
     def measure(self, state: step.TrainState) -> dict[str, float]:
-        """Returns `knn/top1` of the encoder, in percent; nothing without labels."""
-        if self.bank is None:
-            return {}
+        """Returns `knn/top1` of the encoder, in percent."""
         mean, std, dtype = self._images()
         encode_fn = features.create_encode_fn(self.encoder, mean, std, dtype, self.mesh)
         variables = {
@@ -53,9 +52,7 @@ class Monitor:
         return {"knn/top1": accuracy}
 
     def baselines(self, state: step.TrainState) -> dict[str, float]:
-        """Returns also `knn/pixels_top1`, of raw pixels, when `knn.baselines` asks for it."""
-        if self.bank is None or not self.config.knn.baselines:
-            return {}
+        """Returns the same and `knn/pixels_top1`, of raw pixels."""
         mean, std, dtype = self._images()
         pixels_fn = features.create_pixels_fn(mean, std, dtype, self.mesh)
         accuracy = self._accuracy("kNN of pixels", pixels_fn, {})
@@ -64,8 +61,6 @@ class Monitor:
 
     def report(self, workdir: epath.Path) -> None:
         """Prints the accuracies that the run's `metrics.jsonl` holds."""
-        if self.bank is None:
-            return
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         encoders = [r for r in records if "knn/top1" in r]
@@ -103,9 +98,9 @@ class Monitor:
 
 
 def create_monitor(
-    config: ml_collections.ConfigDict, train: sources.Source, encoder: nn.Module, mesh: Mesh
-) -> Monitor:
-    """Opens the labelled data; says in one line when there are none.
+    config: ml_collections.ConfigDict, encoder: nn.Module, mesh: Mesh
+) -> Monitor | None:
+    """Opens the labelled data; says in one line when there are none, and returns None.
 
     Raises:
       UserError: a split is missing or unlabelled, or smaller than the number of neighbours.
@@ -113,8 +108,12 @@ def create_monitor(
     data = config.data
     if not data.labelled_split:
         metrics.say("monitor  none: data.labelled_split is empty, there are no labels to measure")
-        return Monitor(config, None, None, None, encoder, mesh)
+        return None
     bank = sources.open_source(data, data.labelled_split, labelled=True)
     queries = sources.open_source(data, data.test_split, labelled=True)
+    if bank.class_names != queries.class_names:
+        raise UserError(
+            f"{bank.name} and {queries.name} have different classes: the kNN monitor compares them"
+        )
     protocol = knn.create_protocol(config.knn, bank.num_examples)
     return Monitor(config, bank, queries, protocol, encoder, mesh)
