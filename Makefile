@@ -5,8 +5,9 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 # Python 3.11 has its own pins because jax 0.10 is the last release for it.
-PINS = constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py313")').txt
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
+VERSION = $$($(BIN)/python -c 'import sys; print("311" if sys.version_info < (3, 12) else "313")')
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  -c constraints/py$(VERSION).txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format build clean
