@@ -175,29 +175,32 @@ def test_resume_cuts_metrics_to_the_restored_step(finished, tmp_path):
     assert trained(tmp_path) == trained(finished[0])
 
 
-def test_folder_without_labels_has_no_monitor(tmp_path, capsys):
+def test_folder_without_labels_has_no_monitor(finished, tmp_path):
     generator = np.random.default_rng(0)
     for i in range(40):
         folder = tmp_path / "pictures" / f"deep{i % 3}" / "er"
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (30 + i, 50) if i % 5 == 0 else (30 + i, 50, 3)  # some grey
-        Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8)).save(
-            folder / f"{i}.{'png' if i % 2 else 'jpg'}"
+        mode = ("L", "CMYK", "RGB")[i % 3]
+        shape = (30 + i, 50, *(() if mode == "L" else (len(mode),)))
+        picture = Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8), mode)
+        picture.save(folder / f"{i}.{'webp' if i % 3 == 2 else 'jpg'}")
+    output = finish(
+        command(
+            tmp_path / "run",
+            *flags(
+                data__source="folder",
+                data__data_dir=str(tmp_path / "pictures"),
+                data__split="",
+                data__labelled_split="",
+                data__test_split="",
+            ),
         )
-    state = pretrain(
-        small_config(
-            data__source="folder",
-            data__data_dir=str(tmp_path / "pictures"),
-            data__split="",
-            data__labelled_split="",
-            data__test_split="",
-            num_steps="2",
-        ),
-        str(tmp_path / "run"),
     )
-    assert int(state.step) == 2
-    lines = [line for line in capsys.readouterr().out.splitlines() if "no labels" in line]
-    assert len(lines) == 1
+    assert "40 images" in output
+    assert len([line for line in output.splitlines() if "no labels" in line]) == 1
+    rows = records(tmp_path / "run")
+    assert rows[-1]["step"] == 12
+    assert not [row for row in rows if "knn/top1" in row]
 
 
 def test_two_processes_train_as_one(finished, tmp_path):
