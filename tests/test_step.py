@@ -111,6 +111,21 @@ def test_augmentation_depends_on_the_place_in_the_batch_alone():
     assert np.abs(whole[0] - whole[1]).max() > 0.1
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("method", ["simclr", "simsiam"])
+def test_step_lowers_for_accelerators(method, platform):
+    config = small_config(method, "ioa", "sgd", "bfloat16")
+    mesh = parallel.create_mesh(config.batch_size, jax.devices()[:4])
+    optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
+    built = methods.create_method(config, platform)
+    state = jax.eval_shape(lambda: step.create_state(built, optimizer, jax.random.key(0)))
+    train_step = step.create_train_step(config, built, optimizer, mesh)
+    traced = train_step.trace(state, batch_of(config), jax.eval_shape(lambda: jax.random.key(0)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "all_reduce" in text
+    assert "bf16" in text
+
+
 def test_batch_that_devices_cannot_share_is_refused():
     from gsjax.errors import UserError
 
