@@ -19,5 +19,4 @@ def get_config():
     config.augment.saturation = 0.4
     config.augment.hue = 0.1
     config.optimizer.learning_rate = 1.0
-    config.optimizer.weight_decay = 1e-4
     return config

@@ -13,8 +13,22 @@ from gsjax import parallel, settings
 from gsjax.errors import UserError
 
 
-def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+def absolute(path: str) -> epath.Path:
+    """Returns a local path made absolute, and gs://... as it is."""
+    expanded = epath.Path(path).expanduser()
+    return expanded if "://" in expanded.as_posix() else expanded.absolute()
+
+
+def claim(
+    workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | None]
+) -> None:
     """Writes `config.json`, or compares it with the one that a former start left.
+
+    Args:
+      workdir: made if it is not there.
+      config: the whole configuration.
+      facts: what else decides the order of the images: their number, and the number of hosts
+        where it matters.
 
     Raises:
       UserError: the directory cannot be written, or belongs to a run that trains something else;
@@ -24,16 +38,24 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            former = json.loads(file.read_text())["config"]
-            differences = settings.shaping_differences(former, config.to_dict())
+            former = json.loads(file.read_text())
+            differences = settings.shaping_differences(former["config"], config.to_dict())
+            differences += [
+                f"{name}: {former['data'][name]} -> {value}"
+                for name, value in facts.items()
+                if former["data"][name] != value
+            ]
             if differences:
                 raise UserError(
                     f"{workdir} holds a run with other settings ({'; '.join(differences)}); "
                     "choose another --workdir or the former settings"
                 )
+        parallel.sync_hosts("config.json is compared")
         if parallel.is_primary():
-            content = {"gsjax": gsjax.__version__, "config": config.to_dict()}
-            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+            content = {"gsjax": gsjax.__version__, "config": config.to_dict(), "data": facts}
+            new = workdir / "config.json.new"
+            new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+            new.replace(file)
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
 
@@ -49,15 +71,18 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder.as_posix(), options=options)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to write the state after `step` steps; does nothing where it stands already."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        """Starts to write the state after `step` steps."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, load: str, state: Any) -> Any:
-        """Returns the state that `checkpoint.load` names, or `state` itself for a fresh start.
+    def restore(self, load: str, target: Any) -> Any:
+        """Returns the state that `checkpoint.load` names, or None for a fresh start.
 
         A directory with checkpoints goes on from them, also when `load` is the path that its first
         start began from.
+
+        Args:
+          load: latest, none, a step or a path.
+          target: the state's shapes, types and shardings.
 
         Raises:
           UserError: there is no such checkpoint, or one of another model; or `load` is `none` and
@@ -70,36 +95,54 @@ class Checkpoints:
                     f"checkpoint.load is none, but {self._folder} holds checkpoints up to step "
                     f"{latest}; choose another --workdir, or checkpoint.load=latest to go on"
                 )
-            return state
+            return None
         if load.isdigit():
+            if latest is not None and int(load) < latest:
+                raise UserError(
+                    f"checkpoint.load={load}, but {self._folder} goes on to step {latest}; to "
+                    f"branch off, give a new --workdir and checkpoint.load={self._folder / load}"
+                )
             if int(load) not in self._manager.all_steps():
                 steps = ", ".join(map(str, self._manager.all_steps())) or "none"
                 raise UserError(
                     f"checkpoint.load: no checkpoint of step {load} in {self._folder} ({steps})"
                 )
-            return self._restore(self._folder / load, state)
+            return self._restore(self._folder / load, target)
         if latest is not None:
-            return self._restore(self._folder / str(latest), state)
+            return self._restore(self._folder / str(latest), target)
         if load == "latest":
-            return state
-        path = epath.Path(load).absolute()
+            return None
+        path = absolute(load)
         if not path.exists():
             raise UserError(f"checkpoint.load: there is no checkpoint {path}")
-        return self._restore(path, state)
+        return self._restore(path, target)
 
-    def _restore(self, path: epath.Path, state: Any) -> Any:
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-        )
-        item = path / "default" if (path / "default").exists() else path
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(item.as_posix(), target)
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            message = str(error).strip().splitlines()[0]
-            raise UserError(f"{path} is no checkpoint of this model: {message}") from error
+    def _restore(self, path: epath.Path, target: Any) -> Any:
+        item = path / "default"
+        with ocp.StandardCheckpointer() as checkpointer:
+            try:
+                found = _leaves(checkpointer.metadata(item).item_metadata.tree)
+            except (ValueError, OSError, AttributeError) as error:
+                raise UserError(f"{path} is no checkpoint: {error}") from error
+            # Compared here, because Orbax casts another type without a word.
+            wanted = _leaves(target)
+            for name in sorted(wanted.keys() | found.keys()):
+                if wanted.get(name) != found.get(name):
+                    raise UserError(
+                        f"{path} is no checkpoint of this model: {name} is "
+                        f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+                    )
+            return checkpointer.restore(item.as_posix(), target)
 
     def close(self) -> None:
         """Waits until what was started is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Returns {path of a leaf: its type and shape}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

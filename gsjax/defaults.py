@@ -13,7 +13,6 @@ import ml_collections
 HARMLESS = (
     "data.data_dir",
     "data.labelled_split",
-    "data.memory_gb",
     "data.test_split",
     "knn",
     "checkpoint",

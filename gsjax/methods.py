@@ -24,12 +24,11 @@ _OVERLAPS = {"ioa": similarity.ioa, "iou": similarity.iou}
 
 @dataclasses.dataclass(frozen=True)
 class _Siamese:
-    """The modules of a method and its part of the configuration.
+    """What both methods share: modules that are applied one after another, and psi.
 
     Attributes:
       modules: {name: module}, applied in this order.
-      config: the whole configuration; similarity and loss are read here.
-      image_size: side S of the views in pixels.
+      config: the whole configuration; `data.image_size`, `similarity` and `loss` are read here.
     """
 
     modules: dict[str, nn.Module]

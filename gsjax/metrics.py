@@ -1,6 +1,7 @@
 """Where metrics go: TensorBoard and `metrics.jsonl` through CLU, and the terminal's progress."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -14,22 +15,33 @@ from tqdm import tqdm
 
 from gsjax import parallel
 
+_FILE = "metrics.jsonl"
+
+
+def read_lines(workdir: epath.Path) -> list[str]:
+    """Returns the whole lines of `metrics.jsonl`; a disk that was full may have torn the last."""
+    file = workdir / _FILE
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [line for line in lines if line.endswith("}")]
+
 
 class JsonLines(metric_writers.MetricWriter):
     """Writes scalars to `metrics.jsonl`, an object per call with `step`; leaves out the rest."""
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         """Cuts what an interrupted run wrote after the step that training goes on from."""
-        file = workdir / "metrics.jsonl"
-        if restored_step and file.exists():
-            lines = file.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= restored_step]
-            file.write_text("".join(f"{line}\n" for line in kept))
-        self._file = file.open("a" if restored_step else "w")
+        lines = read_lines(workdir) if restored_step else []
+        kept = [line for line in lines if json.loads(line)["step"] <= restored_step]
+        file = workdir / _FILE
+        file.write_text("".join(f"{line}\n" for line in kept))
+        self._file = file.open("a")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        values = {name: float(np.asarray(value)) for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        record: dict[str, float | None] = {"step": step}
+        for name, value in scalars.items():
+            number = float(np.asarray(value))
+            record[name] = number if math.isfinite(number) else None  # JSON has no NaN
+        self._file.write(json.dumps(record) + "\n")
 
     def write_summaries(self, step, values, metadata=None):
         """Not kept as text."""
@@ -83,7 +95,9 @@ class Progress:
 
     _SECONDS_BETWEEN_LINES = 15.0
 
-    def __init__(self, label: str, total: int, start: int = 0) -> None:
+    def __init__(self, label: str, total: int, start: int = 0, inner: bool = False) -> None:
+        """Begins at `start` of `total`; an `inner` one leaves nothing behind when it ends."""
+        self._inner = inner
         self._label, self._total, self._done = label, total, start
         self._live = sys.stdout.isatty()
         self._said = time.monotonic()
@@ -94,6 +108,7 @@ class Progress:
             initial=start,
             file=sys.stdout,
             dynamic_ncols=True,
+            leave=not inner,
             disable=not (self._live and parallel.is_primary()),
         )
         self._text = ""
@@ -106,7 +121,8 @@ class Progress:
         self._done = done
         now = time.monotonic()
         self._first = self._first or (done, now)
-        if self._live or (now - self._said < self._SECONDS_BETWEEN_LINES and done < self._total):
+        due = now - self._said > self._SECONDS_BETWEEN_LINES
+        if self._live or not (due or (done == self._total and not self._inner)):
             return
         self._said = now
         line = f"{self._label} {done}/{self._total}  {self._text}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,14 +28,17 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
       num_processes: of the whole run.
       process_id: of this process.
     """
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "gsjax" / "xla"))
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "gsjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_enable_x64", dtype == "float64")
     if not coordinator:
-        if num_processes != 1:
-            raise UserError("--num_processes needs --coordinator HOST:PORT of process 0")
+        if num_processes != 1 or process_id:
+            raise UserError(
+                "--num_processes and --process_id need --coordinator HOST:PORT of process 0"
+            )
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -52,7 +56,8 @@ def create_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) ->
     Raises:
       UserError: `batch_size` cannot be split evenly.
     """
-    devices = jax.devices() if devices is None else devices
+    # A host's devices side by side, so that its rows are side by side in the global batch.
+    devices = devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     if batch_size % len(devices):
         raise UserError(
             f"batch_size is {batch_size}; it must be a multiple of the {len(devices)} devices"
@@ -94,6 +99,12 @@ def prefetch(batches: Iterator[Any], mesh: Mesh, depth: int = 2) -> Iterator[Any
         yield queue.popleft()
         for batch in itertools.islice(batches, 1):
             queue.append(shard(batch, mesh))
+
+
+def sync_hosts(name: str) -> None:
+    """Waits until all hosts are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def is_primary() -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import signal
 import sys
 import threading
@@ -19,8 +20,7 @@ from etils import epath
 from PIL import Image
 
 from gsjax import checkpoints, metrics, parallel, pictures, step
-from gsjax.data import input_pipeline, sources
-from gsjax.errors import UserError
+from gsjax.data import input_pipeline, order, sources
 from gsjax.evaluate.monitor import create_monitor
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
@@ -40,47 +40,50 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
     Raises:
       UserError: devices, data or the work directory do not fit the settings.
     """
-    folder = epath.Path(workdir).absolute()
+    folder = checkpoints.absolute(workdir)
     mesh = parallel.create_mesh(config.batch_size)
     source = sources.open_source(config.data, config.data.split)
-    steps_per_epoch = source.num_examples // config.batch_size
-    if not steps_per_epoch:
-        raise UserError(
-            f"batch_size is {config.batch_size}, but {source.name} has only "
-            f"{source.num_examples} images; lower batch_size or add images"
-        )
-    num_steps = config.num_steps or config.num_epochs * steps_per_epoch
-    schedule = create_schedule(config, num_steps, steps_per_epoch)
+    epoch_steps = order.steps_per_epoch(source, config.batch_size)
+    num_steps = config.num_steps or config.num_epochs * epoch_steps
+    knn_steps = math.ceil(config.knn.every_epochs * epoch_steps)
+    schedule = create_schedule(config, num_steps, epoch_steps)
     optimizer = create_optimizer(config, schedule)
     method = create_method(config, mesh.devices.flat[0].platform)
-    monitor = create_monitor(config, method.modules["encoder"], mesh)
-
-    checkpoints.claim(folder, config)
-    saved = checkpoints.Checkpoints(folder, config.checkpoint.keep, config.checkpoint.keep_every)
-
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def create(seed):
-        init_key, train_key = jax.random.split(jax.random.key(seed))
-        return step.create_state(method, optimizer, init_key), train_key
-
-    state, key = create(config.seed)
-    state = saved.restore(config.checkpoint.load, state)
-    first = done = int(state.step)
+    monitor = create_monitor(config, source, method.modules["encoder"], mesh)
+    hosts = jax.process_count() if source.shards else None
+    checkpoints.claim(folder, config, {"num_images": source.num_examples, "hosts": hosts})
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"data     {source.name}, {source.num_examples} images")
-    metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
     metrics.say(f"workdir  {folder}")
-    if first >= num_steps:
-        metrics.say(f"finished: the encoder after {first} steps is there, nothing to do")
-        saved.close()
-        return state
 
-    writer = metrics.create_writer(folder, first)
-    train_step = step.create_train_step(config, method, optimizer, mesh)
-    batches = input_pipeline.train_batches(
-        source, config, first, num_steps, jax.process_index(), jax.process_count()
-    )
-    with contextlib.closing(batches), _stop_on_signal() as stop:
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def create(key):
+        return step.create_state(method, optimizer, key)
+
+    with contextlib.ExitStack() as stack:
+        saved = checkpoints.Checkpoints(
+            folder, config.checkpoint.keep, config.checkpoint.keep_every
+        )
+        stack.enter_context(contextlib.closing(saved))
+        init_key, key = jax.random.split(jax.random.key(config.seed))
+        state = saved.restore(config.checkpoint.load, create.eval_shape(init_key))
+        if state is None:
+            state = create(init_key)
+        first = done = int(state.step)
+        if first >= num_steps:
+            metrics.say(f"finished: the encoder after {first} steps is there, nothing to do")
+            if monitor:
+                monitor.report(folder)
+            return state
+        metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
+
+        writer = stack.enter_context(contextlib.closing(metrics.create_writer(folder, first)))
+        train_step = step.create_train_step(config, method, optimizer, mesh)
+        batches = input_pipeline.train_batches(
+            source, config, first, num_steps, jax.process_index(), jax.process_count()
+        )
+        stack.enter_context(contextlib.closing(batches))
+        stop = stack.enter_context(_stop_on_signal())
         stream: Iterator = batches
         if first == 0:
             batch = next(batches)
@@ -89,18 +92,18 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 _write_examples(batch, source, config, method, key, folder, writer)
             if monitor and config.knn.baselines:
                 writer.write_scalars(0, monitor.baselines(state))
+        stream = ({name: batch[name] for name in ("views", "boxes")} for batch in stream)
         stream = parallel.prefetch(stream, mesh)
-        knn_steps = round(config.knn.every_epochs * steps_per_epoch)
         progress = metrics.Progress(config.method, num_steps, first)
+        stack.enter_context(contextlib.closing(progress))
+        trace = stack.enter_context(_Trace(config.profile, folder))
         clock = _Clock(config.batch_size, first)
         stopping = 0
         while done < num_steps and not stopping:
-            _profile(config.profile, done + 1, folder)
+            trace.before(done + 1, state)
             with clock.waiting():
                 batch = next(stream)
-            state, values = train_step(
-                state, {"views": batch["views"], "boxes": batch["boxes"]}, key
-            )
+            state, values = train_step(state, batch, key)
             done += 1
             if done == first + 1:
                 jax.block_until_ready(values)  # the compilation is no step's time
@@ -112,21 +115,19 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 scalars["train/learning_rate"] = float(schedule(done - 1))
                 scalars.update(clock.read(done))
                 writer.write_scalars(done, scalars)
+                writer.flush()
                 progress.update(done, _summary(scalars))
             if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
                 writer.write_scalars(done, monitor.measure(state))
+                writer.flush()
                 clock.restart(done)
             if last or done % config.checkpoint.every_steps == 0:
-                writer.flush()
                 saved.save(done, state)
                 clock.restart(done)
-        progress.close()
-        writer.close()
-        saved.close()
     if done < num_steps:
         metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
         sys.exit(128 + stopping)
-    if monitor and parallel.is_primary():
+    if monitor:
         monitor.report(folder)
     return state
 
@@ -211,6 +212,7 @@ def _stop_on_signal() -> Iterator[_Stop]:
 
     def ask(number, frame):
         stop.signal = number
+        print("stopping after this step; once more to leave at once", file=sys.stderr)
         for each, handler in former.items():
             signal.signal(each, handler)
 
@@ -224,11 +226,27 @@ def _stop_on_signal() -> Iterator[_Stop]:
             signal.signal(each, handler)
 
 
-def _profile(settings: ml_collections.ConfigDict, upcoming: int, folder: epath.Path) -> None:
-    """Starts and ends the profiler's trace before the steps that the settings name."""
-    if not settings.num_steps:
-        return
-    if upcoming == settings.first_step:
-        jax.profiler.start_trace((folder / "profile").as_posix())
-    elif upcoming == settings.first_step + settings.num_steps:
-        jax.profiler.stop_trace()
+class _Trace:
+    """The profiler's trace of the steps that the group `profile` names."""
+
+    def __init__(self, settings: ml_collections.ConfigDict, folder: epath.Path) -> None:
+        self._steps = range(settings.first_step, settings.first_step + settings.num_steps)
+        self._folder = folder / "profile"
+        self._running = False
+
+    def __enter__(self):
+        return self
+
+    def before(self, upcoming: int, state: step.TrainState) -> None:
+        """Starts or ends the trace before the step number `upcoming`."""
+        wanted = upcoming in self._steps
+        if wanted and not self._running:
+            jax.profiler.start_trace(self._folder.as_posix())
+        elif self._running and not wanted:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+        self._running = wanted
+
+    def __exit__(self, *error) -> None:
+        if self._running:
+            jax.profiler.stop_trace()

@@ -35,6 +35,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Numbers must lie in [low, high]; those not named must not be negative.
 _RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "num_steps": (0, 2**31 - 1),
     "batch_size": (2, math.inf),
     "data.image_size": (8, math.inf),
     "encoder.width": (1, math.inf),
@@ -53,11 +55,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.grey": (0, 1),
     "augment.blur": (0, 1),
     "augment.min_sigma": (1e-3, math.inf),
-    "optimizer.momentum": (0, 1),
+    "optimizer.momentum": (0, 0.9999),
     "knn.batch_size": (1, math.inf),
     "checkpoint.every_steps": (1, math.inf),
     "checkpoint.keep": (1, math.inf),
     "log.every_steps": (1, math.inf),
+    "profile.first_step": (1, math.inf),
 }
 
 
@@ -216,8 +219,9 @@ def triple(key: str, text: str) -> tuple[float, float, float]:
         raise UserError(
             f"{key} is {text!r}; it must be three numbers with commas between"
         ) from None
-    if key == "data.std" and min(red, green, blue) <= 0:
-        raise UserError(f"{key} is {text!r}; every number must be above 0")
+    low = 1e-6 if key == "data.std" else 0
+    if not all(low <= part <= 1 for part in (red, green, blue)):
+        raise UserError(f"{key} is {text!r}; every number must be from {low:g} to 1")
     return red, green, blue
 
 
@@ -249,19 +253,21 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
             )
     elif config.optimizer.fix_pred_lr:
         yield "optimizer.fix_pred_lr is true; only SimSiam has a predictor"
-    load_ = config.checkpoint.load
-    if not load_:
+    if not config.checkpoint.load:
         yield "checkpoint.load is empty; give latest, none, a step or a path"
 
 
 def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists "key: old -> new" for what shapes training and differs."""
-    flat_old, flat_new = flatten(old), flatten(new)
-    keys = sorted(flat_old.keys() | flat_new.keys())
+    """Lists "key: old -> new" for what shapes training and differs.
+
+    A key that `old` lacks had the default: the setting is younger than the run.
+    """
+    flat_old = flatten(defaults.get_config()) | flatten(old)
+    flat_new = flatten(new)
     return [
-        f"{key}: {flat_old.get(key)} -> {flat_new.get(key)}"
-        for key in keys
-        if flat_old.get(key) != flat_new.get(key)
+        f"{key}: {flat_old[key]} -> {flat_new.get(key)}"
+        for key in sorted(flat_old)
+        if flat_old[key] != flat_new.get(key)
         and not any(key == name or key.startswith(f"{name}.") for name in defaults.HARMLESS)
     ]
 

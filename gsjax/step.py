@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gsjax import augment, parallel, settings
 from gsjax.methods import Method
+from gsjax.models.resnet import at_least_float32
 from gsjax.parallel import AXIS
 
 
@@ -43,6 +44,11 @@ def normalisation(config: ml_collections.ConfigDict) -> tuple[tuple, tuple]:
     )
 
 
+def image_dtype(config: ml_collections.ConfigDict) -> Any:
+    """The type of normalised pixels: float32, or float64 when all is."""
+    return at_least_float32(config.encoder.dtype)
+
+
 def augment_batch(
     views: jax.Array, key: jax.Array, position: jax.Array, config: ml_collections.ConfigDict
 ) -> jax.Array:
@@ -58,7 +64,7 @@ def augment_batch(
     Returns:
       [2, B, S, S, 3] normalised views.
     """
-    dtype = jnp.float64 if config.encoder.dtype == "float64" else jnp.float32
+    dtype = image_dtype(config)
     mean, std = normalisation(config)
     keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p)), out_axes=1)(position)
     return jax.vmap(

@@ -29,12 +29,13 @@ def saved(tmp_path):
 def restore(folder, load, target=None):
     opened = checkpoints.Checkpoints(folder, keep=2, keep_every=0)
     try:
-        return jax.device_get(opened.restore(load, state(0) if target is None else target))
+        target = state(0) if target is None else target
+        return jax.device_get(opened.restore(load, jax.eval_shape(lambda: target)))
     finally:
         opened.close()
 
 
-@pytest.mark.parametrize(("load", "step"), [("latest", 6), ("6", 6), ("4", 4)])
+@pytest.mark.parametrize(("load", "step"), [("latest", 6), ("6", 6)])
 def test_load_names_a_checkpoint(saved, load, step):
     restored = restore(saved, load)
     np.testing.assert_array_equal(restored["weights"], np.full((3, 2), step, np.float32))
@@ -48,14 +49,15 @@ def test_path_begins_a_new_run_and_goes_on_in_an_old_one(saved, tmp_path):
 
 def test_empty_directory_is_a_fresh_start(tmp_path):
     for load in ("latest", "none"):
-        assert restore(epath.Path(tmp_path), load)["step"] == 0
+        assert restore(epath.Path(tmp_path), load) is None
 
 
 @pytest.mark.parametrize(
     ("load", "expected"),
     [
         ("none", "holds checkpoints up to step 6"),
-        ("5", r"no checkpoint of step 5 in .*4, 6"),
+        ("7", r"no checkpoint of step 7 in .*4, 6"),
+        ("4", r"goes on to step 6; to branch off.*checkpoints/4"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(saved, load, expected):
@@ -68,10 +70,22 @@ def test_missing_path_is_named(tmp_path):
         restore(epath.Path(tmp_path), str(tmp_path / "nowhere"))
 
 
-def test_checkpoint_of_another_model_is_named(saved):
-    other = {"step": jnp.asarray(0), "weights": jnp.zeros((5, 2))}
-    with pytest.raises(UserError, match="is no checkpoint of this model"):
-        restore(saved, "latest", other)
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (jnp.zeros((5, 2)), r"weights is float32\[3, 2\], not float32\[5, 2\]"),
+        (jnp.zeros((3, 2), jnp.float16), r"weights is float32\[3, 2\], not float16\[3, 2\]"),
+        (None, r"weights is float32\[3, 2\], not there"),
+    ],
+)
+def test_checkpoint_of_another_model_is_named(saved, weights, expected):
+    with pytest.raises(UserError, match="is no checkpoint of this model: " + expected):
+        restore(saved, "latest", {"step": jnp.asarray(0), "weights": weights})
+
+
+def test_folder_that_is_no_checkpoint_is_named(saved):
+    with pytest.raises(UserError, match="is no checkpoint"):
+        restore(epath.Path(saved / "new"), str(saved))
 
 
 def test_old_checkpoints_go_and_multiples_stay(tmp_path):
@@ -86,16 +100,23 @@ def test_old_checkpoints_go_and_multiples_stay(tmp_path):
 def test_claim_writes_the_config_and_refuses_another(tmp_path):
     config = defaults.get_config()
     folder = epath.Path(tmp_path / "run")
-    checkpoints.claim(folder, config)
+    facts = {"num_images": 10, "hosts": None}
+    checkpoints.claim(folder, config, facts)
     assert json.loads((folder / "config.json").read_text())["config"]["seed"] == 5
     config.log.every_steps = 3
-    checkpoints.claim(folder, config)
+    checkpoints.claim(folder, config, facts)
     config.seed = 6
-    with pytest.raises(UserError, match="seed: 5 -> 6"):
-        checkpoints.claim(folder, config)
+    with pytest.raises(UserError, match="seed: 5 -> 6; num_images: 10 -> 11"):
+        checkpoints.claim(folder, config, facts | {"num_images": 11})
 
 
 def test_claim_names_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir .*file"):
-        checkpoints.claim(epath.Path(tmp_path / "file" / "run"), defaults.get_config())
+        checkpoints.claim(epath.Path(tmp_path / "file" / "run"), defaults.get_config(), {})
+
+
+def test_buckets_stay_what_they_are(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.absolute("gs://bucket/run").as_posix() == "gs://bucket/run"
+    assert checkpoints.absolute("run").as_posix() == str(tmp_path / "run")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from gsjax import settings
+from gsjax import defaults, settings
 from gsjax.data import input_pipeline, sources
 from gsjax.errors import UserError
 from gsjax.pretrain import pretrain
@@ -157,10 +158,17 @@ def test_ctrl_c_and_resume_are_bit_identical_to_an_uninterrupted_run(finished, t
     stopped = records(tmp_path)[-1]["step"]
     assert f"stopped and saved at step {stopped}" in output
     assert stopped < 12
+    programs = compiled_programs()
     assert f"from step {stopped}" in finish(command(tmp_path, *flags()))
+    assert compiled_programs() == programs  # a second start compiles nothing
     assert trained(tmp_path) == trained(finished[0])
     for a, b in zip(final_state(finished[0]), final_state(tmp_path), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def compiled_programs():
+    cache = pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "gsjax" / "xla"
+    return {file.name for file in cache.iterdir() if file.name.endswith("-cache")}
 
 
 def test_resume_cuts_metrics_to_the_restored_step(finished, tmp_path):
@@ -245,3 +253,61 @@ def test_two_hosts_batches_are_the_batches_of_one():
         joined([input_pipeline.train_batches(source, config, 0, 3, i, 2) for i in range(2)])
     )
     assert one == two
+
+
+READS = """
+import sys
+import jax
+import ml_collections
+from gsjax import methods, optimizers, parallel, pretrain, settings, step
+
+def recorded(config, use):
+    groups = {id(config): ""} | {
+        id(value): f"{name}." for name, value in config.items() if hasattr(value, "items")
+    }
+    original = ml_collections.ConfigDict.__getitem__
+    def read(self, name):
+        if id(self) in groups:
+            keys.add(groups[id(self)] + name)
+        return original(self, name)
+    ml_collections.ConfigDict.__getitem__ = read
+    use(config)
+    ml_collections.ConfigDict.__getitem__ = original
+
+def lower(config):
+    optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
+    method = methods.create_method(config, "cpu")
+    state = jax.eval_shape(lambda: step.create_state(method, optimizer, jax.random.key(0)))
+    size = config.data.image_size
+    batch = {
+        "views": jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), "uint8"),
+        "boxes": jax.ShapeDtypeStruct((config.batch_size, 2, 4), "float32"),
+    }
+    mesh = parallel.create_mesh(config.batch_size)
+    train_step = step.create_train_step(config, method, optimizer, mesh)
+    train_step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+
+keys = set()
+_, overrides = settings.split_overrides(sys.argv[2:])
+config = settings.load(None)
+settings.override(config, overrides)
+parallel.start(config.encoder.dtype)
+recorded(settings.check(config), lambda config: pretrain.pretrain(config, sys.argv[1]))
+settings.override(config, {"method": "simsiam", "projector.last_bn": "true",
+                           "similarity.measure": "none", "augment.blur": "0.5"})
+recorded(settings.check(config), lower)
+open(sys.argv[1] + "/keys", "w").write(" ".join(sorted(keys)))
+"""
+
+
+def test_every_setting_is_read(finished, tmp_path):
+    """A run of SimCLR and the program of SimSiam read each setting there is."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    subprocess.run(
+        [sys.executable, "-c", READS, str(tmp_path), *flags()], check=True, env=environment
+    )
+    read = set((tmp_path / "keys").read_text().split())
+    # of a data set that only TFDS reads
+    assert set(settings.flatten(defaults.get_config())) - read == {
+        "data.data_dir", "data.memory_gb"
+    }  # fmt: skip

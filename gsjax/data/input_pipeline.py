@@ -11,7 +11,7 @@ from absl import logging
 
 from gsjax.data import crops, shards
 from gsjax.data.decode import decode_image
-from gsjax.data.order import permuted_records, sequential_records
+from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
 from gsjax.data.sources import Source, check_labels
 from gsjax.errors import UserError
 
@@ -55,11 +55,7 @@ def train_batches(
         iterating) a picture that cannot be decoded.
     """
     local_size = _local_size(config.batch_size, process_count)
-    if source.num_examples < config.batch_size:
-        raise UserError(
-            f"batch_size={config.batch_size} is more than the {source.num_examples} images of "
-            f"{source.name}: take at most {source.num_examples}"
-        )
+    epoch_steps = steps_per_epoch(source, config.batch_size)
     make_records = functools.partial(
         sequential_records if source.shards else permuted_records,
         source,
@@ -71,7 +67,7 @@ def train_batches(
     make_example = functools.partial(_views, config.seed, config.data.image_size, config.augment)
     records = make_records(start_step, num_steps)
     batches = _batches(source, records, make_example, local_size, drop_remainder=True)
-    if source.shards and start_step % (source.num_examples // config.batch_size):
+    if source.shards and start_step % epoch_steps:
         batches = _timed_start(batches, source.name)
     return _checked(source, batches, lambda i: make_records(start_step + i, start_step + i + 1))
 
@@ -122,7 +118,7 @@ def test_batches(
 
 
 def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
-    """Whole originals, each uint8 [H, W, 3], for pictures of pictures."""
+    """Whole originals, each uint8 [H, W, 3], for the example pictures."""
     images = []
     for index in map(int, indices):
         if source.shards:

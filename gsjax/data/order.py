@@ -7,6 +7,21 @@ import tensorflow as tf
 
 from gsjax.data import shards
 from gsjax.data.sources import Source
+from gsjax.errors import UserError
+
+
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Whole batches in a source; the rest of an epoch's permutation is dropped.
+
+    Raises:
+      UserError: there is not even one.
+    """
+    if source.num_examples < batch_size:
+        raise UserError(
+            f"batch_size={batch_size} is more than the {source.num_examples} images of "
+            f"{source.name}: take at most {source.num_examples}"
+        )
+    return source.num_examples // batch_size
 
 
 def permuted_records(
@@ -23,14 +38,14 @@ def permuted_records(
     The position counts the images of the whole training, over all hosts.
     """
     local_size = batch_size // process_count
-    steps_per_epoch = source.num_examples // batch_size
+    epoch_steps = steps_per_epoch(source, batch_size)
 
     @functools.lru_cache(maxsize=1)
     def permutation(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(source.num_examples)
 
     def local_indices(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        epoch, step_in_epoch = divmod(int(step), steps_per_epoch)
+        epoch, step_in_epoch = divmod(int(step), epoch_steps)
         rows = process_index * local_size + np.arange(local_size)
         indices = permutation(epoch)[step_in_epoch * batch_size + rows]
         return int(step) * batch_size + rows, indices
@@ -55,20 +70,20 @@ def sequential_records(
 ) -> tf.data.Dataset:
     """(position, (index, raw record)), as `permuted_records`, read from shuffled shards."""
     local_size = batch_size // process_count
-    steps_per_epoch = source.num_examples // batch_size
+    epoch_steps = steps_per_epoch(source, batch_size)
     share = shards.host_share(source.shards, process_index, process_count)
 
     def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
-        first_step = epoch * steps_per_epoch
+        first_step = epoch * epoch_steps
 
         def with_position(number: tf.Tensor, record: tuple) -> tuple[tf.Tensor, tuple]:
             step = first_step + number // local_size
             return step * batch_size + process_index * local_size + number % local_size, record
 
-        records = shards.shuffled(share, seed, epoch).take(steps_per_epoch * local_size)
+        records = shards.shuffled(share, seed, epoch).take(epoch_steps * local_size)
         # The skipped records are read and shuffled, but not decoded.
         skip = tf.maximum(start_step - first_step, 0) * local_size
         return records.enumerate().skip(skip).map(with_position)
 
-    epochs = tf.data.Dataset.range(start_step // steps_per_epoch, -(-num_steps // steps_per_epoch))
+    epochs = tf.data.Dataset.range(start_step // epoch_steps, -(-num_steps // epoch_steps))
     return epochs.flat_map(epoch_records).take((num_steps - start_step) * local_size)

@@ -58,10 +58,10 @@ def tiles(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
         height, width, _ = photo.shape
         boxes = blocks(height, width, size)
         boxes = [box for i, box in enumerate(boxes) if (i % 3 == 1) == (split == "test")]
-        key = np.random.default_rng([zlib.crc32(split.encode()), label])
+        generator = np.random.default_rng([zlib.crc32(split.encode()), label])
         for top, left, height, width in (boxes[i % len(boxes)] for i in range(_TILES[split])):
-            y = top + key.integers(height - size + 1)
-            x = left + key.integers(width - size + 1)
+            y = top + generator.integers(height - size + 1)
+            x = left + generator.integers(width - size + 1)
             cut.append(photo[y : y + size, x : x + size])
     return np.stack(cut), np.repeat(np.arange(len(_PHOTOS), dtype=np.int32), _TILES[split])
 

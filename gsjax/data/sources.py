@@ -66,7 +66,17 @@ def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = Fa
         source = _open_folder(data, split, labelled)
     else:
         source = _open_tfds(data, split, labelled)
-    if labelled and source.labels is not None:
+    return require_labels(source) if labelled else source
+
+
+def require_labels(source: Source) -> Source:
+    """Returns the source as one whose every picture must have a label.
+
+    Raises:
+      UserError: one is known to have none; what is read in sequence is checked when it is read.
+    """
+    source = dataclasses.replace(source, labelled=True)
+    if source.labels is not None:
         check_labels(source, source.labels)
     return source
 
@@ -108,8 +118,6 @@ def _open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
 
 
 def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
-    if not data.data_dir:
-        raise UserError("data.source=folder needs data.data_dir, the folder of the pictures")
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/")
     if not tf.io.gfile.isdir(root):
         raise UserError(f"{root} is no folder: check data.data_dir and the split {split!r}")
