@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 5  # initial weights, data order, crops and augmentations
     config.batch_size = 128  # images per step over all devices and hosts; each gives two views
     config.num_epochs = 0  # an epoch is floor(images / batch_size) steps
-    config.num_steps = 300  # when positive, the length of the run instead of num_epochs
+    config.num_steps = 200  # when positive, the length of the run instead of num_epochs
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "photos"  # a TFDS name such as cifar10, or folder, or photos (embedded)

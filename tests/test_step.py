@@ -107,7 +107,7 @@ def test_augmentation_depends_on_the_place_in_the_batch_alone():
     key = jax.random.key(7)
     whole = step.augment_batch(views, key, np.arange(16), config)
     part = step.augment_batch(views[4:8], key, np.arange(4, 8), config)
-    np.testing.assert_allclose(whole[:, 4:8], part, atol=1e-6)
+    np.testing.assert_allclose(whole[:, 4:8], part, atol=1e-5)
     assert np.abs(whole[0] - whole[1]).max() > 0.1
 
 
