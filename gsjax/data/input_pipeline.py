@@ -1,6 +1,7 @@
 """Batches of views with their crop boxes for training, and of whole pictures for evaluation."""
 
 import functools
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -17,6 +18,8 @@ from gsjax.errors import UserError
 
 _UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
 _SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop
+
+_PREFETCHED = 2  # batches ahead of the one in use
 
 Batch = dict[str, np.ndarray]
 
@@ -186,9 +189,12 @@ def _batches(
         picture, label = source.read(key)
         return {**make_example(position, picture), "label": label, "index": index}
 
-    dataset = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(local_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
-    return dataset.as_numpy_iterator()
+    dataset = records.map(example, num_parallel_calls=os.cpu_count(), deterministic=True)
+    dataset = dataset.batch(local_size, drop_remainder=drop_remainder).prefetch(_PREFETCHED)
+    # Autotuning has a thread for which the end of every iterator waits, up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options).as_numpy_iterator()
 
 
 def _timed_start(batches: Iterator[Batch], name: str) -> Iterator[Batch]:
