@@ -22,7 +22,7 @@ def absolute(path: str) -> epath.Path:
 def claim(
     workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | None]
 ) -> None:
-    """Writes `config.json`, or compares it with the one that a former start left.
+    """Writes `config.json`, or compares it with that of the checkpoints that are there.
 
     Args:
       workdir: made if it is not there.
@@ -37,7 +37,7 @@ def claim(
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if file.exists():
+        if file.exists() and saved_steps(workdir):
             former = json.loads(file.read_text())
             differences = settings.shaping_differences(former["config"], config.to_dict())
             differences += [
@@ -56,8 +56,15 @@ def claim(
             new = workdir / "config.json.new"
             new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
             new.replace(file)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
+
+
+def saved_steps(workdir: epath.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a work directory."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 class Checkpoints:
@@ -96,7 +103,7 @@ class Checkpoints:
                     f"{latest}; choose another --workdir, or checkpoint.load=latest to go on"
                 )
             return None
-        if load.isdigit():
+        if load.isdecimal():
             if latest is not None and int(load) < latest:
                 raise UserError(
                     f"checkpoint.load={load}, but {self._folder} goes on to step {latest}; to "

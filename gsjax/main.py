@@ -71,7 +71,7 @@ def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
 
 def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
     job, config = parsed
-    logging.set_verbosity(logging.WARNING)  # the libraries' notes would drown our lines
+    logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown our lines
     workdir = _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'demo').stem}"
     try:
         from gsjax import parallel  # imports JAX, only once the settings are known to be good
@@ -82,17 +82,17 @@ def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
         JOBS[job].load()(config, workdir)
     except UserError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("gsjax: stopped", file=sys.stderr)
-        sys.exit(130)
 
 
 def main() -> None:
     """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # we say ourselves what goes wrong
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # one of them comes in spite of that
     try:
         app.run(_run, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        print("gsjax: stopped", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone (`| head`): nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

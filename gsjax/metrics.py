@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -107,16 +108,19 @@ class Progress:
             total=total,
             initial=start,
             file=sys.stdout,
-            dynamic_ncols=True,
+            ncols=shutil.get_terminal_size().columns,
             leave=not inner,
             disable=not (self._live and parallel.is_primary()),
         )
         self._text = ""
 
-    def update(self, done: int, text: str = "") -> None:
-        """Shows that `done` of the total are done, and a few figures."""
-        self._text = text or self._text
-        self._bar.set_postfix_str(self._text, refresh=False)
+    def describe(self, text: str) -> None:
+        """Sets the figures that the line shows."""
+        self._text = text
+        self._bar.set_postfix_str(text, refresh=False)
+
+    def update(self, done: int) -> None:
+        """Shows that `done` of the total are done."""
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from gsjax import checkpoints, metrics, parallel, pictures, step
 from gsjax.data import input_pipeline, order, sources
+from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
@@ -94,6 +95,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 writer.write_scalars(0, monitor.baselines(state))
         stream = ({name: batch[name] for name in ("views", "boxes")} for batch in stream)
         stream = parallel.prefetch(stream, mesh)
+        metrics.say("compiling the step; a second start takes it from the cache")
         progress = metrics.Progress(config.method, num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         trace = stack.enter_context(_Trace(config.profile, folder))
@@ -110,15 +112,22 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 clock.restart(done)
             stopping = stop.signal
             last = done == num_steps or stopping
+            progress.update(done)
             if done % config.log.every_steps == 0 or last:
                 scalars = {f"train/{name}": float(value) for name, value in values.items()}
                 scalars["train/learning_rate"] = float(schedule(done - 1))
                 scalars.update(clock.read(done))
                 writer.write_scalars(done, scalars)
                 writer.flush()
-                progress.update(done, _summary(scalars))
+                progress.describe(_summary(scalars))
+            if done == num_steps:
+                progress.close()
             if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
-                writer.write_scalars(done, monitor.measure(state))
+                try:
+                    writer.write_scalars(done, monitor.measure(state))
+                except UserError:  # a damaged test picture must not cost the training
+                    saved.save(done, state)
+                    raise
                 writer.flush()
                 clock.restart(done)
             if last or done % config.checkpoint.every_steps == 0:

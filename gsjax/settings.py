@@ -6,7 +6,6 @@ data can tell is checked where they are opened.
 
 import difflib
 import importlib.util
-import math
 import pathlib
 import re
 import sys
@@ -33,20 +32,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.scaling": ("linear", "sqrt", "none"),
     "knn.preset": ("thesis", "instdisc"),
 }
-# Numbers must lie in [low, high]; those not named must not be negative.
+# Numbers must lie in [low, high]; those not named in [0, _MAX_INT or _MAX_FLOAT].
+_MAX_INT, _MAX_FLOAT, _MAX_DIM = 2**31 - 1, 1e6, 2**16
 _RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**31 - 1),
-    "num_steps": (0, 2**31 - 1),
-    "batch_size": (2, math.inf),
-    "data.image_size": (8, math.inf),
-    "encoder.width": (1, math.inf),
-    "projector.num_layers": (1, math.inf),
-    "projector.hidden_dim": (1, math.inf),
-    "projector.out_dim": (1, math.inf),
-    "predictor.hidden_dim": (1, math.inf),
+    "batch_size": (2, _MAX_INT),
+    "data.image_size": (8, 4096),
+    "encoder.width": (1, _MAX_DIM),
+    "projector.num_layers": (1, 100),
+    "projector.hidden_dim": (1, _MAX_DIM),
+    "projector.out_dim": (1, _MAX_DIM),
+    "predictor.hidden_dim": (1, _MAX_DIM),
     "similarity.threshold": (0, 1),
-    "similarity.scale": (1e-6, math.inf),
-    "loss.temperature": (1e-6, math.inf),
+    "similarity.scale": (1e-6, _MAX_FLOAT),
+    "loss.temperature": (1e-6, _MAX_FLOAT),
     "augment.min_scale": (1e-6, 1),
     "augment.max_scale": (1e-6, 1),
     "augment.flip": (0, 1),
@@ -54,13 +52,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.hue": (0, 0.5),
     "augment.grey": (0, 1),
     "augment.blur": (0, 1),
-    "augment.min_sigma": (1e-3, math.inf),
+    "augment.min_sigma": (1e-3, _MAX_FLOAT),
     "optimizer.momentum": (0, 0.9999),
-    "knn.batch_size": (1, math.inf),
-    "checkpoint.every_steps": (1, math.inf),
-    "checkpoint.keep": (1, math.inf),
-    "log.every_steps": (1, math.inf),
-    "profile.first_step": (1, math.inf),
+    "knn.batch_size": (1, _MAX_INT),
+    "checkpoint.every_steps": (1, _MAX_INT),
+    "checkpoint.keep": (1, _MAX_INT),
+    "log.every_steps": (1, _MAX_INT),
+    "profile.first_step": (1, _MAX_INT),
 }
 
 
@@ -98,8 +96,14 @@ def load(path: str | None) -> ml_collections.ConfigDict:
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever the user's file raises becomes one line
+    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
         line = _line_in(error, file)
+        unknown = re.search(r'Key "(\w+)" does not exist', str(error))
+        if unknown:
+            nearest = _nearest(unknown[1], flatten(defaults.get_config()))
+            raise UserError(
+                f"{path}{line}: unknown setting {unknown[1]}; the nearest known one is {nearest}"
+            ) from error
         message = " ".join(str(error).split())
         raise UserError(f"{path}{line}: {type(error).__name__}: {message}") from error
     finally:
@@ -130,7 +134,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             continue
         key, text = match.groups()
         text = next(arguments, None) if text is None else text
-        if text is None:
+        if text is None or text.startswith("--"):
             raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
         overrides[key] = text
     return rest, overrides
@@ -169,11 +173,20 @@ def _check_known(key: str, known: Mapping[str, Value]) -> None:
         return
     if any(name.startswith(f"{key}.") for name in known):
         raise UserError(f"{key} is a group of settings; set one of its keys, such as {key}.NAME=")
-    # A key in the wrong group is as likely as a misspelt one.
+    raise UserError(f"unknown setting {key}; the nearest known one is {_nearest(key, known)}")
+
+
+def _nearest(key: str, known: Mapping[str, Value]) -> str:
+    """Returns the known key that `key` was meant to be: misspelt, or in the wrong group."""
     leaf = key.rpartition(".")[2]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
-    near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0)
-    raise UserError(f"unknown setting {key}; the nearest known one is {near[0]}")
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    near_leaf = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    if near:
+        return near[0]
+    if near_leaf:
+        return leaves[near_leaf[0]]
+    return difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
 
 
 def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -203,10 +216,9 @@ def _check_value(key: str, value: Any, default: Value) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise UserError(f"{key} is {value!r}; it must be one of {', '.join(_CHOICES[key])}")
     if isinstance(default, (int, float)) and not isinstance(default, bool):
-        low, high = _RANGES.get(key, (0, math.inf))
-        if not low <= value <= high or math.isinf(value):
-            limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise UserError(f"{key} is {value}; it must be {limit}")
+        low, high = _RANGES.get(key, (0, _MAX_INT if isinstance(default, int) else _MAX_FLOAT))
+        if not low <= value <= high:
+            raise UserError(f"{key} is {value}; it must be from {low:g} to {high:g}")
     if key in ("data.mean", "data.std"):
         triple(key, value)
 
@@ -228,6 +240,8 @@ def triple(key: str, text: str) -> tuple[float, float, float]:
 def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.num_steps == 0 and config.num_epochs == 0:
         yield "num_epochs and num_steps are both 0; one of them must be positive"
+    if 0 < config.num_steps < config.profile.first_step and config.profile.num_steps:
+        yield "profile.first_step is after the last step"
     if config.augment.min_scale > config.augment.max_scale:
         yield "augment.min_scale is above augment.max_scale"
     if config.augment.min_sigma > config.augment.max_sigma:

@@ -105,6 +105,9 @@ def test_claim_writes_the_config_and_refuses_another(tmp_path):
     assert json.loads((folder / "config.json").read_text())["config"]["seed"] == 5
     config.log.every_steps = 3
     checkpoints.claim(folder, config, facts)
+    config.batch_size = 64  # nothing has been trained yet
+    checkpoints.claim(folder, config, facts)
+    (folder / "checkpoints" / "3").mkdir(parents=True)
     config.seed = 6
     with pytest.raises(UserError, match="seed: 5 -> 6; num_images: 10 -> 11"):
         checkpoints.claim(folder, config, facts | {"num_images": 11})

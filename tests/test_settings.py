@@ -41,7 +41,8 @@ def test_overrides_keep_the_type_of_the_default():
         ("batch_size", "12.5", "'12.5' is not a whole number"),
         ("loss.temperature", "warm", "'warm' is not a number"),
         ("knn.baselines", "maybe", "'maybe' is not true or false"),
-        ("num_epochs", "-1", "at least 0"),
+        ("num_epochs", "-1", "num_epochs is -1; it must be from 0"),
+        ("encoder.width", "9" * 30, "from 1 to 65536"),
         ("similarity.threshold", "1.01", "from 0 to 1"),
         ("similarity.threshold", "-0.1", "from 0 to 1"),
         ("similarity.threshold", "nan", "from 0 to 1"),
@@ -132,11 +133,12 @@ def test_a_config_imports_its_siblings_from_anywhere(tmp_path, monkeypatch):
         ("def get_config(:\n", r"bad\.py:1: SyntaxError"),
         ("import numpyy\n", r"bad\.py:1: ModuleNotFoundError"),
         ("x = 1\n", "AttributeError"),
+        ("import sys\nsys.exit(7)\n", r"bad\.py:2: SystemExit"),
         ("def get_config():\n    return 3\n", "must return the configuration"),
         (
             "from gsjax import defaults\n\ndef get_config():\n    c = defaults.get_config()\n"
             "    c.nonsense = 1\n    return c\n",
-            r"bad\.py:5: AttributeError.*nonsense",
+            r"bad\.py:5: unknown setting nonsense",
         ),
     ],
 )

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from gsjax.data import photos
 from gsjax.data.shards import Shard, from_instructions, gigabytes, in_order
@@ -156,7 +155,9 @@ def _list_pictures(root: str) -> tuple[list[str], list[str]]:
     """Sorted relative paths of all pictures under a folder, and its sorted sub-folders."""
     # os.walk needs no system call per file; a labelled folder is often one of links to others.
     remote = "://" in root
-    walk = tf.io.gfile.walk if remote else functools.partial(os.walk, followlinks=True)
+    walk = (
+        tf.io.gfile.walk if remote else functools.partial(os.walk, onerror=_fail, followlinks=True)
+    )
     names: list[str] = []
     folders: set[str] = set()
     for folder, _, files in walk(root):
@@ -171,6 +172,10 @@ def _list_pictures(root: str) -> tuple[list[str], list[str]]:
             if file.lower().endswith(_EXTENSIONS) and not file.startswith(".")
         ]
     return sorted(names), sorted(folders)
+
+
+def _fail(error: OSError):
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
@@ -270,7 +275,7 @@ def _prepared_builder(data: ml_collections.ConfigDict):
             f"{data.source} is not in {where}: put {archives} into {where}/downloads/manual "
             f"and run {command}"
         )
-    logging.info("%s is not in %s: TFDS downloads and prepares it", data.source, where)
+    print(f"{data.source} is not in {where}: TFDS downloads and prepares it", flush=True)
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever the network, the disk or a data set's own code raises
