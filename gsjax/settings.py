@@ -218,7 +218,10 @@ def _check_value(key: str, value: Any, default: Value) -> None:
     if isinstance(default, (int, float)) and not isinstance(default, bool):
         low, high = _RANGES.get(key, (0, _MAX_INT if isinstance(default, int) else _MAX_FLOAT))
         if not low <= value <= high:
-            raise UserError(f"{key} is {value}; it must be from {low:g} to {high:g}")
+            bounds = f"from {low:g} to {high:g}"
+            if high >= _MAX_FLOAT:  # that bound is of interest only to who passes it
+                bounds = f"at most {high:.0f}" if value > high else f"at least {low:g}"
+            raise UserError(f"{key} is {value}; it must be {bounds}")
     if key in ("data.mean", "data.std"):
         triple(key, value)
 

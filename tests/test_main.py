@@ -36,7 +36,7 @@ def test_help_is_quick_and_useful():
         (["surplus"], "surplus"),
         (["--num_processes=2"], "--coordinator"),
         (["--config.data.source=folder", "--config.data.data_dir=/nowhere"], "/nowhere"),
-        (["--config.batch_size=100000"], "lower batch_size"),
+        (["--config.batch_size=100000"], "take at most 5000"),
         (["--config.knn.k=100000"], "knn.k"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere"),
     ],

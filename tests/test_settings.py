@@ -41,7 +41,7 @@ def test_overrides_keep_the_type_of_the_default():
         ("batch_size", "12.5", "'12.5' is not a whole number"),
         ("loss.temperature", "warm", "'warm' is not a number"),
         ("knn.baselines", "maybe", "'maybe' is not true or false"),
-        ("num_epochs", "-1", "num_epochs is -1; it must be from 0"),
+        ("num_epochs", "-1", "num_epochs is -1; it must be at least 0"),
         ("encoder.width", "9" * 30, "from 1 to 65536"),
         ("similarity.threshold", "1.01", "from 0 to 1"),
         ("similarity.threshold", "-0.1", "from 0 to 1"),
