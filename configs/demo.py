@@ -2,7 +2,7 @@
 
     python -m gsjax.main --config configs/demo.py
 
-DEMO_EXPECT
+A few minutes on two CPU cores; kNN goes from 54.5 % (untrained) to 66.3 %, raw pixels give 38.0 %.
 """
 
 from gsjax import defaults
