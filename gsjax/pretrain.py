@@ -112,7 +112,6 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 clock.restart(done)
             stopping = stop.signal
             last = done == num_steps or stopping
-            progress.update(done)
             if done % config.log.every_steps == 0 or last:
                 scalars = {f"train/{name}": float(value) for name, value in values.items()}
                 scalars["train/learning_rate"] = float(schedule(done - 1))
@@ -120,6 +119,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 writer.write_scalars(done, scalars)
                 writer.flush()
                 progress.describe(_summary(scalars))
+            progress.update(done)
             if done == num_steps:
                 progress.close()
             if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
