@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from conftest import FAST_COMPILATION
 from PIL import Image
 
 from gsjax import defaults, settings
@@ -70,7 +71,8 @@ def wait_for(process, condition):
 
 
 def command(workdir, *arguments, devices=1):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION}"
+    environment = os.environ | {"XLA_FLAGS": xla_flags}
     return subprocess.Popen(
         [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), *arguments],
         stdout=subprocess.PIPE,
@@ -302,7 +304,7 @@ open(sys.argv[1] + "/keys", "w").write(" ".join(sorted(keys)))
 
 def test_every_setting_is_read(finished, tmp_path):
     """A run of SimCLR and the program of SimSiam read each setting there is."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION}
     subprocess.run(
         [sys.executable, "-c", READS, str(tmp_path), *flags()], check=True, env=environment
     )

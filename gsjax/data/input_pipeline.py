@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from gsjax.data import crops, shards
 from gsjax.data.decode import decode_image
@@ -70,7 +69,7 @@ def train_batches(
     make_example = functools.partial(_views, config.seed, config.data.image_size, config.augment)
     records = make_records(start_step, num_steps)
     batches = _batches(source, records, make_example, local_size, drop_remainder=True)
-    if source.shards and start_step % epoch_steps:
+    if source.shards and start_step % epoch_steps and process_index == 0:
         batches = _timed_start(batches, source.name)
     return _checked(source, batches, lambda i: make_records(start_step + i, start_step + i + 1))
 
@@ -201,7 +200,8 @@ def _timed_start(batches: Iterator[Batch], name: str) -> Iterator[Batch]:
     start = time.monotonic()
     for number, batch in enumerate(batches):
         if number == 0:
-            logging.info("Skipped to the batch in %s in %.1f s", name, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            print(f"resumed  {name}: skipped what was read, in {seconds:.1f} s", flush=True)
         yield batch
 
 
