@@ -2,11 +2,13 @@
 
     python -m gsjax.main --config configs/demo.py
 
-A few minutes on two CPU cores; kNN goes from 54.5 % (untrained) to 66.3 %, raw pixels give 38.0 %.
+A few minutes on two CPU cores; kNN goes from 54.5 % (untrained) to 67.5 %, raw pixels give 38.0 %.
 """
 
 from gsjax import defaults
 
 
 def get_config():
-    return defaults.get_config()
+    config = defaults.get_config()
+    config.similarity.scale = 0.5  # in so short a run the full positive term outweighs the negatives
+    return config

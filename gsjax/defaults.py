@@ -1,6 +1,6 @@
 """Every setting of gsjax, once, with its default.
 
-The defaults are the embedded demonstration: SimCLR with graded similarity on tiles of photographs
+The defaults pre-train a small encoder by SimCLR with graded similarity on tiles of photographs
 that installed packages carry. A file in `configs/` starts from `get_config()` and overrides what
 differs; `--config.some.key=value` overrides on the command line. Values are numbers, strings or
 booleans; a list is a comma-separated string.

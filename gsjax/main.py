@@ -12,7 +12,7 @@ from gsjax import settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 
-_CONFIG = flags.DEFINE_string("config", "", "Config file; the embedded demonstration if empty.")
+_CONFIG = flags.DEFINE_string("config", "", "Config file; the defaults if empty.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config name> if empty.")
 _JOB = flags.DEFINE_string("job", "pretrain", f"One of: {', '.join(JOBS)}.")
 _COORDINATOR = flags.DEFINE_string(
@@ -26,7 +26,7 @@ gsjax: self-supervised vision with graded similarity.
 
 usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config.KEY=VALUE ...]
 
-  --config FILE      a file of configs/; without it the embedded demonstration runs
+  --config FILE      a file of configs/; without it the defaults (embedded photographs)
   --workdir DIR      holds everything the run writes, also gs://...; default runs/<config name>
   --job NAME         default pretrain
   --config.KEY=VALUE overrides a setting
@@ -72,7 +72,7 @@ def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
 def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
     job, config = parsed
     logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown our lines
-    workdir = _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'demo').stem}"
+    workdir = _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'defaults').stem}"
     try:
         from gsjax import parallel  # imports JAX, only once the settings are known to be good
 
