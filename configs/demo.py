@@ -10,5 +10,5 @@ from gsjax import defaults
 
 def get_config():
     config = defaults.get_config()
-    config.similarity.scale = 0.5  # in so short a run the full positive term outweighs the negatives
+    config.similarity.scale = 0.5  # at 1 so short a run learns less
     return config
