@@ -21,6 +21,6 @@ def get_config():
     config.encoder.width = 64
     config.similarity.measure = "none"
 
-    config.knn.batch_size = 1024
+    config.features.batch_size = 1024
     config.log.every_steps = 50
     return config

@@ -26,7 +26,7 @@ def get_config():
     config.similarity.measure = "none"
     config.augment.blur = 0.2
 
-    config.knn.batch_size = 1024
+    config.features.batch_size = 1024
     config.knn.baselines = False
     config.checkpoint.every_steps = 5000
     config.log.every_steps = 50

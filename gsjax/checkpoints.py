@@ -67,6 +67,64 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def find(workdir: epath.Path, load: str) -> epath.Path | None:
+    """Returns the checkpoint that an evaluation's `checkpoint.load` names, None for `none`.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    if load == "none":
+        return None
+    steps = saved_steps(workdir)
+    if load != "latest" and not load.isdecimal():
+        path = absolute(load)
+        if not path.exists() or not path.name.isdecimal():
+            raise UserError(
+                f"checkpoint.load: there is no checkpoint {path}; give the path of a "
+                "checkpoints/<step>, latest, none or a step"
+            )
+        return path
+    if not steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint: train first (--job pretrain), name another --workdir, "
+            "or measure the untrained encoder with checkpoint.load=none"
+        )
+    chosen = steps[-1] if load == "latest" else int(load)
+    if chosen not in steps:
+        raise UserError(
+            f"checkpoint.load: no checkpoint of step {load} in {workdir / 'checkpoints'} "
+            f"({', '.join(map(str, steps))})"
+        )
+    return workdir / "checkpoints" / str(chosen)
+
+
+def restore(path: epath.Path, target: Any) -> Any:
+    """Returns the state in `checkpoints/<step>`.
+
+    Args:
+      path: of the checkpoint.
+      target: the state's shapes, types and shardings.
+
+    Raises:
+      UserError: it is no checkpoint, or one of another model.
+    """
+    item = path / "default"
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            found = _leaves(checkpointer.metadata(item).item_metadata.tree)
+        except (ValueError, OSError, AttributeError) as error:
+            raise UserError(f"{path} is no checkpoint: {error}") from error
+        # Compared here, because Orbax casts another type without a word.
+        wanted = _leaves(target)
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise UserError(
+                    f"{path} is no checkpoint of this model: {name} is "
+                    f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+                )
+        return checkpointer.restore(item.as_posix(), target)
+
+
 class Checkpoints:
     """The checkpoints `workdir/checkpoints/<step>` of a run."""
 
@@ -114,32 +172,15 @@ class Checkpoints:
                 raise UserError(
                     f"checkpoint.load: no checkpoint of step {load} in {self._folder} ({steps})"
                 )
-            return self._restore(self._folder / load, target)
+            return restore(self._folder / load, target)
         if latest is not None:
-            return self._restore(self._folder / str(latest), target)
+            return restore(self._folder / str(latest), target)
         if load == "latest":
             return None
         path = absolute(load)
         if not path.exists():
             raise UserError(f"checkpoint.load: there is no checkpoint {path}")
-        return self._restore(path, target)
-
-    def _restore(self, path: epath.Path, target: Any) -> Any:
-        item = path / "default"
-        with ocp.StandardCheckpointer() as checkpointer:
-            try:
-                found = _leaves(checkpointer.metadata(item).item_metadata.tree)
-            except (ValueError, OSError, AttributeError) as error:
-                raise UserError(f"{path} is no checkpoint: {error}") from error
-            # Compared here, because Orbax casts another type without a word.
-            wanted = _leaves(target)
-            for name in sorted(wanted.keys() | found.keys()):
-                if wanted.get(name) != found.get(name):
-                    raise UserError(
-                        f"{path} is no checkpoint of this model: {name} is "
-                        f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-                    )
-            return checkpointer.restore(item.as_posix(), target)
+        return restore(path, target)
 
     def close(self) -> None:
         """Waits until what was started is on disk."""

@@ -15,6 +15,10 @@ HARMLESS = (
     "data.labelled_split",
     "data.test_split",
     "knn",
+    "features",
+    "linear",
+    "transfer",
+    "retrieval",
     "checkpoint",
     "log",
     "profile",
@@ -33,8 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.source = "photos"  # a TFDS name such as cifar10, or folder, or photos (embedded)
     data.split = "train"  # pre-training images; for a folder: data_dir/<split>, or data_dir if ""
-    data.labelled_split = "train"  # bank of the kNN monitor; "" for none
-    data.test_split = "test"  # queries of the kNN monitor
+    data.labelled_split = "train"  # bank of kNN, training of the linear evaluation; "" for none
+    data.test_split = "test"  # what both classify
     data.data_dir = ""  # TFDS directory (its own default if "") or the folder of images
     data.image_size = 32  # side S of the views in pixels
     data.memory_gb = 4.0  # TFDS splits of at most this many GB of files are kept in memory
@@ -97,8 +101,39 @@ def get_config() -> ml_collections.ConfigDict:
     knn.preset = "thesis"  # thesis: k = 201, majority; instdisc: k = 200, weights exp(cos / 0.1)
     knn.k = 0  # when positive, instead of the preset's
     knn.every_epochs = 10.0  # between two measurements; the end is always measured
-    knn.batch_size = 256  # images per step of the feature extraction
     knn.baselines = True  # also measure raw pixels and the untrained encoder, before the first step
+
+    config.features = features = ml_collections.ConfigDict()
+    features.batch_size = 256  # images per step of the extraction
+    features.keep = True  # in workdir/features/kept, for the next job on the same encoder
+    features.source = ""  # job features: as data.source; "" for the data of the pre-training
+    features.data_dir = ""  # its folder
+    features.split = ""  # its split; "" for data.split or, of a folder, every picture in it
+    features.name = ""  # of the file; "" to make one of source and split
+
+    config.linear = linear = ml_collections.ConfigDict()
+    linear.num_epochs = 90  # over data.labelled_split
+    linear.batch_size = 256  # over all devices and hosts
+    linear.learning_rate = 0.0  # per 256 images; 0 for the thesis' 0.1 (simclr) or 30 (simsiam)
+    linear.momentum = 0.9  # Nesterov's
+    linear.min_scale = 0.08  # smallest random crop as a share of the image
+    linear.flip = 0.5  # probability of a horizontal flip
+
+    config.transfer = transfer = ml_collections.ConfigDict()
+    # Names of gsjax/evaluate/datasets.py, other TFDS names, or folders of data_dir with train/ and
+    # test/ that hold a folder a class.
+    transfer.datasets = "cifar10,cifar100,voc2007,aircraft,cars,flowers,food,pets"  # in this order
+    transfer.data_dir = ""  # TFDS directory (its own default if "") and the place of the folders
+    transfer.max_examples = 0  # when positive, take a fixed random part of each split
+    transfer.max_iterations = 1000  # of L-BFGS for each l2 value
+    transfer.memory_gb = 4.0  # of the device, for the l2 values that are fitted at once
+
+    config.retrieval = retrieval = ml_collections.ConfigDict()
+    retrieval.datasets = "roxford5k,rparis6k"  # folders of data_dir with gnd_<name>.pkl and jpg/
+    retrieval.data_dir = ""  # where they are
+    retrieval.protocol = "thesis"  # thesis: S x S pixels; aspect: keep the ratio; multiscale: at 3
+    retrieval.image_size = 1024  # longer side in pixels of aspect and multiscale
+    retrieval.pictures = 3  # queries whose first ten results are drawn, for each data set
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.load = "latest"  # latest, none, a step, or the path of a checkpoint

@@ -36,8 +36,12 @@ usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config
 jobs:
 {jobs}
 
+Evaluations take the newest checkpoint of --workdir and its settings (--config may be left out);
+--config.checkpoint.load=none measures the untrained encoder of --config.
+
 example:
   python -m gsjax.main --config configs/simclr_gs_cifar10.py --config.num_epochs=100
+  python -m gsjax.main --workdir runs/simclr_gs_cifar10 --job linear
 
 settings and their defaults:
 {settings}
@@ -47,6 +51,10 @@ settings and their defaults:
 def _fail(message: str) -> NoReturn:
     print(f"gsjax: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def _workdir() -> str:
+    return _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'defaults').stem}"
 
 
 def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
@@ -62,8 +70,11 @@ def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
             raise UserError(f"{surplus[0]!r} is no flag; see --help")
         if _JOB.value not in JOBS:
             raise UserError(f"--job: there is no job {_JOB.value!r}; known: {', '.join(JOBS)}")
-        config = settings.load(_CONFIG.value)
-        settings.override(config, overrides)
+        if JOBS[_JOB.value].is_evaluation:
+            config = settings.of_evaluation(_workdir(), _CONFIG.value, overrides)
+        else:
+            config = settings.load(_CONFIG.value)
+            settings.override(config, overrides)
         return _JOB.value, settings.check(config)
     except (UserError, flags.Error) as error:
         _fail(str(error))
@@ -72,14 +83,13 @@ def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
 def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
     job, config = parsed
     logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown our lines
-    workdir = _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'defaults').stem}"
     try:
         from gsjax import parallel  # imports JAX, only once the settings are known to be good
 
         parallel.start(
             config.encoder.dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
-        JOBS[job].load()(config, workdir)
+        JOBS[job].load()(config, _workdir())
     except UserError as error:
         _fail(str(error))
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from gsjax import parallel
 
+KEEP_ALL = sys.maxsize  # as `restored_step`: nothing that is there is cut
 _FILE = "metrics.jsonl"
 
 
@@ -24,6 +25,19 @@ def read_lines(workdir: epath.Path) -> list[str]:
     file = workdir / _FILE
     lines = file.read_text().splitlines() if file.exists() else []
     return [line for line in lines if line.endswith("}")]
+
+
+def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
+    """Takes the metrics `names` of a step out of `metrics.jsonl`, because they come anew."""
+    records = [json.loads(line) for line in read_lines(workdir)]
+    if not parallel.is_primary() or not records:
+        return
+    kept = [
+        {n: v for n, v in record.items() if n not in names} if record["step"] == step else record
+        for record in records
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in kept if len(record) > 1)
+    (workdir / _FILE).write_text(text)
 
 
 class JsonLines(metric_writers.MetricWriter):

@@ -50,17 +50,19 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
         raise UserError(f"--coordinator {coordinator}: {error}") from error
 
 
-def create_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def create_mesh(
+    batch_size: int, devices: Sequence[jax.Device] | None = None, setting: str = "batch_size"
+) -> Mesh:
     """Returns the mesh of all devices of all hosts, or of those given, along the axis `batch`.
 
     Raises:
-      UserError: `batch_size` cannot be split evenly.
+      UserError: `batch_size`, which the setting gives, cannot be split evenly.
     """
     # A host's devices side by side, so that its rows are side by side in the global batch.
     devices = devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     if batch_size % len(devices):
         raise UserError(
-            f"batch_size is {batch_size}; it must be a multiple of the {len(devices)} devices"
+            f"{setting} is {batch_size}; it must be a multiple of the {len(devices)} devices"
         )
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 

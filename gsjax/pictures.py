@@ -1,12 +1,22 @@
-"""Example pairs as a picture: the crops in the original, the augmented views, and psi."""
+"""Pictures for the eye: example pairs with their crops and psi, and what a query retrieves."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 _CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the drawn picture
 _COLOURS = ((255, 140, 0), (0, 160, 255))  # first and second view
+_HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved picture, its frame and the line below
+_NUM_RESULTS, _MIN_WIDTH, _FONT = 10, 92, 14  # a result is at least as wide as its label
+_SIGN = 11  # side of the sign beside the word, so that colour is not all that tells
+_RIGHT, _WRONG, _JUNK = (0, 140, 60), (205, 35, 35), (130, 130, 130)
+_STROKES: dict[str, list[list[tuple[float, float]]]] = {  # of the signs, in units of a side
+    "right": [[(0, 0.55), (0.35, 0.95), (1, 0.05)]],
+    "wrong": [[(0.05, 0.05), (0.95, 0.95)], [(0.05, 0.95), (0.95, 0.05)]],
+    "junk": [[(0, 0.5), (1, 0.5)]],
+}
+_MARKS = {"right": _RIGHT, "wrong": _WRONG, "junk": _JUNK}
 
 
 def draw_pairs(
@@ -47,14 +57,81 @@ def draw_pairs(
     return np.asarray(canvas)
 
 
+def draw_ranking(
+    query: np.ndarray,
+    results: Sequence[np.ndarray],
+    marks: Sequence[str],
+    box: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Draws a query and, right of it, the first ten pictures that it retrieves, best first.
+
+    A result has its rank below it, and whether it is right (a tick, green), wrong (a cross, red)
+    or junk (a dash, grey; neither right nor wrong). All have the same height, unless they are
+    more than twice as wide.
+
+    Args:
+      query: uint8 [H, W, 3].
+      results: uint8 [H, W, 3] each; those after the tenth are left out.
+      marks: right, wrong or junk for each of the results.
+      box: x0, y0, x1, y1 of the object in pixels of the query, to be drawn into it.
+
+    Returns:
+      The picture, uint8 [H, W, 3].
+    """
+    asked = _shrunk(query, _HEIGHT, 2 * _HEIGHT)
+    if box is not None:
+        scale = asked.height / len(query)
+        x0, y0, x1, y1 = box
+        _draw_box(asked, (y0, x0, y1 - y0, x1 - x0), scale, _COLOURS[0])
+    pictures = [asked, *(_shrunk(image, _HEIGHT, 2 * _HEIGHT) for image in results[:_NUM_RESULTS])]
+    widths = [max(picture.width + 2 * _FRAME, _MIN_WIDTH) for picture in pictures]
+    width = sum(widths) + _GAP * (len(widths) + 2)  # a double gap after the query
+    height = _HEIGHT + 2 * _FRAME + _LABEL + 2 * _GAP
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    left = _GAP
+    for rank, picture in enumerate(pictures):
+        top = _GAP + (_HEIGHT - picture.height) // 2
+        label = left + _FRAME, _GAP + _HEIGHT + 2 * _FRAME + 4
+        if rank == 0:
+            draw.text(label, "query", fill="black", font=ImageFont.load_default(_FONT))
+        else:
+            size = picture.width + 2 * _FRAME, picture.height + 2 * _FRAME
+            canvas.paste(_MARKS[marks[rank - 1]], (left, top, left + size[0], top + size[1]))
+            _draw_mark(draw, rank, marks[rank - 1], label)
+        canvas.paste(picture, (left + _FRAME, top + _FRAME))
+        left += widths[rank] + _GAP * (2 if rank == 0 else 1)
+    return np.asarray(canvas)
+
+
 def _draw_original(canvas, original, boxes, place) -> None:
-    height, width = original.shape[:2]
-    scale = _CELL / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = Image.fromarray(original).resize(size, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(small)
+    small = _shrunk(original, _CELL, _CELL)
+    scale = _CELL / max(original.shape[:2])
     for box, colour in zip(boxes, _COLOURS, strict=True):
-        top, left, box_height, box_width = (float(side) * scale for side in box)
-        corner = left + max(box_width - 1, 0), top + max(box_height - 1, 0)
-        draw.rectangle((left, top, *corner), outline=colour, width=2)
+        _draw_box(small, box, scale, colour)
     canvas.paste(small, place)
+
+
+def _shrunk(image: np.ndarray, height: int, width: int) -> Image.Image:
+    """Returns the picture as large as fits into height and width, with its own aspect ratio."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, rank: int, mark: str, place: tuple[int, int]) -> None:
+    """Draws the line below a result: its rank, the sign of the mark and the mark as a word."""
+    font = ImageFont.load_default(_FONT)
+    draw.text(place, str(rank), fill="black", font=font)
+    x, y = place[0] + font.getlength(str(rank)) + 6, place[1] + 3
+    for stroke in _STROKES[mark]:
+        points = [(x + right * _SIGN, y + down * _SIGN) for right, down in stroke]
+        draw.line(points, fill=_MARKS[mark], width=3)
+    draw.text((x + _SIGN + 5, place[1]), mark, fill=_MARKS[mark], font=font)
+
+
+def _draw_box(picture: Image.Image, box: Sequence[float], scale: float, colour) -> None:
+    """Draws top, left, height, width, given in pixels of the original."""
+    top, left, height, width = (float(side) * scale for side in box)
+    corner = left + max(width - 1, 0), top + max(height - 1, 0)
+    ImageDraw.Draw(picture).rectangle((left, top, *corner), outline=colour, width=2)

@@ -1,15 +1,10 @@
 """The job `pretrain`: images in, a trained encoder out."""
 
 import contextlib
-import functools
 import itertools
 import math
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +14,8 @@ from clu import metric_writers
 from etils import epath
 from PIL import Image
 
-from gsjax import checkpoints, metrics, parallel, pictures, step
+from gsjax import checkpoints, loop, metrics, parallel, pictures, step
 from gsjax.data import input_pipeline, order, sources
-from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
@@ -57,16 +51,13 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
     metrics.say(f"data     {source.name}, {source.num_examples} images")
     metrics.say(f"workdir  {folder}")
 
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def create(key):
-        return step.create_state(method, optimizer, key)
-
     with contextlib.ExitStack() as stack:
         saved = checkpoints.Checkpoints(
             folder, config.checkpoint.keep, config.checkpoint.keep_every
         )
         stack.enter_context(contextlib.closing(saved))
-        init_key, key = jax.random.split(jax.random.key(config.seed))
+        create = step.create_state_fn(method, optimizer, mesh)
+        init_key, key = step.keys(config)
         state = saved.restore(config.checkpoint.load, create.eval_shape(init_key))
         if state is None:
             state = create(init_key)
@@ -84,7 +75,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
             source, config, first, num_steps, jax.process_index(), jax.process_count()
         )
         stack.enter_context(contextlib.closing(batches))
-        stop = stack.enter_context(_stop_on_signal())
+        stop = stack.enter_context(loop.stop_on_signal())
         stream: Iterator = batches
         if first == 0:
             batch = next(batches)
@@ -98,8 +89,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
         metrics.say("compiling the step; a second start takes it from the cache")
         progress = metrics.Progress(config.method, num_steps, first)
         stack.enter_context(contextlib.closing(progress))
-        trace = stack.enter_context(_Trace(config.profile, folder))
-        clock = _Clock(config.batch_size, first)
+        trace = stack.enter_context(loop.Trace(config.profile, folder))
+        clock = loop.Clock(config.batch_size, first)
         stopping = 0
         while done < num_steps and not stopping:
             trace.before(done + 1, state)
@@ -123,11 +114,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
             if done == num_steps:
                 progress.close()
             if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
-                try:
-                    writer.write_scalars(done, monitor.measure(state))
-                except UserError:  # a damaged test picture must not cost the training
-                    saved.save(done, state)
-                    raise
+                writer.write_scalars(done, monitor.measure(state))
                 writer.flush()
                 clock.restart(done)
             if last or done % config.checkpoint.every_steps == 0:
@@ -171,91 +158,3 @@ def _summary(scalars: dict[str, float]) -> str:
         text += f"  {scalars['train/images_per_second']:.0f} images/s"
         text += f"  waiting {scalars['train/data_wait']:.0%}"
     return text
-
-
-class _Clock:
-    """Images per second and the share of time spent waiting for data, between two readings."""
-
-    def __init__(self, batch_size: int, done: int) -> None:
-        self._batch_size = batch_size
-        self.restart(done)
-
-    def restart(self, done: int) -> None:
-        """Begins anew after `done` steps; what has passed since the last reading is left out."""
-        self._began, self._done, self._waited = time.monotonic(), done, 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        self._waited += time.monotonic() - before
-
-    def read(self, done: int) -> dict[str, float]:
-        """Returns both figures and restarts; nothing when no step has been timed."""
-        seconds = time.monotonic() - self._began
-        images = (done - self._done) * self._batch_size
-        if not images:
-            return {}
-        scalars = {
-            "train/images_per_second": images / seconds,
-            "train/data_wait": self._waited / seconds,
-        }
-        self.restart(done)
-        return scalars
-
-
-class _Stop:
-    """The signal that asked to stop; 0 while none did."""
-
-    signal = 0
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the next one kills.
-
-    Of several processes each would stop at a step of its own, so there a signal just kills.
-    """
-    stop = _Stop()
-    former: dict[int, Any] = {}
-
-    def ask(number, frame):
-        stop.signal = number
-        print("stopping after this step; once more to leave at once", file=sys.stderr)
-        for each, handler in former.items():
-            signal.signal(each, handler)
-
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for each, handler in former.items():
-            signal.signal(each, handler)
-
-
-class _Trace:
-    """The profiler's trace of the steps that the group `profile` names."""
-
-    def __init__(self, settings: ml_collections.ConfigDict, folder: epath.Path) -> None:
-        self._steps = range(settings.first_step, settings.first_step + settings.num_steps)
-        self._folder = folder / "profile"
-        self._running = False
-
-    def __enter__(self):
-        return self
-
-    def before(self, upcoming: int, state: step.TrainState) -> None:
-        """Starts or ends the trace before the step number `upcoming`."""
-        wanted = upcoming in self._steps
-        if wanted and not self._running:
-            jax.profiler.start_trace(self._folder.as_posix())
-        elif self._running and not wanted:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-        self._running = wanted
-
-    def __exit__(self, *error) -> None:
-        if self._running:
-            jax.profiler.stop_trace()

@@ -6,6 +6,7 @@ data can tell is checked where they are opened.
 
 import difflib
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from gsjax import defaults
 from gsjax.errors import UserError
@@ -31,6 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.name": ("lars", "sgd"),
     "optimizer.scaling": ("linear", "sqrt", "none"),
     "knn.preset": ("thesis", "instdisc"),
+    "retrieval.protocol": ("thesis", "aspect", "multiscale"),
 }
 # Numbers must lie in [low, high]; those not named in [0, _MAX_INT or _MAX_FLOAT].
 _MAX_INT, _MAX_FLOAT, _MAX_DIM = 2**31 - 1, 1e6, 2**16
@@ -54,7 +57,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.blur": (0, 1),
     "augment.min_sigma": (1e-3, _MAX_FLOAT),
     "optimizer.momentum": (0, 0.9999),
-    "knn.batch_size": (1, _MAX_INT),
+    "features.batch_size": (1, _MAX_INT),
+    "linear.num_epochs": (1, _MAX_INT),
+    "linear.batch_size": (1, _MAX_INT),
+    "linear.momentum": (0, 0.9999),
+    "linear.min_scale": (1e-6, 1),
+    "linear.flip": (0, 1),
+    "transfer.max_iterations": (1, _MAX_INT),
+    "transfer.memory_gb": (0.01, _MAX_FLOAT),
+    "retrieval.image_size": (16, 65536),
     "checkpoint.every_steps": (1, _MAX_INT),
     "checkpoint.keep": (1, _MAX_INT),
     "log.every_steps": (1, _MAX_INT),
@@ -152,6 +163,57 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) ->
         value = _parse(key, text, known[key])
         with config.unlocked():
             config.update_from_flattened_dict({key: value})
+
+
+def of_evaluation(
+    workdir: str, path: str | None, overrides: Mapping[str, str]
+) -> ml_collections.ConfigDict:
+    """The configuration of a job on the encoder of a run.
+
+    What shapes training comes from `config.json` of the run: the one that holds the checkpoint that
+    `checkpoint.load` names, or the work directory. Everything else comes from the config file, or
+    from the run where there is none, and from the overrides. With `checkpoint.load=none` all comes
+    from the config file and the overrides.
+
+    Raises:
+      UserError: no run is there, or an override contradicts it.
+    """
+    config = load(path)
+    override(config, overrides)
+    chosen = config.checkpoint.load
+    if chosen == "none":
+        return config
+    folder = epath.Path(workdir).expanduser()
+    if chosen != "latest" and not chosen.isdecimal():
+        parent = epath.Path(chosen).expanduser().parent.parent
+        folder = parent if (parent / "config.json").exists() else folder
+    file = folder / "config.json"
+    try:
+        run = flatten(json.loads(file.read_text())["config"])
+    except OSError:
+        raise UserError(
+            f"{folder} holds no run (there is no config.json): name the --workdir of a "
+            "pre-training, or measure the untrained encoder with --config.checkpoint.load=none"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    known = flatten(defaults.get_config())
+    for key, value in run.items():
+        is_shaping = not _is_harmless(key)
+        if is_shaping and key in overrides and _parse(key, overrides[key], known[key]) != value:
+            raise UserError(
+                f"{key}={overrides[key]} contradicts {file}, which has {value}: "
+                "an evaluation takes it from there, leave it out"
+            )
+        # A harmless setting that is gone is of no interest any more; `check` tells of the others.
+        if is_shaping or (not path and key in known and key not in overrides):
+            with config.unlocked():
+                config.update_from_flattened_dict({key: value})
+    return config
+
+
+def _is_harmless(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in defaults.HARMLESS)
 
 
 def _parse(key: str, text: str, default: Value) -> Value:
@@ -284,8 +346,7 @@ def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     return [
         f"{key}: {flat_old[key]} -> {flat_new.get(key)}"
         for key in sorted(flat_old)
-        if flat_old[key] != flat_new.get(key)
-        and not any(key == name or key.startswith(f"{name}.") for name in defaults.HARMLESS)
+        if flat_old[key] != flat_new.get(key) and not _is_harmless(key)
     ]
 
 

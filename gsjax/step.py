@@ -36,6 +36,20 @@ def create_state(
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 
 
+def keys(config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of the initial weights and of the augmentations."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    return init_key, step_key
+
+
+def create_state_fn(method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Compiles a key of the initial weights -> the state, the same on every device of `mesh`."""
+    return jax.jit(
+        lambda key: create_state(method, optimizer, key),
+        out_shardings=parallel.replicated(mesh),
+    )
+
+
 def normalisation(config: ml_collections.ConfigDict) -> tuple[tuple, tuple]:
     """Returns the channels' means and standard deviations, in [0, 1]."""
     return (

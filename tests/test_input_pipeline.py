@@ -7,8 +7,10 @@ import tiny_tfds
 from PIL import Image
 
 from gsjax import defaults
-from gsjax.data import input_pipeline, sources
+from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
+
+SIXTEEN = transforms.central(16)
 
 
 def _config(batch_size=8, seed=5, **data):
@@ -167,7 +169,7 @@ def _assert_images_equal(source, other, indices):
 def test_test_batches_count_and_order(case, batch_size, hosts):
     _, source = case
     parts = [
-        list(input_pipeline.test_batches(source, 16, batch_size, host, hosts))
+        list(input_pipeline.test_batches(source, SIXTEEN, batch_size, host, hosts))
         for host in range(hosts)
     ]
     num_batches = -(-23 // batch_size)
@@ -178,47 +180,26 @@ def test_test_batches_count_and_order(case, batch_size, hosts):
     ]
     rows = {name: np.concatenate([batch[name] for batch in joined]) for name in joined[0]}
     assert rows["image"].shape == (num_batches * batch_size, 16, 16, 3)
-    np.testing.assert_array_equal(rows["valid"], np.arange(len(rows["valid"])) < 23)
     np.testing.assert_array_equal(rows["index"][:23], np.arange(23))
     np.testing.assert_array_equal(rows["index"][23:], -1)
     np.testing.assert_array_equal(rows["label"][23:], -1)
     np.testing.assert_array_equal(rows["image"][23:], 0)
     assert {name: values.dtype.name for name, values in rows.items()} == {
-        "image": "uint8", "label": "int32", "index": "int64", "valid": "bool"
+        "image": "uint8", "label": "int32", "index": "int64"
     }  # fmt: skip
 
 
-def _test_transform(image, size):
-    """The test transform with Pillow, as torchvision's Resize and CenterCrop compute it."""
-    height, width = image.shape[:2]
-    if (height, width) != (size, size) or size > 96:
-        short = size if size <= 96 else round(size * 256 / 224)
-        scaled = [short, short]
-        long = int(short * max(height, width) / min(height, width))
-        scaled[0 if height > width else 1] = long
-        resized = Image.fromarray(image).resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR)
-        image = np.asarray(resized)
-    top = round((image.shape[0] - size) / 2)
-    left = round((image.shape[1] - size) / 2)
-    return image[top : top + size, left : left + size]
-
-
-@pytest.mark.parametrize("size", [24, 96, 112, 224])
-def test_test_transform_equals_pillows(tmp_path, size):
-    generator = np.random.default_rng(0)
-    shapes = [(size, size), (32, 32), (250, 250), (300, 201), (97, 400), (225, 224), (20, 60)]
-    images = []
-    for i, shape in enumerate(shapes):
-        images.append(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
-        Image.fromarray(images[i]).save(tmp_path / f"{i}.png")
-    config = _config(source="folder", data_dir=str(tmp_path), split="")
-    source = sources.open_source(config.data, "")
-    batch = next(input_pipeline.test_batches(source, size, len(shapes)))
-    for view, image in zip(batch["image"], images, strict=True):
-        expected = _test_transform(image, size)
-        np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=2)
-    if size <= 96:
-        np.testing.assert_array_equal(batch["image"][0], images[0])
+@pytest.mark.parametrize("case", ["memory", "sequence", "folder"], indirect=True)
+def test_test_batches_of_some_pictures(case):
+    _, source = case
+    wanted = np.array([1, 5, 6, 20, 22])
+    batches = list(input_pipeline.test_batches(source, SIXTEEN, 2, indices=wanted))
+    np.testing.assert_array_equal(
+        np.concatenate([batch["index"] for batch in batches]), [*wanted, -1]
+    )
+    (whole,) = input_pipeline.test_batches(source, SIXTEEN, 23)
+    images = np.concatenate([batch["image"] for batch in batches])
+    np.testing.assert_array_equal(images[:5], whole["image"][wanted])
 
 
 @pytest.fixture
@@ -237,10 +218,6 @@ def test_a_damaged_picture_is_named(damaged, tmp_path):
     name = f"{tmp_path}/07.png cannot be decoded"
     with pytest.raises(UserError, match=name):
         _train(damaged, 0, 3)
-    batches = input_pipeline.test_batches(source, 16, 4)
-    assert (next(batches)["index"] == [0, 1, 2, 3]).all()
-    with pytest.raises(UserError, match=name):
-        next(batches)
     with pytest.raises(UserError, match=name):
         input_pipeline.load_images(source, [0, 7])
     (tmp_path / "07.png").unlink()
@@ -262,19 +239,42 @@ def test_a_damaged_picture_is_named_in_sequence(tiny):
     object.__setattr__(source, "read", damage)
     with pytest.raises(UserError, match="number 13 of tiny.*cannot be decoded"):
         _train((config, source), 0, 10)
-    with pytest.raises(UserError, match="number 13 of tiny.*cannot be decoded"):
-        list(input_pipeline.test_batches(source, 16, 4))
+    _has_all_but(13, 23, source)
+
+
+def _has_all_but(damaged, num_examples, source):
+    batches = list(input_pipeline.test_batches(source, SIXTEEN, 4))
+    index = np.concatenate([batch["index"] for batch in batches])
+    np.testing.assert_array_equal(
+        index[index >= 0], [i for i in range(num_examples) if i != damaged]
+    )
+    assert len(batches) == -(-num_examples // 4)
+
+
+def test_a_damaged_picture_is_left_out_of_test_batches(damaged, tmp_path):
+    _has_all_but(7, 12, damaged[1])
+    (tmp_path / "07.png").unlink()
+    _has_all_but(7, 12, damaged[1])
 
 
 def test_batch_sizes_that_do_not_fit(case):
     config, source = case
     with pytest.raises(UserError, match="batch of 8 images.*3 hosts"):
-        input_pipeline.test_batches(source, 16, 8, 0, 3)
+        input_pipeline.test_batches(source, SIXTEEN, 8, 0, 3)
     with pytest.raises(UserError, match=f"batch of {config.batch_size} images.*3 hosts"):
         input_pipeline.train_batches(source, config, 0, 1, 0, 3)
     config.batch_size = source.num_examples + 1
     with pytest.raises(UserError, match=f"more than the {source.num_examples} images"):
         input_pipeline.train_batches(source, config, 0, 1)
+
+
+def test_single_views_are_the_first_of_two(case):
+    config, source = case
+    both, one = (
+        next(input_pipeline.train_batches(source, config, 1, 2, num_views=n)) for n in (2, 1)
+    )
+    for name in ("views", "boxes"):
+        np.testing.assert_array_equal(one[name], both[name][:, :1])
 
 
 def test_an_abandoned_iterator_leaves_nothing(case):
@@ -284,5 +284,5 @@ def test_an_abandoned_iterator_leaves_nothing(case):
         batches = input_pipeline.train_batches(source, config, 0, 10**9)
         next(batches)
         batches.close()
-        next(input_pipeline.test_batches(source, 16, 4))
+        next(input_pipeline.test_batches(source, SIXTEEN, 4))
     assert threading.active_count() == before

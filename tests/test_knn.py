@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from gsjax import defaults
 from gsjax.errors import UserError
 from gsjax.evaluate import knn
+from gsjax.evaluate.features import Features
 
 
 def data(n=700, queries=150, features=24, classes=7):
@@ -36,7 +37,34 @@ def test_predictions_equal_scikit_learns(protocol, chunks):
     )
     oracle.fit(unit(bank.astype(np.float64)), labels)
     predicted = knn.knn_predict(bank, labels, queries, protocol, *chunks)
-    np.testing.assert_array_equal(predicted, oracle.predict(unit(queries.astype(np.float64))))
+    probabilities = oracle.predict_proba(unit(queries.astype(np.float64)))
+    np.testing.assert_array_equal(
+        predicted, np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    )
+
+
+def test_predictions_equal_scikit_learns_on_many():
+    """The size that matters: 2,000 pictures of 500 features."""
+    bank, labels, queries = data(1500, 500, 500)
+    oracle = KNeighborsClassifier(201, metric="cosine").fit(bank, labels)
+    predicted = knn.knn_predict(bank, labels, queries, knn.Protocol(201, 0.0))
+    np.testing.assert_array_equal(predicted[:, 0], oracle.predict(queries))
+
+
+def test_accuracy_counts_the_first_and_the_first_five():
+    bank, labels, queries = data()
+    truth = np.random.default_rng(1).integers(0, 7, len(queries))
+    rows = [
+        Features(feature, label, np.arange(len(label)), np.ones(len(label), bool))
+        for feature, label in ((bank, labels), (queries, truth))
+    ]
+    scores = knn.accuracy(*rows, knn.Protocol(21, 0.0))
+    predicted = knn.knn_predict(bank, labels, queries, knn.Protocol(21, 0.0))
+    hits = [list(row).index(t) if t in row else 9 for row, t in zip(predicted, truth, strict=True)]
+    assert scores["top1"] == pytest.approx(100 * np.mean(np.array(hits) == 0))
+    assert scores["top5"] == pytest.approx(100 * np.mean(np.array(hits) < 5))
+    with pytest.raises(UserError, match="801 neighbours among 700 images"):
+        knn.accuracy(*rows, knn.Protocol(801, 0.0))
 
 
 def test_search_is_in_full_precision():

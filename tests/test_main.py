@@ -39,6 +39,13 @@ def test_help_is_quick_and_useful():
         (["--config.batch_size=100000"], "take at most 5000"),
         (["--config.knn.k=100000"], "knn.k"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere"),
+        (["--job=knn"], "holds no run"),
+        (["--job=knn", "--config.checkpoint.load=none", "--config.knn.k=6000"], "knn.k"),
+        (["--job=retrieval", "--config.checkpoint.load=none"], "retrieval.data_dir is empty"),
+        (
+            ["--job=linear", "--config.checkpoint.load=none", "--config.linear.num_epochs=0"],
+            "least 1",
+        ),
     ],
 )
 def test_errors_are_one_line_and_status_2(tmp_path, arguments, expected):

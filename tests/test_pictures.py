@@ -30,3 +30,58 @@ def test_one_row_per_pair():
     one = pictures.draw_pairs(images[:1], boxes[:1], views[:1], np.ones((1, 2)))
     three = pictures.draw_pairs(images, boxes, views, np.ones((3, 2)))
     assert three.shape[0] - 12 == 3 * (one.shape[0] - 12)
+
+
+GREEN, RED, GREY = (0, 140, 60), (205, 35, 35), (130, 130, 130)
+
+
+def _frames(picture):
+    """The colours of the frames along the middle line, from left to right, without repeats."""
+    line = [tuple(pixel) for pixel in picture[picture.shape[0] // 3].tolist()]
+    coloured = [pixel for pixel in line if pixel in (GREEN, RED, GREY)]
+    return coloured[:: 2 * 4]  # two sides of four pixels a frame
+
+
+def test_a_ranking_shows_the_marks_in_order():
+    generator = np.random.default_rng(0)
+    results = [np.full((40 + i, 60, 3), 10 * i, np.uint8) for i in range(12)]
+    names = generator.choice(["right", "wrong", "junk"], size=12).tolist()
+    query = np.full((50, 50, 3), 255, np.uint8)
+    picture = pictures.draw_ranking(query, results, names)
+    assert picture.dtype == np.uint8
+    colours = {"right": GREEN, "wrong": RED, "junk": GREY}
+    assert _frames(picture) == [colours[name] for name in names[:10]]
+    line = picture[picture.shape[0] // 3, :, 0].tolist()
+    places = [line.index(10 * i) for i in range(1, 10)]
+    assert places == sorted(places) and 110 not in line
+    assert len(_frames(pictures.draw_ranking(query, results[:3], names[:3]))) == 3
+
+
+def test_without_colours_a_ranking_still_tells_right_from_wrong():
+    image = np.zeros((30, 30, 3), np.uint8)
+    drawn = [pictures.draw_ranking(image, [image], [mark]) for mark in ("right", "wrong", "junk")]
+    labels = [(picture[-30:] < 250).any(axis=-1) for picture in drawn]  # ink below the result
+    for i in range(3):
+        assert (labels[i] != labels[i - 1]).sum() > 50
+    columns = np.flatnonzero(labels[1].any(axis=0))
+    assert (np.diff(columns) > 4).sum() == 3  # gaps between the word query, 1, the sign and wrong
+
+
+def test_the_box_stands_in_the_query():
+    query = np.full((280, 200, 3), 255, np.uint8)  # drawn at half its size
+    result = np.zeros((10, 10, 3), np.uint8)
+    picture = pictures.draw_ranking(query, [result], ["right"], box=(20, 40, 120, 240))
+    drawn = np.argwhere((picture == (255, 140, 0)).all(axis=-1)) - 16  # the gap and the frame
+    np.testing.assert_array_equal(drawn.min(axis=0), [20, 10])
+    np.testing.assert_array_equal(drawn.max(axis=0), [119, 59])
+    assert not (pictures.draw_ranking(query, [result], ["right"]) == (255, 140, 0)).all(-1).any()
+
+
+def test_a_result_of_any_shape_has_its_place():
+    query = np.full((20, 20, 3), 255, np.uint8)
+    shapes = [(10, 1000), (1000, 2), (1, 1)]
+    results = [np.full((*shape, 3), (9, 77, 200), np.uint8) for shape in shapes]
+    picture = pictures.draw_ranking(query, results, ["wrong"] * 3)
+    columns = np.flatnonzero((picture == (9, 77, 200)).all(axis=-1).any(axis=0))
+    widths = [len(part) for part in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)]
+    assert widths == [280, 1, 140]

@@ -1,5 +1,6 @@
 """Settings: overrides, checks and what they say."""
 
+import json
 import textwrap
 
 import pytest
@@ -166,3 +167,65 @@ def test_every_setting_is_described():
     described = settings.describe()
     for key in settings.flatten(defaults.get_config()):
         assert f"  {key} = " in described
+
+
+def write_run(folder, **overrides):
+    config = checked(**overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+
+
+def of_evaluation(workdir, path=None, **overrides):
+    changes = {key.replace("__", "."): text for key, text in overrides.items()}
+    return settings.check(settings.of_evaluation(str(workdir), path, changes))
+
+
+def test_an_evaluation_takes_the_encoder_from_the_run(tmp_path):
+    write_run(tmp_path, encoder__width="24", seed="9", knn__k="7", data__data_dir="/data")
+    config = of_evaluation(tmp_path, knn__preset="instdisc", encoder__width="24")
+    assert (config.encoder.width, config.seed, config.knn.k) == (24, 9, 7)
+    assert (config.knn.preset, config.data.data_dir) == ("instdisc", "/data")
+    file = tmp_path / "other.py"
+    file.write_text(
+        "from gsjax import defaults\n\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        "    config.encoder.width, config.knn.k = 64, 3\n"
+        "    return config\n"
+    )
+    config = of_evaluation(tmp_path, str(file))
+    assert (config.encoder.width, config.knn.k, config.data.data_dir) == (24, 3, "")
+    config = of_evaluation(tmp_path, str(file), checkpoint__load="none")
+    assert (config.encoder.width, config.seed) == (64, 5)
+
+
+def test_an_evaluation_refuses_what_contradicts_the_run(tmp_path):
+    write_run(tmp_path, encoder__width="24")
+    with pytest.raises(UserError, match=r"encoder.width=16 contradicts .*config.json.* has 24"):
+        of_evaluation(tmp_path, encoder__width="16")
+    with pytest.raises(UserError, match="holds no run"):
+        of_evaluation(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        of_evaluation(tmp_path)
+
+
+def test_an_evaluation_of_another_runs_checkpoint(tmp_path):
+    write_run(tmp_path / "a", encoder__width="24")
+    write_run(tmp_path / "b", encoder__width="16")
+    path = str(tmp_path / "a/checkpoints/12")
+    assert of_evaluation(tmp_path / "b", checkpoint__load=path).encoder.width == 24
+
+
+def test_a_run_of_an_older_gsjax_may_hold_settings_that_are_gone(tmp_path):
+    write_run(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    content["config"]["knn"]["gone"] = 3
+    del content["config"]["linear"]
+    file.write_text(json.dumps(content))
+    assert of_evaluation(tmp_path).linear.num_epochs == 90
+    content["config"]["encoder"]["future"] = 3
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"unknown setting encoder.future"):
+        of_evaluation(tmp_path)

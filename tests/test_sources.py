@@ -9,7 +9,7 @@ import tiny_tfds
 from PIL import Image
 
 from gsjax import defaults
-from gsjax.data import input_pipeline, photos, sources
+from gsjax.data import input_pipeline, photos, sources, transforms
 from gsjax.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_tfds_order_is_that_of_tfds(tiny_data, tiny, split):
     images = input_pipeline.load_images(source, range(len(expected)))
     for image, example in zip(images, expected, strict=True):
         np.testing.assert_array_equal(image, example["picture"])
-    batch = next(input_pipeline.test_batches(source, 16, len(expected)))
+    batch = next(input_pipeline.test_batches(source, transforms.central(16), len(expected)))
     np.testing.assert_array_equal(batch["label"], [example["label"] for example in expected])
     if kind == "memory":
         np.testing.assert_array_equal(source.labels, batch["label"])
@@ -91,7 +91,7 @@ def test_unlabelled_examples_of_a_labelled_split(tiny_data):
         return
     source = sources.open_source(data, "test+unlabelled", labelled=True)
     with pytest.raises(UserError, match="unlabelled examples"):
-        list(input_pipeline.test_batches(source, 16, 4))
+        list(input_pipeline.test_batches(source, transforms.central(16), 4))
 
 
 def test_real_layouts(shared_data):
@@ -125,9 +125,14 @@ def test_a_data_set_that_is_not_prepared(tmp_path, monkeypatch):
     _fails(
         _data("imagenet2012", tmp_path),
         "train",
-        f"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {tmp_path}/downloads/manual",
+        f"ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar into {tmp_path}/downloads/manual",
         f"tfds build imagenet2012 --data_dir={tmp_path}",
     )
+    manual = tmp_path / "downloads/manual"
+    manual.mkdir(parents=True)
+    (manual / "cars_train.tgz").touch()
+    archives = "put cars_test.tgz, car_devkit.tgz, cars_test_annos_withlabels.mat into"
+    _fails(_data("cars196", tmp_path), "train", f"{archives} {manual}")
 
 
 def _write_pictures(root, *names):
@@ -173,7 +178,7 @@ def test_folder_classes_are_its_sorted_sub_folders(tmp_path):
     assert source.class_names == ("cat", "owl")
     assert _names(source) == ["cat/3.png", "cat/deep/2.png", "owl/1.png"]
     np.testing.assert_array_equal(source.labels, [0, 0, 1])
-    batch = next(input_pipeline.test_batches(source, 8, 3))
+    batch = next(input_pipeline.test_batches(source, transforms.central(8), 3))
     np.testing.assert_array_equal(batch["label"], [0, 0, 1])
     # Numbered in the order of writing by their red value.
     reds = [image[0, 0, 0] for image in input_pipeline.load_images(source, range(3))]

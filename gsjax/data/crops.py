@@ -93,15 +93,36 @@ def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
     return resize(crop, (size, size))
 
 
-def resize(image: tf.Tensor, size: tuple[int, int] | tf.Tensor) -> tf.Tensor:
-    """Resizes an image, bilinear with antialiasing: uint8 [H, W, 3] -> uint8 [*size, 3]."""
+def resize(
+    image: tf.Tensor, size: tuple[int, int] | tf.Tensor, method: str = "bilinear"
+) -> tf.Tensor:
+    """Resizes an image with antialiasing, as Pillow does.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: height and width of the result.
+      method: bilinear or bicubic.
+
+    Returns:
+      uint8 [*size, 3].
+    """
+    if method == "bicubic":  # overshoots, and Pillow clips after each of its two passes
+        height, width = tf.unstack(tf.convert_to_tensor(size))
+        wide = _resize(image, tf.stack([tf.shape(image)[0], width]), method, antialias=True)
+        return _resize(wide, tf.stack([height, width]), method, antialias=True)
     # Antialiasing changes nothing where both sides grow, and makes the operation 3 times slower.
-    resized = tf.cond(
+    return tf.cond(
         tf.reduce_all(tf.shape(image)[:2] <= size),
-        lambda: tf.image.resize(image, size, method="bilinear"),
-        lambda: tf.image.resize(image, size, method="bilinear", antialias=True),
+        lambda: _resize(image, size, method, antialias=False),
+        lambda: _resize(image, size, method, antialias=True),
     )
-    return tf.cast(resized + 0.5, tf.uint8)  # rounds: the weights are positive and sum to 1
+
+
+def _resize(
+    image: tf.Tensor, size: tuple[int, int] | tf.Tensor, method: str, antialias: bool
+) -> tf.Tensor:
+    resized = tf.image.resize(image, size, method=method, antialias=antialias)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 
 
 def central_crop(image: tf.Tensor, size: int) -> tf.Tensor:

@@ -13,10 +13,8 @@ from gsjax.data import crops, shards
 from gsjax.data.decode import decode_image
 from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
 from gsjax.data.sources import Source, check_labels
+from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
-
-_UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
-_SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop
 
 _PREFETCHED = 2  # batches ahead of the one in use
 
@@ -30,6 +28,7 @@ def train_batches(
     num_steps: int,
     process_index: int = 0,
     process_count: int = 1,
+    num_views: int = 2,
 ) -> Generator[Batch, None, None]:
     """This host's part of the batches of steps start_step, ..., num_steps - 1.
 
@@ -46,9 +45,10 @@ def train_batches(
       num_steps: length of the training, not counted from start_step.
       process_index: this host's number.
       process_count: number of hosts; b = B / process_count.
+      num_views: V, 2 or, for the linear evaluation, 1.
 
     Returns:
-      A generator of dicts: `views` uint8 [b, 2, S, S, 3]; `boxes` float32 [b, 2, 4] (top, left,
+      A generator of dicts: `views` uint8 [b, V, S, S, 3]; `boxes` float32 [b, V, 4] (top, left,
       height, width in pixels of the original); `size` int32 [b, 2] (height and width of the
       original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
 
@@ -66,9 +66,11 @@ def train_batches(
         process_index,
         process_count,
     )
-    make_example = functools.partial(_views, config.seed, config.data.image_size, config.augment)
-    records = make_records(start_step, num_steps)
-    batches = _batches(source, records, make_example, local_size, drop_remainder=True)
+    make_example = functools.partial(
+        _views, config.seed, config.data.image_size, config.augment, num_views
+    )
+    dataset = _examples(source, make_records(start_step, num_steps), make_example)
+    batches = _batches(dataset, local_size, drop_remainder=True)
     if source.shards and start_step % epoch_steps and process_index == 0:
         batches = _timed_start(batches, source.name)
     return _checked(source, batches, lambda i: make_records(start_step + i, start_step + i + 1))
@@ -76,47 +78,52 @@ def train_batches(
 
 def test_batches(
     source: Source,
-    image_size: int,
+    transform: Transform,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    indices: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """This host's part of the batches of all pictures, in the order of the source.
-
-    Up to S = 96 a picture of S x S pixels stays as it is and another one is resized to a short
-    side of S; above, to a short side of S * 256 / 224. Then the central S x S pixels are cut out.
+    """This host's part of the batches of all pictures that can be decoded, in order.
 
     Args:
       source: the pictures.
-      image_size: side S of the result.
+      transform: gives these pictures one size [h, w]; where it has to be known before the first
+        picture (a host may have none), it says it by itself.
       batch_size: images B of a batch over all hosts.
       process_index: this host's number; it takes its contiguous part of each batch.
       process_count: number of hosts; b = B / process_count. All get equally many batches.
+      indices: ascending int64 [n], the pictures to take; None for all.
 
     Returns:
-      An iterator of dicts: `image` uint8 [b, S, S, 3]; `label` int32 [b] (-1: unknown); `index`
-      int64 [b]; `valid` bool [b], False in the rows that fill up the last batch (image 0, label
-      and index -1).
+      An iterator of dicts: `image` uint8 [b, h, w, 3]; `label` int32 [b] (-1: unknown) or [b, C];
+      `index` int64 [b], -1 in rows that fill up a batch. A picture that is damaged has no row.
 
     Raises:
-      UserError: a batch that the hosts cannot share evenly, or (while iterating) a picture that
-        cannot be decoded, or an unlabelled one in a labelled source.
+      UserError: a batch that the hosts cannot share evenly, or (while iterating) an unlabelled
+        picture in a labelled source.
     """
     local_size = _local_size(batch_size, process_count)
-    num_batches = -(-source.num_examples // batch_size)
+    wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)
 
-    def mine(index: tf.Tensor, *_) -> tf.Tensor:
-        return (index % batch_size) // local_size == process_index
+    def mine(position: tf.Tensor, *_) -> tf.Tensor:
+        return (position % batch_size) // local_size == process_index
 
     if source.shards:
-        records = shards.in_order(source.shards)
+        is_wanted = np.zeros(source.num_examples, bool)
+        is_wanted[wanted] = True
+        table = tf.constant(is_wanted)
+        records = shards.in_order(source.shards).filter(lambda index, _: tf.gather(table, index))
     else:
-        records = tf.data.Dataset.range(source.num_examples).map(lambda index: (index, index))
-    records = records.filter(mine).enumerate()
-    make_example = functools.partial(_test_image, image_size)
-    batches = _batches(source, records, make_example, local_size, drop_remainder=False)
-    batches = _checked(source, batches, lambda i: records.skip(i * local_size).take(local_size))
-    return _padded(source, batches, num_batches, local_size, image_size)
+        records = tf.data.Dataset.from_tensor_slices(wanted).map(lambda index: (index, index))
+    records = records.enumerate().filter(mine)
+    dataset = _examples(source, records, functools.partial(_transformed, transform))
+    batches = _batches(dataset.ignore_errors(), local_size, drop_remainder=False)
+    empty = {
+        name: np.zeros([0, *(side or 1 for side in spec.shape)], spec.dtype.as_numpy_dtype)
+        for name, spec in dataset.element_spec.items()
+    }
+    return _padded(source, batches, empty, -(-len(wanted) // batch_size), local_size)
 
 
 def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
@@ -153,42 +160,44 @@ def _views(
     seed: int,
     image_size: int,
     settings: ml_collections.ConfigDict,
+    num_views: int,
     position: tf.Tensor,
+    index: tf.Tensor,
     picture: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
+    del index
     image = _decode(picture)
     size = tf.shape(image)[:2]
     crop_seed = tf.stack([tf.constant(seed, tf.int64), position])
-    boxes = crops.random_resized_crop_boxes(crop_seed, size, settings)
+    boxes = crops.random_resized_crop_boxes(crop_seed, size, settings)[:num_views]
     views = [crops.crop_and_resize(image, box, image_size) for box in tf.unstack(boxes)]
     return {"views": tf.stack(views), "boxes": boxes, "size": size}
 
 
-def _test_image(image_size: int, position: tf.Tensor, picture: tf.Tensor) -> dict[str, tf.Tensor]:
+def _transformed(
+    transform: Transform, position: tf.Tensor, index: tf.Tensor, picture: tf.Tensor
+) -> dict[str, tf.Tensor]:
     del position
-    image = _decode(picture)
-    short_side = image_size
-    if image_size > _UNTOUCHED_SIZE:
-        short_side = round(image_size * _SHORT_SIDE_RATIO)
-    size = tf.shape(image)[:2]
-    scaled = size * short_side // tf.reduce_min(size)  # torchvision's Resize rounds down as well
-    return {"image": crops.central_crop(crops.resize(image, scaled), image_size)}
+    return {"image": transform(index, _decode(picture))}
 
 
-def _batches(
+def _examples(
     source: Source,
     records: tf.data.Dataset,
-    make_example: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
-    local_size: int,
-    drop_remainder: bool,
-) -> Iterator[Batch]:
+    make_example: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
+) -> tf.data.Dataset:
+    """Reads and transforms records of (position, (index, key))."""
+
     @tf.autograph.experimental.do_not_convert
     def example(position: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         index, key = record
         picture, label = source.read(key)
-        return {**make_example(position, picture), "label": label, "index": index}
+        return {**make_example(position, index, picture), "label": label, "index": index}
 
-    dataset = records.map(example, num_parallel_calls=os.cpu_count(), deterministic=True)
+    return records.map(example, num_parallel_calls=os.cpu_count(), deterministic=True)
+
+
+def _batches(dataset: tf.data.Dataset, local_size: int, drop_remainder: bool) -> Iterator[Batch]:
     dataset = dataset.batch(local_size, drop_remainder=drop_remainder).prefetch(_PREFETCHED)
     # Autotuning has a thread for which the end of every iterator waits, up to a minute.
     options = tf.data.Options()
@@ -233,24 +242,18 @@ def _undecodable(source: Source, index: int) -> UserError:
 
 
 def _padded(
-    source: Source, batches: Iterator[Batch], num_batches: int, local_size: int, image_size: int
+    source: Source, batches: Iterator[Batch], empty: Batch, num_batches: int, local_size: int
 ) -> Iterator[Batch]:
-    empty: Batch = {
-        "image": np.zeros([0, image_size, image_size, 3], np.uint8),
-        "label": np.zeros([0], np.int32),
-        "index": np.zeros([0], np.int64),
-    }
+    """Fills every batch up to one size, and up to the number of batches of the other hosts."""
     for _ in range(num_batches):
         batch = next(batches, empty)
         check_labels(source, batch["label"])
         missing = local_size - len(batch["index"])
-        if missing:
-            batch = {
-                name: np.pad(
-                    values,
-                    [(0, missing)] + [(0, 0)] * (values.ndim - 1),
-                    constant_values=0 if name == "image" else -1,
-                )
-                for name, values in batch.items()
-            }
-        yield {**batch, "valid": np.arange(local_size) < local_size - missing}
+        yield {
+            name: np.pad(
+                values,
+                [(0, missing)] + [(0, 0)] * (values.ndim - 1),
+                constant_values=0 if name == "image" else -1,
+            )
+            for name, values in batch.items()
+        }

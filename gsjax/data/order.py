@@ -10,7 +10,7 @@ from gsjax.data.sources import Source
 from gsjax.errors import UserError
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(source: Source, batch_size: int, setting: str = "batch_size") -> int:
     """Whole batches in a source; the rest of an epoch's permutation is dropped.
 
     Raises:
@@ -18,7 +18,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     """
     if source.num_examples < batch_size:
         raise UserError(
-            f"batch_size={batch_size} is more than the {source.num_examples} images of "
+            f"{setting}={batch_size} is more than the {source.num_examples} images of "
             f"{source.name}: take at most {source.num_examples}"
         )
     return source.num_examples // batch_size

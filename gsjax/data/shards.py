@@ -39,7 +39,12 @@ def from_instructions(instructions: Iterable) -> tuple[Shard, ...]:
 
 def gigabytes(shards: Iterable[Shard]) -> float:
     """The size of the files on disk in 10^9 bytes."""
-    return sum(tf.io.gfile.stat(path).length for path in {shard.path for shard in shards}) / 1e9
+    return sum(size(path) for path in {shard.path for shard in shards}) / 1e9
+
+
+def size(path: str) -> int:
+    """The bytes of a file."""
+    return tf.io.gfile.stat(path).length
 
 
 def host_share(

@@ -1,17 +1,17 @@
 """Where pictures come from: TFDS data sets, folders, and photographs of installed packages."""
 
 import dataclasses
-import difflib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
 import tensorflow as tf
 
+import gsjax
 from gsjax.data import photos
-from gsjax.data.shards import Shard, from_instructions, gigabytes, in_order
+from gsjax.data.shards import Shard
 from gsjax.errors import UserError
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -22,26 +22,41 @@ class Source:
     """Pictures in a fixed order, each known by its index in it.
 
     Attributes:
-      name: for messages.
+      name: of the data set and the split, for messages.
+      dataset: its name alone, for results.
       num_examples: number N of pictures.
-      labels: int32 [N], or None where they are only known once a picture is read.
+      version: of the data set, for results.
+      labels: int32 [N], or None where they are only known once a picture is read. Where a picture
+        has several, [N, C] of 1 (is there), -1 (is not) and 0 (difficult: does not count).
       class_names: names of the labels, or None.
       labelled: whether every picture must have a label.
       read: TensorFlow function from a key to (picture, label). The key is the picture's index or,
         in a source that is read in sequence, its raw record. The picture is its encoded bytes,
-        string [], or its pixels, uint8 [H, W, 3]; the label is int32 [], -1 where there is none.
-      picture_name: from an index to what a message calls the picture.
+        string [], or its pixels, uint8 [H, W, 3]; the label is int32 [] (-1 where there is none)
+        or [C].
+      files: what the pictures are read from, as (path, bytes, time of change); it tells a source
+        from another or from itself after a change.
+      paths: of the pictures, where each is a file.
       shards: the files of a source that is read in sequence; empty with random access.
+      label_shape: () or (C,).
     """
 
     name: str
+    dataset: str
     num_examples: int
+    version: str
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
     labelled: bool
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    picture_name: Callable[[int], str]
+    files: Callable[[], list[tuple[str, int, float]]]
+    paths: tuple[str, ...] = ()
     shards: tuple[Shard, ...] = ()
+    label_shape: tuple[int, ...] = ()
+
+    def picture_name(self, index: int) -> str:
+        """What a message calls a picture."""
+        return self.paths[index] if self.paths else f"number {index} of {self.name}"
 
 
 def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = False) -> Source:
@@ -64,8 +79,34 @@ def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = Fa
     elif data.source == "folder":
         source = _open_folder(data, split, labelled)
     else:
-        source = _open_tfds(data, split, labelled)
+        from gsjax.data import prepared  # imports TFDS, which is slow
+
+        source = prepared.open_tfds(data, split, labelled)
     return require_labels(source) if labelled else source
+
+
+def open_labelled(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
+    """Opens the labelled split and the test split, for evaluations.
+
+    Raises:
+      UserError: there is none, or their classes differ, or as from `open_source`.
+    """
+    if not data.labelled_split:
+        raise UserError(
+            "data.labelled_split is empty: this needs labelled pictures, "
+            "set data.labelled_split and data.test_split"
+        )
+    bank, test = (
+        open_source(data, s, labelled=True) for s in (data.labelled_split, data.test_split)
+    )
+    check_same_classes(bank, test)
+    return bank, test
+
+
+def check_same_classes(bank: Source, test: Source) -> None:
+    """Raises UserError if two labelled sources do not have the same classes."""
+    if bank.class_names != test.class_names:
+        raise UserError(f"{bank.name} and {test.name} have different classes")
 
 
 def require_labels(source: Source) -> Source:
@@ -82,7 +123,7 @@ def require_labels(source: Source) -> Source:
 
 def check_labels(source: Source, labels: np.ndarray) -> None:
     """Raises UserError if a labelled source has an example without a label (label < 0)."""
-    unlabelled = int(np.sum(labels < 0))
+    unlabelled = 0 if source.label_shape else int(np.sum(labels < 0))
     if source.labelled and unlabelled:
         raise UserError(
             f"{source.name} holds unlabelled examples (at least {unlabelled}): "
@@ -90,64 +131,105 @@ def check_labels(source: Source, labels: np.ndarray) -> None:
         )
 
 
-def _random_access(
+def in_memory(
     name: str,
+    dataset: str,
+    version: str,
     pictures: tf.Tensor,
     labels: np.ndarray,
     class_names: tuple[str, ...] | None,
     labelled: bool,
+    files: Callable[[], list[tuple[str, int, float]]],
 ) -> Source:
     """A source of pictures in memory: `pictures` is string [N] or uint8 [N, H, W, 3]."""
     label_tensor = tf.constant(labels, tf.int32)
     return Source(
         name=name,
+        dataset=dataset,
         num_examples=len(labels),
+        version=version,
         labels=labels,
         class_names=class_names,
         labelled=labelled,
         read=lambda index: (tf.gather(pictures, index), tf.gather(label_tensor, index)),
-        picture_name=lambda index: f"number {index} of {name}",
+        files=files,
+        label_shape=labels.shape[1:],
     )
 
 
 def _open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
     tiles, labels = photos.tiles(split, data.image_size)
-    name = f"data.source=photos, split {split!r}"
-    return _random_access(name, tf.constant(tiles), labels, photos.names(), labelled)
+    return in_memory(
+        f"data.source=photos, split {split!r}",
+        "photos",
+        f"photos of gsjax {gsjax.__version__}",
+        tf.constant(tiles),
+        labels,
+        photos.names(),
+        labelled,
+        lambda: [(f"{split} {data.image_size}", tiles.nbytes, 0.0)],
+    )
 
 
 def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/")
     if not tf.io.gfile.isdir(root):
         raise UserError(f"{root} is no folder: check data.data_dir and the split {split!r}")
+    dataset = os.path.basename(data.data_dir.rstrip("/"))
     names, folders = _list_pictures(root)
     if not names:
         raise UserError(f"{root} holds no pictures ({', '.join(_EXTENSIONS)})")
-    class_names = None
-    labels = np.full(len(names), -1, np.int32)
-    if labelled:
-        loose = [name for name in names if "/" not in name]
-        if loose:
-            raise UserError(
-                f"{root} is a labelled split, but {loose[0]} is in no class folder: "
-                f"put each picture in {root}/<class>/"
-            )
-        class_names = tuple(folders)
-        numbers = {folder: number for number, folder in enumerate(class_names)}
-        labels = np.array([numbers[name.split("/", 1)[0]] for name in names], np.int32)
-    paths = tf.constant(names)
-    label_tensor = tf.constant(labels)
+    if not labelled:
+        return from_files(root, dataset, [f"{root}/{name}" for name in names])
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise UserError(
+            f"{root} is a labelled split, but {loose[0]} is in no class folder: "
+            f"put each picture in {root}/<class>/"
+        )
+    numbers = {folder: number for number, folder in enumerate(folders)}
+    labels = np.array([numbers[name.split("/", 1)[0]] for name in names], np.int32)
+    return from_files(root, dataset, [f"{root}/{name}" for name in names], labels, tuple(folders))
+
+
+def from_files(
+    name: str,
+    dataset: str,
+    paths: Sequence[str],
+    labels: np.ndarray | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Source:
+    """A source of picture files.
+
+    Args:
+      name: for messages.
+      dataset: for results.
+      paths: of N pictures, in the order of the source.
+      labels: int32 [N], or None for none.
+      class_names: names of the labels.
+    """
+    path_tensor = tf.constant(list(paths))
+    known = np.full(len(paths), -1, np.int32) if labels is None else labels
+    label_tensor = tf.constant(known)
+
+    def files() -> list[tuple[str, int, float]]:
+        stats = [tf.io.gfile.stat(path) for path in paths]
+        return [(p, s.length, s.mtime_nsec) for p, s in zip(paths, stats, strict=True)]
+
     return Source(
-        name=root,
-        num_examples=len(names),
-        labels=labels,
+        name=name,
+        dataset=dataset,
+        num_examples=len(paths),
+        version=f"{len(paths)} files",
+        labels=known,
         class_names=class_names,
-        labelled=labelled,
+        labelled=labels is not None,
         read=lambda index: (
-            tf.io.read_file(tf.strings.join([root, tf.gather(paths, index)], separator="/")),
+            tf.io.read_file(tf.gather(path_tensor, index)),
             tf.gather(label_tensor, index),
         ),
-        picture_name=lambda index: f"{root}/{names[index]}",
+        files=files,
+        paths=tuple(paths),
     )
 
 
@@ -176,112 +258,3 @@ def _list_pictures(root: str) -> tuple[list[str], list[str]]:
 
 def _fail(error: OSError):
     raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-
-def _open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
-    import tensorflow_datasets as tfds  # slow, and only needed here
-
-    builder = _prepared_builder(data)
-    name = f"{data.source}, split {split!r}"
-    try:
-        parts = from_instructions(builder.info.splits[split].file_instructions)
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{data.source} has no split {split!r}; it has {', '.join(builder.info.splits)}"
-        ) from error
-    if not parts:
-        raise UserError(f"{name} is empty")
-    features = builder.info.features
-    image_keys = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-    if not image_keys:
-        raise UserError(f"{data.source} has no feature of type Image: {', '.join(features)}")
-    keys = {"image": image_keys[0]}
-    class_names = None
-    if "label" in features and features["label"].shape == ():
-        keys["label"] = "label"
-        class_names = tuple(getattr(features["label"], "names", None) or ()) or None
-    elif labelled:
-        raise UserError(f"{data.source} has no labels, which {name} needs as a labelled split")
-    decoders = {keys["image"]: tfds.decode.SkipDecoding()}
-    on_disk = {"image": tf.string, "label": tf.int64}  # whatever the type of the feature
-    spec = {key: tf.io.FixedLenFeature([], on_disk[role]) for role, key in keys.items()}
-    num_examples = sum(part.take for part in parts)
-
-    def parse(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        examples = tf.io.parse_example(records, spec)
-        pictures = examples[keys["image"]]
-        if "label" in keys:
-            return pictures, tf.cast(examples["label"], tf.int32)
-        return pictures, tf.fill(tf.shape(pictures), -1)
-
-    make = functools.partial(
-        Source,
-        name=name,
-        num_examples=num_examples,
-        class_names=class_names,
-        labelled=labelled,
-        picture_name=lambda index: f"number {index} of {name}",
-    )
-    file_format = builder.info.file_format
-    if file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        records = builder.as_data_source(split=split, decoders=decoders)
-
-        def fetch(index: int) -> tuple[bytes, np.int32]:
-            example = records[int(index)]
-            return example[keys["image"]], np.int32(example["label"] if "label" in keys else -1)
-
-        def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            picture, label = tf.numpy_function(fetch, [index], (tf.string, tf.int32))
-            return tf.ensure_shape(picture, []), tf.ensure_shape(label, [])
-
-        return make(labels=None, read=read)
-    if file_format != tfds.core.FileFormat.TFRECORD:
-        raise UserError(
-            f"{data.source} is prepared as {file_format.value}: "
-            "prepare it as tfrecord or array_record (tfds build --file_format=array_record)"
-        )
-    if gigabytes(parts) > data.memory_gb:
-        return make(labels=None, read=parse, shards=parts)
-    pictures, labels = zip(*(parse(batch) for _, batch in in_order(parts).batch(1024)), strict=True)
-    return _random_access(
-        name, tf.concat(pictures, axis=0), tf.concat(labels, axis=0).numpy(), class_names, labelled
-    )
-
-
-def _prepared_builder(data: ml_collections.ConfigDict):
-    """The TFDS builder of a data set that is on disk, after preparing it if that is possible."""
-    import tensorflow_datasets as tfds
-
-    data_dir = os.path.expanduser(data.data_dir) or None
-    try:
-        builder = tfds.builder(data.source, data_dir=data_dir)
-    except (ValueError, ImportError) as error:  # DatasetNotFoundError is a ValueError
-        known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(data.source, ["folder", "photos", *known], n=1)
-        raise UserError(
-            f"data.source={data.source} is no TFDS data set, nor folder or photos"
-            + (f"; did you mean {near[0]}?" if near else "")
-        ) from error
-    if builder.is_prepared():
-        return builder
-    where = data_dir or str(tfds.core.constants.DATA_DIR)
-    command = f"tfds build {data.source} --data_dir={where}"
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        if builder.name == "imagenet2012":
-            archives = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
-        else:
-            archives = "its archives (the data set's page in the TFDS catalogue names them)"
-        raise UserError(
-            f"{data.source} is not in {where}: put {archives} into {where}/downloads/manual "
-            f"and run {command}"
-        )
-    print(f"{data.source} is not in {where}: TFDS downloads and prepares it", flush=True)
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # whatever the network, the disk or a data set's own code raises
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{data.source} is not in {where} and could not be prepared "
-            f"({type(error).__name__}: {reason}); to try by hand: {command}"
-        ) from error
-    return builder

@@ -1,7 +1,8 @@
 """Representations of a data set, in its order."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,15 +11,43 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, parallel
+from gsjax import augment, metrics, parallel
+from gsjax.data import input_pipeline
+from gsjax.data.sources import Source
+from gsjax.data.transforms import Transform
+from gsjax.errors import UserError
 
 EncodeFn = Callable[[Any, jax.Array], jax.Array]
+
+_NAMED = 5  # damaged pictures that a message names
+
+
+class Features(NamedTuple):
+    """Rows of n pictures, in the order of their source.
+
+    Attributes:
+      feature: float [n, F] representations, 0 for a picture that cannot be decoded.
+      label: int32 [n], -1 where there is none; or [n, C].
+      indices: int64 [n] of the pictures in the source.
+      valid: bool [n], False for a picture that cannot be decoded.
+    """
+
+    feature: np.ndarray
+    label: np.ndarray
+    indices: np.ndarray
+    valid: np.ndarray
+
+    def decoded(self) -> "Features":
+        """The rows of the pictures that can be decoded."""
+        if self.valid.all():
+            return self
+        return Features(*(column[self.valid] for column in self))
 
 
 def create_encode_fn(
     encoder: nn.Module, mean: tuple, std: tuple, dtype: Any, mesh: Mesh
 ) -> EncodeFn:
-    """Compiles (variables, images uint8 [B, S, S, 3]) -> representations [B, F].
+    """Compiles (variables, images uint8 [B, H, W, 3]) -> representations [B, F].
 
     The images are split over the devices; BatchNorm is in inference mode.
     """
@@ -43,46 +72,72 @@ def create_pixels_fn(mean: tuple, std: tuple, dtype: Any, mesh: Mesh) -> EncodeF
 def extract(
     encode_fn: EncodeFn,
     variables: Any,
-    batches: Iterator[dict[str, np.ndarray]],
+    source: Source,
+    transform: Transform,
+    batch_size: int,
     mesh: Mesh,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the features [N, F] and labels [N] of every valid image, the same on every host.
+    label: str,
+    indices: np.ndarray | None = None,
+) -> Features:
+    """Encodes pictures over all devices and hosts; every host gets all rows.
 
     Args:
       encode_fn: as from `create_encode_fn`.
       variables: its first argument.
-      batches: `gsjax.data.input_pipeline.test_batches` of this host, padded to one size.
+      source: the pictures.
+      transform: of each.
+      batch_size: images per step over all devices and hosts; rounded up to fill them evenly.
       mesh: the devices.
-      progress: told the number of batches done.
+      label: what the progress line says.
+      indices: ascending int64 [n], the pictures to encode; None for all.
+
+    Returns:
+      Exactly one row for each picture; those that cannot be decoded are named and marked.
+
+    Raises:
+      UserError: no picture can be decoded, or an unlabelled one is in a labelled source.
     """
-    rows = []
+    devices = mesh.devices.size
+    batch_size = math.ceil(batch_size / devices) * devices
+    wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)
+    batches = input_pipeline.test_batches(
+        source, transform, batch_size, jax.process_index(), jax.process_count(), wanted
+    )
+    valid = np.zeros(len(wanted), bool)
+    rows: np.ndarray | None = None
+    progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     for i, batch in enumerate(batches):
         encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
-        local = np.concatenate([shard.data for shard in _in_order(encoded.addressable_shards)])
-        valid = batch["valid"]
-        rows.append((local[valid], batch["label"][valid], batch["index"][valid]))
-        progress(i + 1)
-    features, labels, index = (np.concatenate(column) for column in zip(*rows, strict=True))
-    if jax.process_count() > 1:
-        features, labels, index = _gather(features, labels, index)
-    order = np.argsort(index, kind="stable")
-    return features[order], labels[order]
-
-
-def _in_order(shards):
-    return sorted(shards, key=lambda shard: shard.index[0].start or 0)
-
-
-def _gather(*columns: np.ndarray) -> list[np.ndarray]:
-    """Concatenates the hosts' rows, of which each may have another number."""
-    counts = multihost_utils.process_allgather(np.asarray(len(columns[0])))
-    most = int(counts.max())
-    gathered = []
-    for column in columns:
-        padding = [(0, most - len(column))] + [(0, 0)] * (column.ndim - 1)
-        everyones = multihost_utils.process_allgather(np.pad(column, padding))
-        gathered.append(
-            np.concatenate([part[:n] for part, n in zip(everyones, counts, strict=True)])
+        part = _gather((_local(encoded), batch["label"], batch["index"]))
+        feature, labels, index = (column[part[2] >= 0] for column in part)
+        if rows is None:
+            rows = np.zeros((len(wanted), *feature.shape[1:]), feature.dtype)
+            all_labels = np.full((len(wanted), *labels.shape[1:]), -1, np.int32)
+        place = np.searchsorted(wanted, index)
+        rows[place], all_labels[place], valid[place] = feature, labels, True
+        progress.update(i + 1)
+    progress.close()
+    if rows is None or not valid.any():
+        raise UserError(f"{source.name}: not one picture can be decoded")
+    damaged = wanted[~valid]
+    if len(damaged):
+        names = ", ".join(source.picture_name(int(i)) for i in damaged[:_NAMED])
+        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+        metrics.say(
+            f"left out {len(damaged)} of {len(wanted)} pictures that cannot be decoded: "
+            f"{names}{more}"
         )
-    return gathered
+    return Features(rows, all_labels, wanted, valid)
+
+
+def _local(encoded: jax.Array) -> np.ndarray:
+    """This host's rows of an array that is split over the devices."""
+    shards = sorted(encoded.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Concatenates the hosts' rows."""
+    if jax.process_count() == 1:
+        return columns
+    return multihost_utils.process_allgather(columns, tiled=True)

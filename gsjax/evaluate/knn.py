@@ -9,7 +9,12 @@ import ml_collections
 import numpy as np
 from jax import lax
 
+from gsjax.data import sources, transforms
 from gsjax.errors import UserError
+from gsjax.evaluate import evaluation
+from gsjax.evaluate.features import Features
+
+_TOP = 5  # classes that are ranked
 
 
 class Protocol(NamedTuple):
@@ -31,11 +36,27 @@ def create_protocol(config: ml_collections.ConfigDict, bank_size: int) -> Protoc
     if config.k:
         protocol = protocol._replace(k=config.k)
     if protocol.k > bank_size:
-        raise UserError(
-            f"the kNN monitor asks for {protocol.k} neighbours among {bank_size} images; "
-            f"set knn.k to at most {bank_size}"
-        )
+        raise UserError(_too_few(protocol.k, bank_size))
     return protocol
+
+
+def _too_few(k: int, bank_size: int) -> str:
+    return f"kNN asks for {k} neighbours among {bank_size} images; set knn.k to at most {bank_size}"
+
+
+def accuracy(bank: Features, queries: Features, protocol: Protocol) -> dict[str, float]:
+    """Returns `top1` and `top5` in percent, of queries [N] classified by a bank [M].
+
+    `top5` counts queries whose class is among the five with most votes.
+
+    Raises:
+      UserError: fewer pictures in the bank than neighbours.
+    """
+    if protocol.k > len(bank.label):
+        raise UserError(_too_few(protocol.k, len(bank.label)))
+    predicted = knn_predict(bank.feature, bank.label, queries.feature, protocol)
+    hits = predicted == queries.label[:, None]
+    return {"top1": 100 * float(hits[:, 0].mean()), "top5": 100 * float(hits.any(axis=1).mean())}
 
 
 def knn_predict(
@@ -46,7 +67,7 @@ def knn_predict(
     query_chunk: int = 1024,
     bank_chunk: int = 65536,
 ) -> np.ndarray:
-    """Predicts the class of every query from its k nearest neighbours by cosine similarity.
+    """Ranks the classes of every query by its k nearest neighbours in cosine similarity.
 
     Args:
       bank: [M, F] representations with known labels.
@@ -57,25 +78,27 @@ def knn_predict(
       bank_chunk: bank rows on the device at a time.
 
     Returns:
-      [N] class numbers; of classes with equal votes the smallest.
+      [N, 5] class numbers (fewer where there are fewer classes), those with most votes first; of
+      classes with equal votes the smallest first.
     """
     num_classes = int(bank_labels.max()) + 1
     k = protocol.k
     rows = min(query_chunk, len(queries))
     parts = [queries[i : i + rows] for i in range(0, len(queries), rows)]
-    chunks = [jnp.asarray(np.pad(part, ((0, rows - len(part)), (0, 0)))) for part in parts]
+    chunks = [_unit(jnp.asarray(np.pad(p, ((0, rows - len(p)), (0, 0))))) for p in parts]
     best = [
         (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.zeros((rows, k), jnp.int32))
         for _ in chunks
     ]
     for start in range(0, len(bank), bank_chunk):
-        part = jnp.asarray(bank[start : start + bank_chunk])
+        part = _unit(jnp.asarray(bank[start : start + bank_chunk]))
         labels = jnp.asarray(bank_labels[start : start + bank_chunk].astype(np.int32))
         best = [_nearer(q, part, labels, *b) for q, b in zip(chunks, best, strict=True)]
     votes = [_vote(*b, num_classes, protocol.temperature) for b in best]
     return np.concatenate([np.asarray(v) for v in votes])[: len(queries)]
 
 
+@jax.jit
 def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
@@ -83,7 +106,7 @@ def _unit(x: jax.Array) -> jax.Array:
 @jax.jit
 def _nearer(queries, bank, labels, best, best_labels):
     """Merges the nearest so far ([N, k] cosines and labels) with a further part of the bank."""
-    cosines = jnp.matmul(_unit(queries), _unit(bank).T, precision=lax.Precision.HIGHEST)
+    cosines = jnp.matmul(queries, bank.T, precision=lax.Precision.HIGHEST)
     k = best.shape[1]
     values, indices = lax.top_k(cosines, min(k, len(bank)))
     values = jnp.concatenate([best, values], axis=1)
@@ -99,4 +122,27 @@ def _vote(cosines, labels, num_classes, temperature):
     def count(row_labels, row_weights):
         return jnp.zeros(num_classes, weights.dtype).at[row_labels].add(row_weights)
 
-    return jnp.argmax(jax.vmap(count)(labels, weights), axis=1)
+    return lax.top_k(jax.vmap(count)(labels, weights), min(_TOP, num_classes))[1]
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """The job `knn`: classifies the test split by its neighbours in the labelled split."""
+    with evaluation.open_evaluation(config, workdir, "knn") as job:
+        bank, queries = sources.open_labelled(config.data)
+        protocol = create_protocol(config.knn, bank.num_examples)
+        transform = transforms.central(config.data.image_size)
+        known, asked = (job.features(s, transform).decoded() for s in (bank, queries))
+        scores = accuracy(known, asked, protocol)
+        job.record(
+            queries.dataset,
+            {f"knn/{name}": value for name, value in scores.items()},
+            protocol={
+                **protocol._asdict(),
+                "bank": bank.name,
+                "queries": queries.name,
+                "version": queries.version,
+                "transform": repr(transform),
+                "num_bank": len(known.label),
+                "num_queries": len(asked.label),
+            },
+        )

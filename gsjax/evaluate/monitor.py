@@ -3,19 +3,15 @@
 import dataclasses
 import functools
 import json
-import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import ml_collections
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from gsjax import metrics, step
-from gsjax.data import input_pipeline, sources
-from gsjax.errors import UserError
+from gsjax.data import sources, transforms
 from gsjax.evaluate import features, knn
 
 
@@ -76,25 +72,19 @@ class Monitor:
         return features.create_encode_fn(self.encoder, *self._pixels, self.mesh)
 
     def _accuracy(self, label: str, encode_fn: features.EncodeFn, variables: Any) -> float:
-        bank, bank_labels = self._extract(f"{label}: bank", self.bank, encode_fn, variables)
-        queries, labels = self._extract(f"{label}: queries", self.queries, encode_fn, variables)
-        predicted = knn.knn_predict(bank, bank_labels, queries, self.protocol)
-        return 100 * float(np.mean(predicted == labels))
-
-    def _extract(self, label, source, encode_fn, variables):
-        devices = self.mesh.devices.size
-        batch_size = math.ceil(self.config.knn.batch_size / devices) * devices
-        batches = input_pipeline.test_batches(
-            source,
-            self.config.data.image_size,
-            batch_size,
-            jax.process_index(),
-            jax.process_count(),
+        bank, queries = (
+            features.extract(
+                encode_fn,
+                variables,
+                source,
+                transforms.central(self.config.data.image_size),
+                self.config.features.batch_size,
+                self.mesh,
+                f"{label}: {part}",
+            ).decoded()
+            for part, source in (("bank", self.bank), ("queries", self.queries))
         )
-        progress = metrics.Progress(label, math.ceil(source.num_examples / batch_size), inner=True)
-        rows = features.extract(encode_fn, variables, batches, self.mesh, progress.update)
-        progress.close()
-        return rows
+        return knn.accuracy(bank, queries, self.protocol)["top1"]
 
 
 def create_monitor(
@@ -120,9 +110,6 @@ def create_monitor(
     else:
         bank = sources.open_source(data, data.labelled_split, labelled=True)
     queries = sources.open_source(data, data.test_split, labelled=True)
-    if bank.class_names != queries.class_names:
-        raise UserError(
-            f"{bank.name} and {queries.name} have different classes: the kNN monitor compares them"
-        )
+    sources.check_same_classes(bank, queries)
     protocol = knn.create_protocol(config.knn, bank.num_examples)
     return Monitor(config, bank, queries, protocol, encoder, mesh)

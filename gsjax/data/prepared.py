@@ -1,0 +1,172 @@
+"""Data sets that TFDS has prepared, or prepares now."""
+
+import difflib
+import functools
+import os
+
+import ml_collections
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from gsjax.data.shards import from_instructions, gigabytes, in_order, size
+from gsjax.data.sources import Source, in_memory
+from gsjax.errors import UserError
+
+# Archives that TFDS cannot download: ImageNet asks for a log-in, the host of Stanford Cars is gone.
+_BY_HAND = {
+    "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+    "cars196": (
+        "cars_train.tgz",
+        "cars_test.tgz",
+        "car_devkit.tgz",
+        "cars_test_annos_withlabels.mat",
+    ),
+}
+
+
+def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
+    """Opens a split of a TFDS data set, as `gsjax.data.sources.open_source` describes."""
+    builder = _prepared_builder(data)
+    name = f"{data.source}, split {split!r}"
+    try:
+        parts = from_instructions(builder.info.splits[split].file_instructions)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{data.source} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+        ) from error
+    if not parts:
+        raise UserError(f"{name} is empty")
+    features = builder.info.features
+    image_keys = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+    if not image_keys:
+        raise UserError(f"{data.source} has no feature of type Image: {', '.join(features)}")
+    image_key = image_keys[0]
+    kind, class_names = _label_kind(features)
+    if labelled and kind == "none":
+        raise UserError(f"{data.source} has no labels, which {name} needs as a labelled split")
+    if kind == "several" and class_names is None:
+        raise UserError(f"{data.source} does not name the classes of its labels")
+    label_shape = (len(class_names),) if kind == "several" and class_names else ()
+    parse = functools.partial(_parse, image_key, kind, label_shape, set(features))
+    make = functools.partial(
+        Source,
+        name=name,
+        dataset=data.source,
+        num_examples=sum(part.take for part in parts),
+        version=builder.info.full_name,
+        class_names=class_names,
+        labelled=labelled,
+        files=lambda: [(path, size(path), 0.0) for path in dict.fromkeys(p.path for p in parts)],
+        label_shape=label_shape,
+    )
+    file_format = builder.info.file_format
+    if file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        if kind == "several":
+            raise UserError(f"{data.source} has several labels a picture: prepare it as tfrecord")
+        decoders = {image_key: tfds.decode.SkipDecoding()}
+        records = builder.as_data_source(split=split, decoders=decoders)
+
+        def fetch(index: int) -> tuple[bytes, np.int32]:
+            example = records[int(index)]
+            return example[image_key], np.int32(example["label"] if kind == "one" else -1)
+
+        def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            picture, label = tf.numpy_function(fetch, [index], (tf.string, tf.int32))
+            return tf.ensure_shape(picture, []), tf.ensure_shape(label, [])
+
+        return make(labels=None, read=read)
+    if file_format != tfds.core.FileFormat.TFRECORD:
+        raise UserError(
+            f"{data.source} is prepared as {file_format.value}: "
+            "prepare it as tfrecord or array_record (tfds build --file_format=array_record)"
+        )
+    if gigabytes(parts) > data.memory_gb:
+        return make(labels=None, read=parse, shards=parts)
+    pictures, labels = zip(*(parse(batch) for _, batch in in_order(parts).batch(1024)), strict=True)
+    whole = make(labels=None, read=parse)
+    return in_memory(
+        name,
+        data.source,
+        whole.version,
+        tf.concat(pictures, axis=0),
+        tf.concat(labels, axis=0).numpy(),
+        class_names,
+        labelled,
+        whole.files,
+    )
+
+
+def _label_kind(features: tfds.features.FeaturesDict) -> tuple[str, tuple[str, ...] | None]:
+    """Whether pictures have `one` label, `several` or `none`, and the names of the classes."""
+    label = features["label"] if "label" in features else None
+    if label is not None and label.shape == ():
+        return "one", tuple(getattr(label, "names", None) or ()) or None
+    several = features["labels"] if "labels" in features else None
+    if several is not None and several.shape == (None,):
+        return "several", tuple(getattr(several.feature, "names", None) or ()) or None
+    return "none", None
+
+
+def _parse(
+    image_key: str, kind: str, label_shape: tuple[int, ...], features: set[str], records: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Reads (pictures, labels) from one raw record or a vector of them."""
+    spec: dict = {image_key: tf.io.FixedLenFeature([], tf.string)}
+    if kind == "one":
+        spec["label"] = tf.io.FixedLenFeature([], tf.int64)  # whatever the type of the feature
+    several = {"labels", "labels_no_difficult"} & features if kind == "several" else set()
+    spec |= {key: tf.io.VarLenFeature(tf.int64) for key in several}
+    examples = tf.io.parse_example(records, spec)
+    pictures = examples[image_key]
+    if kind == "one":
+        return pictures, tf.cast(examples["label"], tf.int32)
+    if kind == "none":
+        return pictures, tf.fill(tf.shape(pictures), -1)
+    present = {key: _any_hot(examples[key], label_shape[0]) for key in several}
+    clear = present.get("labels_no_difficult", present["labels"])
+    labels = tf.where(clear, 1, tf.where(present["labels"], 0, -1))
+    return pictures, tf.ensure_shape(labels, [*pictures.shape, *label_shape])
+
+
+def _any_hot(labels: tf.SparseTensor, num_classes: int) -> tf.Tensor:
+    """Which classes are among the labels: [..., any number] -> bool [..., C]."""
+    dense = tf.sparse.to_dense(labels, default_value=-1)
+    return tf.reduce_any(tf.one_hot(dense, num_classes, on_value=True, off_value=False), axis=-2)
+
+
+def _prepared_builder(data: ml_collections.ConfigDict):
+    """The TFDS builder of a data set that is on disk, after preparing it if that is possible."""
+    data_dir = os.path.expanduser(data.data_dir) or None
+    try:
+        builder = tfds.builder(data.source, data_dir=data_dir)
+    except (ValueError, ImportError) as error:  # DatasetNotFoundError is a ValueError
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(data.source, ["folder", "photos", *known], n=1)
+        raise UserError(
+            f"data.source={data.source} is no TFDS data set, nor folder or photos"
+            + (f"; did you mean {near[0]}?" if near else "")
+        ) from error
+    if builder.is_prepared():
+        return builder
+    where = data_dir or str(tfds.core.constants.DATA_DIR)
+    command = f"tfds build {data.source} --data_dir={where}"
+    archives = _BY_HAND.get(builder.name, ())
+    manual = os.path.join(where, "downloads", "manual")
+    missing = [name for name in archives if not tf.io.gfile.exists(os.path.join(manual, name))]
+    if missing or (builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not archives):
+        what = ", ".join(missing) or "its archives (its page in the TFDS catalogue names them)"
+        raise UserError(
+            f"{data.source} is not in {where} and cannot be downloaded by a program: "
+            f"put {what} into {manual} and run {command}"
+        )
+    print(f"{data.source} is not in {where}: TFDS downloads and prepares it", flush=True)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the network, the disk or a data set's own code raises
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{data.source} is not in {where} and could not be prepared "
+            f"({type(error).__name__}: {reason}); to try by hand: {command}"
+        ) from error
+    return builder

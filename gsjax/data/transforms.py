@@ -1,0 +1,97 @@
+"""From a whole picture to what an evaluation's encoder sees.
+
+A transform is a TensorFlow function (index, image uint8 [H, W, 3]) -> uint8 [h, w, 3]; its `repr`
+tells it from others where features are kept.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from gsjax.data import crops
+
+_UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
+_SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop
+
+
+@dataclasses.dataclass(frozen=True)
+class CentralSquare:
+    """Resizes the short side, then cuts out the central `size` x `size` pixels."""
+
+    size: int
+    short_side: int
+    method: str = "bilinear"
+
+    def __call__(self, index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        del index
+        size = tf.shape(image)[:2]
+        # torchvision's Resize rounds down as well.
+        scaled = size * self.short_side // tf.reduce_min(size)
+        return crops.central_crop(crops.resize(image, scaled, self.method), self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretched:
+    """Resizes to `size` x `size` pixels without keeping the ratio."""
+
+    size: int
+
+    def __call__(self, index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        del index
+        resized = crops.resize(image, (self.size, self.size))
+        return tf.ensure_shape(resized, [self.size, self.size, 3])
+
+
+@dataclasses.dataclass(frozen=True)
+class LongSide:
+    """Reduces the longer side to `size` pixels, and every side by `scale`; enlarges nothing."""
+
+    size: int
+    scale: float = 1.0
+
+    def __call__(self, index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        del index
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        factor = tf.minimum(self.size / tf.reduce_max(size), 1.0) * self.scale
+        return crops.resize(image, tf.maximum(tf.cast(tf.round(size * factor), tf.int32), 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropped:
+    """Cuts out the picture's own box before another transform.
+
+    Attributes:
+      boxes: (x0, y0, x1, y1) in pixels for each index; parts outside the picture are left out.
+      then: the transform of the part.
+    """
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+    then: "Transform"
+
+    def __call__(self, index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+        x0, y0, x1, y1 = tf.unstack(tf.gather(tf.constant(self.boxes, tf.float32), index))
+        # Pillow's crop, which the benchmark's code uses, rounds each side to the nearest pixel.
+        left, right = (tf.cast(tf.clip_by_value(tf.round(x), 0, width), tf.int32) for x in (x0, x1))
+        top, bottom = (
+            tf.cast(tf.clip_by_value(tf.round(y), 0, height), tf.int32) for y in (y0, y1)
+        )
+        return self.then(index, image[top:bottom, left:right])
+
+
+Transform = CentralSquare | Stretched | LongSide | Cropped
+
+
+def central(size: int) -> CentralSquare:
+    """The transform of kNN and linear evaluation for an encoder of S x S pixels.
+
+    Up to S = 96 a picture of S x S pixels stays as it is and another one is resized to a short side
+    of S; above, to a short side of S * 256 / 224.
+    """
+    ratio = 1.0 if size <= _UNTOUCHED_SIZE else _SHORT_SIDE_RATIO
+    return CentralSquare(size, round(size * ratio))
+
+
+def transfer(size: int) -> CentralSquare:
+    """The transform of transfer learning: bicubic to a short side of S (SimCLR, B.8)."""
+    return CentralSquare(size, size, "bicubic")

@@ -1,0 +1,77 @@
+"""Average precision of one ranking: revisited Oxford/Paris and the 11 points of VOC 2007."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Retrieval(NamedTuple):
+    """Scores of one query, each in [0, 1]; their means over queries are mAP and mP@k."""
+
+    ap: float
+    p1: float  # precision after 1, 5 and 10 results, but never after the last positive
+    p5: float
+    p10: float
+
+
+def revisited(ranking: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> Retrieval:
+    """Scores one query as revisited Oxford/Paris does: trapezoidal AP and P@k without junk.
+
+    With n positives, the j-th of them (from 0) at rank r (from 0, junk not counted) adds
+    (j / r + (j + 1) / (r + 1)) / 2n to the AP, where j / r is 1 at r = 0. P@k is the share of
+    positives among the first min(k, rank of the last positive) results: with few positives it is
+    larger than the usual P@k. A positive that the ranking lacks adds nothing.
+
+    Args:
+      ranking: [M] indices of the data base, the most similar first, each at most once.
+      positives: [P] indices of what is to be found, each once.
+      junk: [J] indices that are neither right nor wrong, none of them a positive.
+
+    Returns:
+      AP and P@1, P@5, P@10.
+
+    Raises:
+      ValueError: there are no positives; the protocol leaves such a query out.
+
+    Source: Radenovic et al., CVPR 2018; github.com/filipradenovic/revisitop, evaluate.py.
+    """
+    if not len(positives):
+        raise ValueError("a query without positives has no average precision")
+    counted = ranking[~np.isin(ranking, junk)]
+    ranks = np.flatnonzero(np.isin(counted, positives))
+    if not len(ranks):
+        return Retrieval(0.0, 0.0, 0.0, 0.0)
+    found = np.arange(len(ranks))
+    before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
+    after = (found + 1) / (ranks + 1)
+    ap = float(np.sum(before + after) / 2 / len(positives))
+    cuts = (min(k, int(ranks[-1]) + 1) for k in (1, 5, 10))
+    return Retrieval(ap, *(float(np.sum(ranks < cut) / cut) for cut in cuts))
+
+
+def eleven_point(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Average precision of one class at 11 recalls, as VOC 2007 measures it.
+
+    The mean over t = 0, 0.1 ... 1 of the largest precision with recall of at least t. Recall is
+    compared in whole numbers: 3 of 10 positives do reach t = 0.3.
+
+    Args:
+      scores: [N], the higher the likelier; of equal ones the earlier picture ranks first, and
+        NaN ranks last.
+      targets: [N] 1 (the class is there), -1 (it is not) or 0 (difficult: left out).
+
+    Returns:
+      AP in [0, 1]; NaN without positives, where recall has no meaning.
+
+    Source: Everingham et al., The Pascal VOC Challenge, IJCV 2010, section 4.2; VOC2007 devkit.
+    """
+    counted = targets != 0
+    order = np.argsort(-np.asarray(scores[counted], np.float64), kind="stable")
+    right = targets[counted][order] > 0
+    total = int(right.sum())
+    if not total:
+        return float("nan")
+    hits = np.cumsum(right)
+    precision = hits / np.arange(1, len(hits) + 1)
+    # Every recall is reached at the last positive at the latest, so no maximum is of nothing.
+    return float(np.mean([precision[10 * hits >= t * total].max() for t in range(11)]))

@@ -1,0 +1,165 @@
+"""The data sets of transfer learning: splits, metric and validation rule of each."""
+
+import os
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from gsjax.data import sources
+from gsjax.errors import UserError
+
+
+class Dataset(NamedTuple):
+    """How a data set is used.
+
+    Attributes:
+      source: TFDS name; `aircraft` for the official archive of FGVC-Aircraft.
+      train: split to fit on.
+      validation: official split to choose the l2 value on; "" for a fixed random fifth of `train`.
+      test: split to report.
+      metric: top1, mean_per_class (mean of the classes' accuracies) or map11 (VOC2007's mean
+        11-point average precision).
+    """
+
+    source: str
+    train: str = "train"
+    validation: str = ""
+    test: str = "test"
+    metric: str = "top1"
+
+
+# Kornblith et al. 2019 (arXiv:1805.08974), as SimCLR B.8 and Ericsson et al. (ssl-transfer) use it.
+DATASETS = {
+    "cifar10": Dataset("cifar10"),
+    "cifar100": Dataset("cifar100"),
+    "voc2007": Dataset("voc/2007", validation="validation", metric="map11"),
+    "aircraft": Dataset("aircraft", validation="val", metric="mean_per_class"),
+    "cars": Dataset("cars196"),
+    "flowers": Dataset("oxford_flowers102", validation="validation", metric="mean_per_class"),
+    "food": Dataset("food101", test="validation"),
+    "pets": Dataset("oxford_iiit_pet", metric="mean_per_class"),
+    "caltech101": Dataset("caltech101", metric="mean_per_class"),
+    "dtd": Dataset("dtd", validation="validation"),
+    "imagenette": Dataset("imagenette/320px-v2", test="validation"),
+}
+
+_AIRCRAFT = "fgvc-aircraft-2013b/data"  # as the archive unpacks
+_VALIDATION_FOLDERS = ("validation", "val")
+
+
+def parse_names(text: str) -> list[str]:
+    """The names of a comma-separated list.
+
+    Raises:
+      UserError: it is empty or names one twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{text!r} is no list of different data sets with commas between")
+    return names
+
+
+def open_dataset(
+    name: str, data: ml_collections.ConfigDict, data_dir: str
+) -> tuple[Dataset, dict[str, sources.Source]]:
+    """Opens a data set by its name in DATASETS, its folder in data_dir, or its TFDS name.
+
+    A folder `data_dir/<name>` with `train` and `test`, each with a folder a class, comes first, so
+    that it can stand in for any data set.
+
+    Args:
+      name: of the data set.
+      data: the group `data` of a config, for `memory_gb` and the like.
+      data_dir: TFDS directory and place of folders; "" for TFDS' default.
+
+    Returns:
+      The rules and {"train", "test" and, where there is an official one, "validation": source}.
+
+    Raises:
+      UserError: it is missing, lacks a split or labels, or its splits have different classes.
+    """
+    folder = os.path.join(os.path.expanduser(data_dir), name) if data_dir else ""
+    if folder and all(tf.io.gfile.isdir(f"{folder}/{split}") for split in ("train", "test")):
+        found = [v for v in _VALIDATION_FOLDERS if tf.io.gfile.isdir(f"{folder}/{v}")]
+        dataset = DATASETS.get(name, Dataset("folder"))._replace(
+            source="folder", train="train", test="test", validation=found[0] if found else ""
+        )
+        if dataset.metric == "map11":
+            raise UserError(f"{folder}: {name} has several labels a picture, which folders cannot")
+        data_dir = folder
+    else:
+        dataset = DATASETS.get(name, Dataset(name))
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    opened = {
+        role: _open(dataset.source, split, data, data_dir)
+        for role, split in splits.items()
+        if split
+    }
+    for source in opened.values():
+        sources.check_same_classes(opened["train"], source)
+    if opened["train"].label_shape and dataset.metric != "map11":
+        dataset = dataset._replace(metric="map11")
+    return dataset, opened
+
+
+def _open(
+    source: str, split: str, data: ml_collections.ConfigDict, data_dir: str
+) -> sources.Source:
+    if source == "aircraft":
+        return open_aircraft(data_dir, split)
+    own = data.copy_and_resolve_references()
+    with own.unlocked():
+        own.source, own.data_dir = source, data_dir
+    return sources.open_source(own, split, labelled=True)
+
+
+def open_aircraft(data_dir: str, split: str) -> sources.Source:
+    """Opens a split (train, val, test) of FGVC-Aircraft's variants from its official archive.
+
+    Raises:
+      UserError: the archive is not there, or is not laid out as the original.
+    """
+    root = os.path.join(os.path.expanduser(data_dir), _AIRCRAFT)
+    list_file, names_file = f"{root}/images_variant_{split}.txt", f"{root}/variants.txt"
+    for file in (list_file, names_file):
+        if not tf.io.gfile.exists(file):
+            raise UserError(
+                f"FGVC-Aircraft: {file} is missing; unpack fgvc-aircraft-2013b.tar.gz "
+                "(www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft) into transfer.data_dir"
+            )
+    class_names = tuple(_lines(names_file))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    paths, labels = [], []
+    for line in _lines(list_file):
+        image, _, variant = line.partition(" ")
+        if variant not in numbers:
+            raise UserError(f"{list_file}: {line!r} is no picture and variant of variants.txt")
+        paths.append(f"{root}/images/{image}.jpg")
+        labels.append(numbers[variant])
+    present = {f"{root}/images/{name}" for name in tf.io.gfile.listdir(f"{root}/images")}
+    missing = [path for path in paths if path not in present]
+    if missing:
+        raise UserError(f"{list_file} names {len(missing)} missing pictures, such as {missing[0]}")
+    name = f"FGVC-Aircraft, split {split!r}"
+    return sources.from_files(name, "aircraft", paths, np.array(labels, np.int32), class_names)
+
+
+def _lines(path: str) -> list[str]:
+    with tf.io.gfile.GFile(path) as file:
+        return [line.strip() for line in file.read().splitlines() if line.strip()]
+
+
+def random_part(num_examples: int, size: int) -> np.ndarray | None:
+    """A fixed random choice of `size` indices, ascending; None for all."""
+    if not 0 < size < num_examples:
+        return None
+    return np.sort(np.random.default_rng(0).choice(num_examples, size, replace=False))
+
+
+def split_off(num_examples: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """A fixed random division of rows into (train, validation), the latter of the given share."""
+    permuted = np.random.default_rng(0).permutation(num_examples)
+    held_out = round(share * num_examples)
+    return np.sort(permuted[held_out:]), np.sort(permuted[:held_out])

@@ -1,0 +1,275 @@
+"""What all evaluation jobs share: the encoder, its features, and where results go."""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+from clu import metric_writers
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+import gsjax
+from gsjax import checkpoints, metrics, parallel, step
+from gsjax.data.sources import Source
+from gsjax.data.transforms import Transform
+from gsjax.errors import UserError
+from gsjax.evaluate import store
+from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract
+from gsjax.methods import create_method
+from gsjax.optimizers import create_optimizer
+
+
+class Evaluation:
+    """One job on one encoder.
+
+    Attributes:
+      config: the whole configuration.
+      name: of the job.
+      workdir: folder of the run.
+      folder: `workdir/<job>`, or `workdir/<job>_untrained`: what the job writes besides its result.
+      step: of the checkpoint; None for an untrained encoder.
+      encoder: the module.
+      variables: its parameters and statistics, on every device.
+      mesh: the devices.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        name: str,
+        workdir: epath.Path,
+        checkpoint: epath.Path | None,
+        encoder: nn.Module,
+        variables: Any,
+        mesh: Mesh,
+    ) -> None:
+        self.config, self.name, self.workdir = config, name, workdir
+        self.folder = workdir / (name if checkpoint else f"{name}_untrained")
+        self.step = int(checkpoint.name) if checkpoint else None
+        self.encoder, self.variables, self.mesh = encoder, variables, mesh
+        self._checkpoint = checkpoint
+        self._recorded: list[dict] = []
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the encoder's variables."""
+        return store.digest(self.variables)
+
+    @functools.cached_property
+    def pixels(self) -> tuple[tuple, tuple, Any]:
+        """Mean, standard deviation and type of normalised pixels."""
+        return *step.normalisation(self.config), step.image_dtype(self.config)
+
+    @functools.cached_property
+    def encode_fn(self) -> EncodeFn:
+        """(variables, images uint8 [B, H, W, 3]) -> representations [B, F]."""
+        return create_encode_fn(self.encoder, *self.pixels, self.mesh)
+
+    def features(
+        self,
+        source: Source,
+        transform: Transform,
+        indices: np.ndarray | None = None,
+        shapes: Sequence | None = None,
+    ) -> Features:
+        """Encodes pictures, or takes their features from an earlier job of the same encoder.
+
+        Args:
+          source: the pictures.
+          transform: of each.
+          indices: ascending int64 [n], the pictures to take; None for all.
+          shapes: where the transform gives several, something for each picture that is equal only
+            where the shapes are.
+        """
+        kept = self.workdir / "features" / "kept"
+        key = store.key_of(
+            encoder=self.digest,
+            model=self.config.encoder.to_dict(),
+            pixels=self.pixels,
+            source=source.name,
+            files=source.files(),
+            labelled=source.labelled,
+            transform=repr(transform),
+            indices="all" if indices is None else store.digest(indices),
+        )
+        rows = store.load(kept, key) if self.config.features.keep else None
+        if _everywhere(rows is not None) and rows is not None:
+            metrics.say(f"features of {source.name} are taken from an earlier job")
+            return rows
+        if shapes is None:
+            rows = self._extract(source, transform, self.config.features.batch_size, indices)
+        else:
+            rows = self._extract_by_shape(source, transform, shapes)
+        if self.config.features.keep:
+            store.save(kept, key, rows)
+        return rows
+
+    def _extract(self, source, transform, batch_size, indices) -> Features:
+        label = f"features of {source.dataset}"
+        return extract(
+            self.encode_fn, self.variables, source, transform, batch_size, self.mesh, label, indices
+        )
+
+    def _extract_by_shape(self, source, transform, shapes) -> Features:
+        """One program for each shape of a picture, one picture on a device at a time."""
+        if jax.process_count() > 1:  # a host without a picture would not know the shape
+            raise UserError("pictures of various shapes are encoded by one process alone")
+        groups: dict[Any, list[int]] = {}
+        for index, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(index)
+        progress = metrics.Progress(f"features of {source.dataset}", len(shapes), inner=True)
+        parts = []
+        for indices in groups.values():
+            parts.append(self._extract(source, transform, 1, np.array(indices)))
+            progress.update(sum(len(part.indices) for part in parts))
+        progress.close()
+        rows = Features(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+        order = np.argsort(rows.indices)
+        return Features(*(column[order] for column in rows))
+
+    def writer(self, restored_step: int) -> metric_writers.MetricWriter:
+        """A CLU writer into the job's folder; `metrics.jsonl` is cut to a step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return metrics.create_writer(self.folder, restored_step)
+
+    def record(
+        self,
+        dataset: str,
+        scores: Mapping[str, float],
+        protocol: Mapping[str, Any],
+        details: Mapping[str, Any] | None = None,
+        images: Mapping[str, np.ndarray] | None = None,
+        at: int | None = None,
+    ) -> None:
+        """Keeps a result, in `workdir/results/<job>.json` and, by CLU, in the job's folder.
+
+        Args:
+          dataset: what was measured on.
+          scores: {"<job>/...": percent or other figure}.
+          protocol: every setting and count that the scores depend on. A result of the same
+            encoder, data set and protocol is replaced.
+          details: what else is worth knowing.
+          images: uint8 [1, H, W, 3] each, for TensorBoard.
+          at: step of the metrics; that of the checkpoint if None.
+        """
+        entry = {
+            "checkpoint": "untrained" if self._checkpoint is None else str(self._checkpoint),
+            "step": self.step,
+            "encoder": {**self.config.encoder.to_dict(), "digest": self.digest},
+            "method": self.config.method,
+            "image_size": self.config.data.image_size,
+            "dataset": dataset,
+            "scores": {name: float(value) for name, value in scores.items()},
+            "protocol": dict(protocol),
+            "details": dict(details or {}),
+            "gsjax": gsjax.__version__,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        entry = json.loads(json.dumps(entry))  # as it will be read again
+        self._recorded.append(entry)
+        if not parallel.is_primary():
+            return
+        file = self.workdir / "results" / f"{self.name}.json"
+        others = [other for other in read_results(file) if not _same(other, entry)]
+        if len(others) < len(read_results(file)):
+            metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(json.dumps([*others, entry], indent=1) + "\n")
+        new.replace(file)
+        at = (self.step or 0) if at is None else at
+        metrics.forget(self.folder, at, set(scores))
+        with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
+            writer.write_scalars(at, scores)
+            if images:
+                writer.write_images(at, images)
+
+    def print_table(self) -> None:
+        """Prints what was recorded, beside the untrained encoder's and earlier like results."""
+        if not self._recorded:
+            return
+        file = self.workdir / "results" / f"{self.name}.json"
+        known = [
+            entry
+            for entry in read_results(file)
+            if any(_comparable(entry, own) for own in self._recorded)
+        ]
+        rows = [("data set", "encoder", "score", "value")]
+        for entry in known:
+            encoder = "untrained" if entry["step"] is None else f"step {entry['step']}"
+            for score, value in entry["scores"].items():
+                rows.append((entry["dataset"], encoder, score.split("/", 1)[1], f"{value:.2f}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        for row in rows:
+            cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            metrics.say(f"  {cells}  {row[3]:>7}".rstrip())
+        metrics.say(f"written to {file}")
+
+
+def read_results(file: epath.Path) -> list[dict]:
+    """The entries of a `results/<job>.json`; none if it is not there or not whole."""
+    try:
+        entries = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []
+
+
+def _comparable(one: Mapping, other: Mapping) -> bool:
+    """Whether two results are of the same data and protocol."""
+    return all(one.get(name) == other[name] for name in ("dataset", "protocol", "image_size"))
+
+
+def _same(one: Mapping, other: Mapping) -> bool:
+    return _comparable(one, other) and all(
+        one.get(name) == other[name] for name in ("step", "encoder")
+    )
+
+
+def _everywhere(flag: bool) -> bool:
+    """Whether it is so on all hosts."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).all())
+
+
+@contextlib.contextmanager
+def open_evaluation(
+    config: ml_collections.ConfigDict, workdir: str, name: str
+) -> Iterator[Evaluation]:
+    """Loads the encoder that `checkpoint.load` names; prints the results at the end.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is one of another model.
+    """
+    folder = checkpoints.absolute(workdir)
+    mesh = parallel.create_mesh(jax.device_count())
+    method = create_method(config, mesh.devices.flat[0].platform)
+    checkpoint = checkpoints.find(folder, config.checkpoint.load)
+    # Only the shape of the optimiser's state matters here, which is the same for every rate.
+    optimizer = create_optimizer(config, optax.constant_schedule(0.0))
+    create = step.create_state_fn(method, optimizer, mesh)
+    init_key, _ = step.keys(config)
+    if checkpoint is None:
+        state = create(init_key)
+    else:
+        state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
+    variables = {
+        "params": state.params["encoder"],
+        "batch_stats": state.batch_stats["encoder"],
+    }
+    metrics.say(f"devices  {metrics.device_line()}")
+    metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
+    metrics.say(f"workdir  {folder}")
+    job = Evaluation(config, name, folder, checkpoint, method.modules["encoder"], variables, mesh)
+    yield job
+    job.print_table()

@@ -1,0 +1,214 @@
+"""Ground truth of a retrieval set in the format of revisited Oxford/Paris."""
+
+import io
+import json
+import pickle
+import pickletools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from gsjax.errors import UserError
+
+DIFFICULTIES = ("easy", "medium", "hard")
+
+_HOW_TO_GET = (
+    "gnd_roxford5k.pkl and gnd_rparis6k.pkl are at https://cmp.felk.cvut.cz/revisitop, their "
+    "pictures on the pages of VGG's Oxford Buildings and Paris Buildings, to be put as "
+    "jpg/<picture>.jpg beside the ground truth"
+)
+
+
+class Query(NamedTuple):
+    """One query: its picture, the object in it, and the answers as indices of the data base."""
+
+    name: str  # of the picture, without .jpg
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the query picture
+    easy: np.ndarray  # int64 [E]
+    hard: np.ndarray  # int64 [H]
+    junk: np.ndarray  # int64 [J]
+
+
+class GroundTruth(NamedTuple):
+    """A retrieval set: the names of the data base's pictures, without .jpg, and the queries."""
+
+    names: tuple[str, ...]
+    queries: tuple[Query, ...]
+
+
+class _RefusedError(Exception):
+    """What a pickle file must not ask for."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, strings and numbers; whatever would import or run code is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _RefusedError(f"the Python object {f'{module}.{name}'!r}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _RefusedError("a persistent id")
+
+
+def load(folder: epath.PathLike, name: str) -> GroundTruth:
+    """Reads `gnd_<name>.pkl`, or without it `gnd_<name>.json`.
+
+    The file is a dict of `imlist` and `qimlist` (names of pictures, without .jpg) and `gnd`, a
+    list with a dict per query of `bbx` (x0, y0, x1, y1 in pixels of the query picture), `easy`,
+    `hard` and `junk` (indices into `imlist`). A pickle is read without running anything.
+
+    Args:
+      folder: local or gs://.
+      name: roxford5k, rparis6k or that of an own set.
+
+    Returns:
+      Names and queries in the order of the file.
+
+    Raises:
+      UserError: the file is not there, damaged, not plain data, or contradicts itself.
+
+    Source of the format: github.com/filipradenovic/revisitop.
+    """
+    folder = epath.Path(folder).expanduser()
+    files = [folder / f"gnd_{name}.{ending}" for ending in ("pkl", "json")]
+    path = next((file for file in files if file.exists()), None)
+    if path is None:
+        raise UserError(f"no {files[0].name} or {files[1].name} in {folder}: {_HOW_TO_GET}")
+    read = _read_pickle if path == files[0] else json.loads
+    try:
+        content = read(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except _RefusedError as refused:
+        raise UserError(
+            f"{path} asks for {refused}, and only dicts, lists, strings and numbers are read from "
+            f"a pickle; if you trust it, convert it to JSON as {files[1].name} and remove it"
+        ) from refused
+    except Exception as error:  # damaged bytes make pickle raise almost anything
+        raise UserError(
+            f"{path} is damaged or cut short ({type(error).__name__}): fetch or write it again"
+        ) from error
+    return _parse(content, path)
+
+
+def picture_paths(
+    folder: epath.PathLike, truth: GroundTruth
+) -> tuple[list[epath.Path], list[epath.Path]]:
+    """Returns the pictures of the data base and of the queries, having seen that they are there.
+
+    Args:
+      folder: the one of `load`; the pictures are `jpg/<picture>.jpg` in it.
+      truth: M names and Q queries.
+
+    Returns:
+      M paths and Q paths.
+
+    Raises:
+      UserError: pictures are missing.
+    """
+    pictures = epath.Path(folder).expanduser() / "jpg"
+    if not pictures.is_dir():
+        raise UserError(f"no folder {pictures} with the pictures: {_HOW_TO_GET}")
+    there = {path.name for path in pictures.iterdir()}  # one listing, not a question a picture
+    names = [*truth.names, *(query.name for query in truth.queries)]
+    missing = [name for name in names if f"{name}.jpg" not in there]
+    if missing:
+        raise UserError(
+            f"{pictures} lacks {missing[0] + '.jpg'!r}, in all {len(missing)} of {len(names)} "
+            f"pictures: {_HOW_TO_GET}"
+        )
+    paths = [pictures / f"{name}.jpg" for name in names]
+    return paths[: len(truth.names)], paths[len(truth.names) :]
+
+
+def positives_and_junk(query: Query, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
+    """What is to be found, and what counts neither way, at one of the DIFFICULTIES.
+
+    Args:
+      query: its lists `easy`, `hard` and `junk`.
+      difficulty: easy, medium or hard.
+
+    Returns:
+      int64 [P] and [J] indices of the data base. A query with P = 0 is left out of the mean.
+
+    Source: Radenovic et al., CVPR 2018, section 3.3.
+    """
+    nothing = query.easy[:0]
+    positives, junk = {
+        "easy": ((query.easy, nothing), (query.junk, query.hard)),
+        "medium": ((query.easy, query.hard), (query.junk, nothing)),
+        "hard": ((query.hard, nothing), (query.junk, query.easy)),
+    }[difficulty]
+    return np.concatenate(positives), np.concatenate(junk)
+
+
+def _read_pickle(data: bytes) -> Any:
+    # Objects of copyreg's extension registry that the process has used before come from a cache,
+    # past find_class; so those opcodes are looked for beforehand.
+    for opcode, _, _ in pickletools.genops(data):
+        if opcode.name.startswith("EXT"):
+            raise _RefusedError("an object of the extension registry")
+    return _PlainUnpickler(io.BytesIO(data)).load()
+
+
+def _parse(content: Any, path: epath.Path) -> GroundTruth:
+    """Checks the structure; an error names the file and the query."""
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold a dict of imlist, qimlist and gnd")
+    lists = []
+    for key in ("imlist", "qimlist", "gnd"):
+        if not isinstance(content.get(key), list | tuple) or not content[key]:
+            raise UserError(f"{path} needs {key!r}, a list that is not empty")
+        lists.append(content[key])
+    names, query_names, answers = lists
+    for key in ("imlist", "qimlist"):
+        for number, name in enumerate(content[key]):
+            if not isinstance(name, str) or not name:
+                raise UserError(f"{path}: entry {number} of {key!r} is no name of a picture")
+    if len(query_names) != len(answers):
+        raise UserError(
+            f"{path} has {len(query_names)} names in 'qimlist' and {len(answers)} entries in "
+            "'gnd': they belong together, one for one"
+        )
+    queries = []
+    for number, (name, answer) in enumerate(zip(query_names, answers, strict=True)):
+        try:
+            queries.append(_parse_query(name, answer, len(names)))
+        except ValueError as error:
+            raise UserError(f"{path}, query {number} ({name!r}): {error}") from error
+    return GroundTruth(tuple(names), tuple(queries))
+
+
+def _parse_query(name: str, answer: Any, num_pictures: int) -> Query:
+    keys = ("bbx", "easy", "hard", "junk")
+    if not isinstance(answer, dict) or not all(
+        isinstance(answer.get(key), list | tuple) for key in keys
+    ):
+        raise ValueError(f"its entry in 'gnd' should be a dict with the lists {', '.join(keys)}")
+    box = answer["bbx"]
+    if len(box) != 4 or not all(_is_number(side) for side in box):
+        raise ValueError("'bbx' should be four numbers x0, y0, x1, y1")
+    x0, y0, x1, y1 = (float(side) for side in box)
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"its box x0, y0, x1, y1 = {x0:g}, {y0:g}, {x1:g}, {y1:g} is empty")
+    indices = [_parse_indices(key, answer[key], num_pictures) for key in keys[1:]]
+    every = np.sort(np.concatenate(indices))
+    twice = every[1:][every[1:] == every[:-1]]
+    if len(twice):
+        raise ValueError(f"picture {twice[0]} stands twice in its lists 'easy', 'hard' and 'junk'")
+    return Query(name, (x0, y0, x1, y1), *indices)
+
+
+def _parse_indices(key: str, indices: Sequence[Any], num_pictures: int) -> np.ndarray:
+    for index in indices:
+        if type(index) is not int or not 0 <= index < num_pictures:
+            raise ValueError(
+                f"{key!r} should hold indices from 0 to {num_pictures - 1}, not {index!r:.40}"
+            )
+    return np.array(indices, np.int64)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9  # a comparison that NaN fails

@@ -1,0 +1,222 @@
+"""Linear evaluation: one layer trained on the frozen encoder, on random crops (thesis 5.1)."""
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from gsjax import augment, checkpoints, loop, metrics, parallel
+from gsjax.data import input_pipeline, order, sources, transforms
+from gsjax.evaluate import evaluation, store
+from gsjax.parallel import AXIS
+from gsjax.step import TrainState
+
+# Per 256 images; thesis 5.1.
+_LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
+_WEIGHT_STD = 0.01
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """The job `linear`: trains on the labelled split, measures the last epoch on the test split.
+
+    The head is written to `workdir/linear/head.npz`: `kernel` [F, C] and `bias` [C]. It is trained
+    on from its newest checkpoint if there is one of the same encoder and settings.
+    """
+    settings = config.linear
+    with evaluation.open_evaluation(config, workdir, "linear") as job:
+        train, test = sources.open_labelled(config.data)
+        batch_size = settings.batch_size
+        job.mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
+        epoch_steps = order.steps_per_epoch(train, batch_size, "linear.batch_size")
+        protocol = {
+            **settings.to_dict(),
+            "learning_rate": settings.learning_rate or _LEARNING_RATES[config.method],
+            "seed": config.seed,
+            "train": train.name,
+            "test": test.name,
+            "version": train.version,
+            "test_transform": repr(transforms.central(config.data.image_size)),
+        }
+        _claim(job, protocol)
+        head = _train(job, train, protocol, settings.num_epochs * epoch_steps)
+        if parallel.is_primary():
+            store.write_npz(job.folder / "head.npz", head)
+        rows = job.features(test, transforms.central(config.data.image_size)).decoded()
+        ranked = predict(rows.feature, head["kernel"], head["bias"])
+        hits = ranked == rows.label[:, None]
+        job.record(
+            test.dataset,
+            {
+                "linear/top1": 100 * float(hits[:, 0].mean()),
+                "linear/top5": 100 * float(hits.any(axis=1).mean()),
+            },
+            protocol={**protocol, "num_train": train.num_examples, "num_test": len(rows.label)},
+            at=settings.num_epochs * epoch_steps,
+        )
+
+
+def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """The five classes with the largest logits (fewer if there are fewer), best first: [N, 5]."""
+    logits = jnp.matmul(features, kernel, precision=lax.Precision.HIGHEST) + bias[None]
+    return np.asarray(lax.top_k(logits, min(5, len(bias)))[1])
+
+
+def _claim(job: evaluation.Evaluation, protocol: dict) -> None:
+    """Makes the job's folder that of this encoder and these settings; what else it held goes."""
+    identity = json.dumps({"encoder": job.digest, **protocol}, indent=2, sort_keys=True) + "\n"
+    file = job.folder / "config.json"
+    if file.exists() and file.read_text() != identity:
+        metrics.say(f"{job.folder} held a head of another encoder or settings, which is replaced")
+        parallel.sync_hosts("config.json of the head is compared")
+        if parallel.is_primary():
+            job.folder.rmtree()
+    parallel.sync_hosts("the folder of the head is empty")
+    if parallel.is_primary():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(identity)
+    parallel.sync_hosts("config.json of the head is written")
+
+
+def _train(
+    job: evaluation.Evaluation, train: sources.Source, protocol: dict, num_steps: int
+) -> dict[str, np.ndarray]:
+    config = job.config
+    batch_size = protocol["batch_size"]
+    schedule = optax.cosine_decay_schedule(protocol["learning_rate"] * batch_size / 256, num_steps)
+    optimizer = optax.sgd(schedule, momentum=protocol["momentum"], nesterov=True)
+    num_features = jax.eval_shape(
+        job.encode_fn, job.variables, jnp.zeros((batch_size, *[config.data.image_size] * 2, 3))
+    ).shape[1]
+    init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    shape = (num_features, _num_classes(train))
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(job.mesh))
+    def create(key):
+        dtype = job.pixels[2]
+        params = {
+            "kernel": _WEIGHT_STD * jax.random.normal(key, shape, dtype),
+            "bias": jnp.zeros(shape[1], dtype),
+        }
+        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
+
+    data = _train_config(config)
+    train_step = create_train_step(job, data.augment, optimizer)
+    with contextlib.ExitStack() as stack:
+        saved = checkpoints.Checkpoints(job.folder, 1, 0)
+        stack.enter_context(contextlib.closing(saved))
+        state = saved.restore("latest", create.eval_shape(init_key))
+        if state is None:
+            state = create(init_key)
+        first = done = int(state.step)
+        metrics.say(
+            f"head     {num_steps} steps of {batch_size} of {train.num_examples} images, "
+            f"from step {first}"
+        )
+        writer = stack.enter_context(contextlib.closing(job.writer(first)))
+        batches = input_pipeline.train_batches(
+            train, data, first, num_steps, jax.process_index(), jax.process_count(), num_views=1
+        )
+        stack.enter_context(contextlib.closing(batches))
+        used = ({name: batch[name] for name in ("views", "label")} for batch in batches)
+        stream = parallel.prefetch(used, job.mesh)
+        stop = stack.enter_context(loop.stop_on_signal())
+        progress = metrics.Progress("linear", num_steps, first)
+        stack.enter_context(contextlib.closing(progress))
+        clock = loop.Clock(batch_size, first)
+        while done < num_steps and not stop.signal:
+            with clock.waiting():
+                batch = next(stream)
+            state, values = train_step(state, job.variables, batch, key)
+            done += 1
+            last = done == num_steps or stop.signal
+            if done % config.log.every_steps == 0 or last:
+                scalars = {f"train/{name}": float(value) for name, value in values.items()}
+                scalars["train/learning_rate"] = float(schedule(done - 1))
+                scalars.update(clock.read(done))
+                writer.write_scalars(done, scalars)
+                writer.flush()
+                progress.describe(f"loss {scalars['train/loss']:.3f}")
+            progress.update(done)
+            if last or done % config.checkpoint.every_steps == 0:
+                saved.save(done, state)
+                clock.restart(done)
+    if done < num_steps:
+        metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
+        sys.exit(128 + stop.signal)
+    return jax.device_get(state.params)
+
+
+def create_train_step(
+    job: evaluation.Evaluation,
+    settings: ml_collections.ConfigDict,
+    optimizer: optax.GradientTransformation,
+) -> Callable[[TrainState, Any, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles (state, variables, batch, key) -> (state, metrics) over the devices.
+
+    The batch holds `views` uint8 [B, 1, S, S, 3] and `label` int32 [B]; of the views only the
+    horizontal flip is drawn on the device. The encoder is in inference mode.
+    """
+    mean, std, dtype = job.pixels
+
+    def train_step(state: TrainState, variables, batch: dict, key: jax.Array):
+        local = len(batch["label"])
+        position = lax.axis_index(AXIS) * local + jnp.arange(local)
+        step_key = jax.random.fold_in(key, state.step)
+        keys = jax.vmap(lambda p: jax.random.fold_in(step_key, p))(position)
+        images = augment.augment(keys, batch["views"][:, 0], settings, mean, std, dtype)
+        features = jnp.asarray(job.encoder.apply(variables, images, train=False))
+
+        def loss_fn(params):
+            product = jnp.matmul(features, params["kernel"], precision=lax.Precision.HIGHEST)
+            logits = product + params["bias"][None]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            hits = jnp.argmax(logits, axis=1) == batch["label"]
+            return jnp.mean(losses), {"loss": jnp.mean(losses), "top1": 100 * jnp.mean(hits)}
+
+        grads, values = jax.grad(loss_fn, has_aux=True)(state.params)
+        grads, values = lax.pmean((grads, values), AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, state.batch_stats, opt_state), values
+
+    return parallel.data_parallel(
+        train_step,
+        job.mesh,
+        in_specs=(P(), P(), P(AXIS), P()),
+        out_specs=(P(), P()),
+        donate=(0,),
+    )
+
+
+def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """What the input pipeline and the augmentation read: crop and flip alone."""
+    data = config.copy_and_resolve_references()
+    with data.unlocked():
+        data.batch_size = config.linear.batch_size
+        data.augment.update(
+            crop="torchvision",
+            min_scale=config.linear.min_scale,
+            max_scale=1.0,
+            flip=config.linear.flip,
+            jitter=0.0,
+            grey=0.0,
+            blur=0.0,
+        )
+    return data
+
+
+def _num_classes(source: sources.Source) -> int:
+    if source.class_names:
+        return len(source.class_names)
+    assert source.labels is not None  # a source without names has been read
+    return int(source.labels.max()) + 1

@@ -1,0 +1,186 @@
+"""Image retrieval in the format of revisited Oxford5k and Paris6k (thesis 5.1 and 6.3)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from jax import lax
+from PIL import Image
+
+from gsjax import metrics, parallel, pictures
+from gsjax.data import input_pipeline, sources, transforms
+from gsjax.errors import UserError
+from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth
+
+_SCALES = (1.0, 1 / math.sqrt(2), 0.5)  # of the protocol multiscale
+_RESULTS = 10  # drawn for a query
+_CHUNK = 1024  # queries ranked at a time
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """The job `retrieval`: ranks every data base for its queries, in three difficulties."""
+    settings = config.retrieval
+    if not settings.data_dir:
+        raise UserError(
+            "retrieval.data_dir is empty: name the folder that holds <data set>/gnd_<data set>.pkl "
+            "and <data set>/jpg/"
+        )
+    names = datasets.parse_names(settings.datasets)
+    root = epath.Path(settings.data_dir).expanduser()
+    truths = {name: ground_truth.load(root / name, name) for name in names}
+    paths = {name: ground_truth.picture_paths(root / name, truths[name]) for name in names}
+    with evaluation.open_evaluation(config, workdir, "retrieval") as job:
+        for name in names:
+            _evaluate(job, name, truths[name], *paths[name])
+
+
+def _evaluate(
+    job: evaluation.Evaluation,
+    name: str,
+    truth: ground_truth.GroundTruth,
+    base_paths: list[epath.Path],
+    query_paths: list[epath.Path],
+) -> None:
+    settings = job.config.retrieval
+    base = sources.from_files(name, name, [path.as_posix() for path in base_paths])
+    queries = sources.from_files(
+        f"queries of {name}", name, [path.as_posix() for path in query_paths]
+    )
+    boxes = tuple(query.box for query in truth.queries)
+    ranking = rank(_represent(job, base, None), _represent(job, queries, boxes))
+    scores = {}
+    counts = {"database": base.num_examples}
+    for difficulty in ground_truth.DIFFICULTIES:
+        values, counts[difficulty] = score(ranking, truth, difficulty)
+        for metric, value in values.items():
+            scores[f"retrieval/{difficulty}_{metric}"] = value
+    drawn = _draw(job, base, queries, truth, ranking)
+    job.record(
+        name,
+        scores,
+        protocol={
+            "protocol": settings.protocol,
+            "image_size": _image_size(job.config),
+            "pictures": counts["database"],
+        },
+        details={"queries_with_positives": counts},
+        images={f"{name}/{query}": picture[None] for query, picture in drawn.items()},
+    )
+
+
+def score(
+    ranking: np.ndarray, truth: ground_truth.GroundTruth, difficulty: str
+) -> tuple[dict[str, float], int]:
+    """Means over the queries that have positives.
+
+    Args:
+      ranking: [Q, M] indices of the data base, the most similar first.
+      truth: of Q queries.
+      difficulty: easy, medium or hard.
+
+    Returns:
+      `mAP`, `mP@1`, `mP@5` and `mP@10` in percent, NaN without such a query; and their number.
+    """
+    values = []
+    for query, order in zip(truth.queries, ranking, strict=True):
+        positives, junk = ground_truth.positives_and_junk(query, difficulty)
+        if len(positives):
+            values.append(average_precision.revisited(order, positives, junk))
+    means = 100 * np.mean(values, axis=0) if values else np.full(4, np.nan)
+    names = ("mAP", "mP@1", "mP@5", "mP@10")
+    return dict(zip(names, means.tolist(), strict=True)), len(values)
+
+
+def rank(base: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Orders a data base [M, F] by cosine similarity to each query [Q, F]: indices [Q, M].
+
+    Of equally similar pictures the one with the smaller index comes first.
+    """
+    parts = [
+        np.asarray(_similarity(jnp.asarray(queries[i : i + _CHUNK]), jnp.asarray(base)))
+        for i in range(0, len(queries), _CHUNK)
+    ]
+    return np.argsort(-np.concatenate(parts), axis=1, kind="stable")
+
+
+@jax.jit
+def _similarity(queries: jax.Array, base: jax.Array) -> jax.Array:
+    return jnp.matmul(queries, base.T, precision=lax.Precision.HIGHEST)
+
+
+def _image_size(config: ml_collections.ConfigDict) -> int:
+    if config.retrieval.protocol == "thesis":
+        return config.data.image_size
+    return config.retrieval.image_size
+
+
+def _represent(
+    job: evaluation.Evaluation, source: sources.Source, boxes: tuple | None
+) -> np.ndarray:
+    """L2-normalised representations [N, F] by the configured protocol."""
+    size, protocol = _image_size(job.config), job.config.retrieval.protocol
+    scaled: list[transforms.Transform]
+    if protocol == "thesis":
+        scaled, shapes = [transforms.Stretched(size)], None
+    else:
+        scales = _SCALES if protocol == "multiscale" else (1.0,)
+        scaled, shapes = [transforms.LongSide(size, scale) for scale in scales], []
+        for i, path in enumerate(source.paths):
+            shapes.append((_header(path), boxes[i] if boxes else None))
+    total = np.zeros((source.num_examples, 1))
+    for transform in scaled:
+        cut = transforms.Cropped(boxes, transform) if boxes else transform
+        rows = job.features(source, cut, shapes=shapes)
+        damaged = np.flatnonzero(~rows.valid)
+        if len(damaged):
+            raise UserError(
+                f"{source.picture_name(int(damaged[0]))} cannot be decoded: "
+                f"{source.name} needs every picture, fetch it again"
+            )
+        total = total + _unit(rows.feature)
+    return _unit(total).astype(np.float32)
+
+
+def _header(path: str) -> tuple:
+    """Size and orientation of a picture, which decide on its shape."""
+    try:
+        with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+            return (*picture.size, picture.getexif().get(274, 1))
+    except OSError as error:
+        raise UserError(f"{path} cannot be decoded: {error}") from error
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _draw(
+    job: evaluation.Evaluation,
+    base: sources.Source,
+    queries: sources.Source,
+    truth: ground_truth.GroundTruth,
+    ranking: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Writes `<data set>_<query>.png` of the first queries and returns the pictures."""
+    drawn: dict[str, np.ndarray] = {}
+    if not parallel.is_primary():
+        return drawn
+    for i, query in enumerate(truth.queries[: job.config.retrieval.pictures]):
+        first = ranking[i, :_RESULTS]
+        right, junk = (set(part) for part in ground_truth.positives_and_junk(query, "medium"))
+        marks = ["right" if j in right else "junk" if j in junk else "wrong" for j in first]
+        (whole,) = input_pipeline.load_images(queries, [i])
+        picture = pictures.draw_ranking(
+            whole, input_pipeline.load_images(base, first.tolist()), marks, query.box
+        )
+        path = job.folder / f"{base.dataset}_{query.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            Image.fromarray(picture).save(file, format="PNG")
+        drawn[query.name] = picture
+    if drawn:
+        metrics.say(f"first results of {len(drawn)} queries drawn into {job.folder}")
+    return drawn

@@ -1,0 +1,112 @@
+"""Transfer learning: logistic regression on features of other data sets (thesis 5.1, 6.2)."""
+
+import ml_collections
+import numpy as np
+
+from gsjax import metrics
+from gsjax.data import transforms
+from gsjax.evaluate import datasets, evaluation, logistic, scores
+from gsjax.evaluate.features import Features
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """The job `transfer`: one result for each of `transfer.datasets`."""
+    names = datasets.parse_names(config.transfer.datasets)
+    with evaluation.open_evaluation(config, workdir, "transfer") as job:
+        for name in names:
+            _evaluate(job, name)
+
+
+def _evaluate(job: evaluation.Evaluation, name: str) -> None:
+    """Chooses l2 on the validation images, fits on all but the test images, records the score."""
+    settings = job.config.transfer
+    dataset, opened = datasets.open_dataset(name, job.config.data, settings.data_dir)
+    transform = transforms.transfer(job.config.data.image_size)
+    rows = {
+        role: job.features(
+            source, transform, datasets.random_part(source.num_examples, settings.max_examples)
+        ).decoded()
+        for role, source in opened.items()
+    }
+    if "validation" not in rows:
+        whole = rows["train"]
+        rows["train"], rows["validation"] = (
+            Features(*(column[part] for column in whole))
+            for part in datasets.split_off(len(whole.label))
+        )
+    num_classes = _num_classes(opened["train"].class_names, rows["train"].label)
+
+    def fit(feature, label, l2, progress=None):
+        return logistic.fit(
+            feature,
+            label,
+            num_classes,
+            l2,
+            max_iterations=settings.max_iterations,
+            memory_gb=settings.memory_gb,
+            progress=progress.update if progress else lambda done: None,
+        )
+
+    progress = metrics.Progress(f"{name}: l2 grid", len(logistic.GRID), inner=True)
+    grid = fit(rows["train"].feature, rows["train"].label, logistic.GRID, progress)
+    progress.close()
+    held_out = rows["validation"]
+    validation = [
+        score(dataset.metric, logistic.logits(held_out.feature, *classifier), held_out.label)
+        for classifier in zip(grid.weights, grid.biases, strict=True)
+    ]
+    chosen, at_end = logistic.select(np.array(validation))
+    l2 = logistic.GRID[chosen]
+    if at_end:
+        metrics.say(f"{name}: warning: the best l2 value, {l2:.3g}, lies at the end of the grid")
+    final = fit(
+        np.concatenate([rows["train"].feature, held_out.feature]),
+        np.concatenate([rows["train"].label, held_out.label]),
+        np.array([l2]),
+    )
+    logits = logistic.logits(rows["test"].feature, final.weights[0], final.biases[0])
+    value = score(dataset.metric, logits, rows["test"].label)
+    converged = int(grid.converged.sum())
+    metrics.say(
+        f"{name}: {dataset.metric} {value:.2f} % at l2 = {l2:.3g}; "
+        f"{converged} of {len(logistic.GRID)} values converged in {settings.max_iterations} steps"
+    )
+    job.record(
+        name,
+        {f"transfer/{name}_{dataset.metric}": value},
+        protocol={
+            **dataset._asdict(),
+            "versions": {role: source.version for role, source in opened.items()},
+            "validation_rule": "official split" if dataset.validation else "random 20 % of train",
+            "transform": repr(transform),
+            "max_examples": settings.max_examples,
+            "max_iterations": settings.max_iterations,
+            "num_images": {role: len(part.label) for role, part in rows.items()},
+            "num_classes": num_classes,
+        },
+        details={
+            "l2": l2,
+            "l2_at_the_end_of_the_grid": at_end,
+            "grid": [
+                {"l2": value, "validation": v, "converged": bool(c), "iterations": int(n)}
+                for value, v, c, n in zip(
+                    logistic.GRID, validation, grid.converged, grid.iterations, strict=True
+                )
+            ],
+            "refit_converged": bool(final.converged[0]),
+        },
+    )
+
+
+def score(metric: str, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The metric of a data set in percent: logits [N, C], labels [N], or [N, C] for map11."""
+    if metric == "map11":
+        return scores.eleven_point_map(logits, labels)
+    function = {"top1": scores.top1, "mean_per_class": scores.mean_per_class}[metric]
+    return function(logits.argmax(axis=1), labels)
+
+
+def _num_classes(names: tuple[str, ...] | None, labels: np.ndarray) -> int:
+    if labels.ndim == 2:
+        return labels.shape[1]
+    return len(names) if names else int(labels.max()) + 1

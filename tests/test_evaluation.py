@@ -1,0 +1,340 @@
+"""The evaluation jobs on a small encoder, as the command line runs them."""
+
+import contextlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from gsjax import loop, settings, step
+from gsjax.data import photos, sources, transforms
+from gsjax.errors import UserError
+from gsjax.evaluate import evaluation, export, knn, linear, retrieval, transfer
+from gsjax.methods import create_method
+from gsjax.pretrain import pretrain
+
+MODEL = {
+    "encoder.width": "4",
+    "data.image_size": "16",
+    "projector.hidden_dim": "16",
+    "projector.out_dim": "8",
+}
+TRAINING = MODEL | {
+    "num_steps": "2",
+    "batch_size": "32",
+    "knn.baselines": "false",
+    "log.example_pairs": "0",
+}
+QUICK = {
+    "features.batch_size": "512",
+    "linear.num_epochs": "1",
+    "linear.batch_size": "1000",
+    "transfer.max_iterations": "30",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The work directory of a pre-training."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = settings.load(None)
+    settings.override(config, TRAINING)
+    pretrain(settings.check(config), str(workdir))
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of it, without what other evaluations left."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def evaluate(job, workdir, **overrides):
+    """Runs a job and returns its results."""
+    changes = QUICK | {key.replace("__", "."): str(text) for key, text in overrides.items()}
+    if changes.get("checkpoint.load") == "none":
+        changes |= MODEL
+    config = settings.check(settings.of_evaluation(str(workdir), None, changes))
+    job.run(config, str(workdir))
+    name = job.__name__.rsplit(".", 1)[1]
+    return evaluation.read_results(workdir / "results" / f"{name}.json")
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_knn_gives_the_monitors_figure_and_leaves_the_training_alone(workdir, capsys):
+    before = {f: f.read_bytes() for f in workdir.rglob("*") if f.is_file()}
+    (result,) = evaluate(knn, workdir)
+    last = lines(workdir / "metrics.jsonl")[-1]
+    assert result["scores"]["knn/top1"] == pytest.approx(last["knn/top1"])
+    assert result["scores"]["knn/top5"] > result["scores"]["knn/top1"]
+    assert result["step"] == 2 and result["checkpoint"].endswith("checkpoints/2")
+    assert result["protocol"]["k"] == 201 and result["protocol"]["num_bank"] == 5000
+    assert lines(workdir / "knn/metrics.jsonl") == [{"step": 2, **result["scores"]}]
+    assert list((workdir / "knn").glob("events.out.tfevents.*"))
+    assert all(file.read_bytes() == content for file, content in before.items())
+    output = capsys.readouterr().out
+    assert f"{result['scores']['knn/top1']:.2f}" in output
+    assert "replaces" not in output
+
+
+def test_results_are_replaced_only_by_their_like(workdir, capsys):
+    evaluate(knn, workdir)
+    assert len(evaluate(knn, workdir)) == 1
+    output = capsys.readouterr().out
+    assert "replaces the earlier result" in output
+    assert "are taken from an earlier job" in output
+    assert len(lines(workdir / "knn/metrics.jsonl")) == 1
+    other = evaluate(knn, workdir, knn__k=5)
+    assert [result["protocol"]["k"] for result in other] == [201, 5]
+    untrained = evaluate(knn, workdir, checkpoint__load="none")
+    assert [result["step"] for result in untrained] == [2, 2, None]
+    assert (workdir / "knn_untrained/metrics.jsonl").exists()
+    assert "untrained" in capsys.readouterr().out
+
+
+def test_untrained_needs_no_run(tmp_path):
+    (result,) = evaluate(knn, tmp_path, checkpoint__load="none")
+    assert result["checkpoint"] == "untrained"
+
+
+def test_untrained_is_the_encoder_before_the_first_step(workdir):
+    config = settings.load(None)
+    settings.override(config, TRAINING | {"checkpoint.load": "none"})
+    with evaluation.open_evaluation(config, str(workdir), "knn") as job:
+        init_key, _ = step.keys(config)
+        params, _ = create_method(config, "cpu").init(init_key)
+        assert job.step is None
+    for ours, first in zip(
+        jax.tree.leaves(job.variables["params"]), jax.tree.leaves(params["encoder"]), strict=True
+    ):
+        np.testing.assert_allclose(ours, first, rtol=1e-5, atol=1e-6)
+
+
+def test_kept_features_are_used_for_the_same_key_alone(workdir, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i, tile in enumerate(photos.tiles("test", 16)[0][:6]):
+        Image.fromarray(tile).save(pictures / f"{i}.png")
+    config = settings.of_evaluation(str(workdir), None, QUICK)
+    folder = config.data.copy_and_resolve_references()
+    folder.source, folder.data_dir = "folder", str(pictures)
+    calls = []
+    extract = evaluation.extract
+    monkeypatch.setattr(
+        evaluation, "extract", lambda *args: calls.append(args[2].name) or extract(*args)
+    )
+
+    def features(transform, **changes):
+        changed = settings.of_evaluation(str(workdir), None, QUICK | changes)
+        with evaluation.open_evaluation(changed, str(workdir), "knn") as job:
+            return job.features(sources.open_source(folder, ""), transform)
+
+    first = features(transforms.central(16))
+    again = features(transforms.central(16))
+    assert len(calls) == 1
+    for column, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(column, other)
+    features(transforms.Stretched(16))
+    assert len(calls) == 2
+    (pictures / "0.png").write_bytes((pictures / "1.png").read_bytes())
+    changed = features(transforms.central(16))
+    assert len(calls) == 3
+    np.testing.assert_allclose(changed.feature[0], changed.feature[1])
+    for file in (workdir / "features/kept").iterdir():
+        file.write_bytes(file.read_bytes()[:-30])
+    features(transforms.central(16))
+    assert len(calls) == 4
+    features(transforms.central(16), **{"features.keep": "false"})
+    assert len(calls) == 5
+
+
+def test_features_of_a_folder(workdir, tmp_path, capsys):
+    tiles, _ = photos.tiles("test", 16)
+    (tmp_path / "mine/deep").mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(tiles[i]).save(tmp_path / f"mine/deep/{i}.png")
+    (tmp_path / "mine/deep/2.png").write_bytes(b"damaged")
+    evaluate(
+        export, workdir, features__source="folder", features__data_dir=tmp_path / "mine",
+        features__name="few",
+    )  # fmt: skip
+    with np.load(workdir / "features/few.npz") as saved:
+        rows = dict(saved)
+    assert rows["feature"].dtype == np.float32 and rows["feature"].shape == (5, 32)
+    assert [path.rsplit("/", 1)[1] for path in rows["path"]] == [f"{i}.png" for i in range(5)]
+    np.testing.assert_array_equal(rows["valid"], [True, True, False, True, True])
+    np.testing.assert_array_equal(rows["label"], 5 * [-1])
+    evaluate(export, workdir, features__split="test")
+    with np.load(workdir / "features/photos_test.npz") as saved:
+        np.testing.assert_allclose(saved["feature"][[0, 4]], rows["feature"][[0, 4]], atol=1e-5)
+        np.testing.assert_array_equal(saved["label"], photos.tiles("test", 16)[1])
+    assert "2000 x 32 features" in capsys.readouterr().out
+
+
+def test_linear_resumes_bit_by_bit(workdir, tmp_path, monkeypatch, capsys):
+    shutil.copytree(workdir, tmp_path / "other")
+    (whole,) = evaluate(linear, workdir, log__every_steps=1)
+    assert whole["protocol"]["learning_rate"] == 0.1
+    assert whole["protocol"]["num_epochs"] == 1
+
+    class After:
+        """Asks to stop once two steps are done."""
+
+        asked = 0
+
+        @property
+        def signal(self):
+            self.asked += 1
+            return 15 if self.asked > 3 else 0
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(loop, "stop_on_signal", lambda: contextlib.nullcontext(After()))
+        evaluate(linear, tmp_path / "other", log__every_steps=1)
+    assert left.value.code == 128 + 15
+    capsys.readouterr()
+    (resumed,) = evaluate(linear, tmp_path / "other", log__every_steps=1)
+    output = capsys.readouterr().out
+    assert "from step 0" not in output and "from step" in output
+    assert resumed["scores"] == whole["scores"]
+    heads = [np.load(folder / "linear/head.npz") for folder in (workdir, tmp_path / "other")]
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(heads[0][name], heads[1][name])
+    steps = [row["step"] for row in lines(tmp_path / "other/linear/metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 5]
+    (again,) = evaluate(linear, workdir, log__every_steps=1)
+    assert again["scores"] == whole["scores"]
+    assert len(evaluate(linear, workdir, linear__flip=0.0)) == 2
+    assert "which is replaced" in capsys.readouterr().out
+
+
+def test_linear_step_is_nesterovs_on_the_encoders_features(workdir):
+    """Against a transcription of PyTorch's SGD with Nesterov momentum in NumPy."""
+    config = settings.of_evaluation(str(workdir), None, QUICK | {"linear.flip": "0"})
+    with evaluation.open_evaluation(config, str(workdir), "linear") as job:
+        rates = [0.5, 0.3, 0.1]
+        optimizer = optax.sgd(lambda count: jnp.array(rates)[count], momentum=0.9, nesterov=True)
+        train_step = linear.create_train_step(job, linear._train_config(config).augment, optimizer)
+        tiles, labels = photos.tiles("test", 16)
+        chosen = np.random.default_rng(0).permutation(len(tiles))[:64]
+        kernel = np.random.default_rng(1).normal(0, 0.01, (32, 10)).astype(np.float32)
+        bias = np.zeros(10, np.float32)
+        params = {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
+        state = step.TrainState(jnp.array(0), params, {}, optimizer.init(params))
+        batch = {"views": tiles[chosen, None], "label": labels[chosen]}
+        for _ in rates:
+            state, values = train_step(state, job.variables, batch, jax.random.key(0))
+        features = np.asarray(job.encode_fn(job.variables, tiles[chosen]), np.float64)
+    velocity = [np.zeros((32, 10)), np.zeros(10)]
+    weights = [kernel.astype(np.float64), bias.astype(np.float64)]
+    for rate in rates:
+        logits = features @ weights[0] + weights[1]
+        error = np.exp(logits - logits.max(1, keepdims=True))
+        error /= error.sum(1, keepdims=True)
+        error[np.arange(64), labels[chosen]] -= 1
+        for i, grad in enumerate((features.T @ error / 64, error.mean(axis=0))):
+            velocity[i] = 0.9 * velocity[i] + grad
+            weights[i] -= rate * (grad + 0.9 * velocity[i])
+    np.testing.assert_allclose(state.params["kernel"], weights[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(state.params["bias"], weights[1], rtol=1e-3, atol=1e-5)
+    assert values["top1"] >= 0
+
+
+def write_classes(root, per_class):
+    """Class folders of photograph tiles."""
+    for split, source in (("train", "train"), ("test", "test")):
+        tiles, labels = photos.tiles(source, 20)
+        for label in range(3):
+            folder = root / split / photos.names()[label]
+            folder.mkdir(parents=True)
+            for i, tile in enumerate(tiles[labels == label][:per_class]):
+                Image.fromarray(tile).save(folder / f"{i}.png")
+
+
+def test_transfer_to_class_folders(workdir, tmp_path, capsys):
+    write_classes(tmp_path / "data/three", 40)
+    write_classes(tmp_path / "data/pets", 20)
+    changes = {"transfer__datasets": "three,pets", "transfer__data_dir": tmp_path / "data"}
+    three, pets = evaluate(transfer, workdir, **changes)
+    assert three["dataset"] == "three" and 50 < three["scores"]["transfer/three_top1"] <= 100
+    assert list(pets["scores"]) == ["transfer/pets_mean_per_class"]
+    assert three["protocol"]["num_images"] == {"train": 96, "validation": 24, "test": 120}
+    assert three["protocol"]["validation_rule"] == "random 20 % of train"
+    assert len(three["details"]["grid"]) == 45
+    best = max(point["validation"] for point in three["details"]["grid"])
+    chosen = [p for p in three["details"]["grid"] if p["validation"] == best][0]
+    assert three["details"]["l2"] == chosen["l2"]
+    output = capsys.readouterr().out
+    assert "values converged" in output
+    *_, few = evaluate(transfer, workdir, **changes, transfer__max_examples=30)
+    assert few["protocol"]["num_images"] == {"train": 24, "validation": 6, "test": 30}
+    assert few["protocol"]["max_examples"] == 30
+
+
+def write_retrieval(root, broken=False):
+    """Two queries; the right answers are tiles of the same photograph."""
+    tiles, labels = photos.tiles("test", 32)
+    (root / "toy/jpg").mkdir(parents=True)
+    names, queries, answers = [], [], []
+    for label in range(4):
+        for i, tile in enumerate(tiles[labels == label][:4]):
+            names.append(f"{label}_{i}")
+            Image.fromarray(tile).save(root / f"toy/jpg/{label}_{i}.jpg")
+    for label in range(2):
+        wide = np.zeros((40, 50, 3), np.uint8)
+        wide[4:36, 10:42] = tiles[labels == label][0]
+        Image.fromarray(wide).save(root / f"toy/jpg/query{label}.jpg")
+        queries.append(f"query{label}")
+        first = 4 * label
+        easy = [first, first + 1] if label else []
+        answers.append(
+            {"bbx": [10, 4, 42, 36], "easy": easy, "hard": [first + 2], "junk": [first + 3]}
+        )
+    if broken:
+        (root / "toy/jpg/1_1.jpg").write_bytes(b"damaged")
+    truth = {"imlist": names, "qimlist": queries, "gnd": answers}
+    (root / "toy/gnd_toy.json").write_text(json.dumps(truth))
+
+
+@pytest.mark.parametrize("protocol", ["thesis", "aspect", "multiscale"])
+def test_retrieval(workdir, tmp_path, protocol):
+    write_retrieval(tmp_path)
+    (result,) = evaluate(
+        retrieval, workdir, retrieval__data_dir=tmp_path, retrieval__datasets="toy",
+        retrieval__protocol=protocol, retrieval__image_size=32,
+    )  # fmt: skip
+    scores = result["scores"]
+    assert set(scores) == {
+        f"retrieval/{difficulty}_{metric}"
+        for difficulty in ("easy", "medium", "hard")
+        for metric in ("mAP", "mP@1", "mP@5", "mP@10")
+    }
+    # Only the second query has an easy answer: the very tile that its box cuts out.
+    assert scores["retrieval/easy_mP@1"] == 100
+    counts = result["details"]["queries_with_positives"]
+    assert counts == {"database": 16, "easy": 1, "medium": 2, "hard": 2}
+    for name in ("query0", "query1"):
+        with Image.open(workdir / f"retrieval/toy_{name}.png") as picture:
+            assert picture.width > 300
+
+
+def test_retrieval_needs_every_picture(workdir, tmp_path):
+    write_retrieval(tmp_path, broken=True)
+    with pytest.raises(UserError, match=r"toy/jpg/1_1.jpg cannot be decoded"):
+        evaluate(retrieval, workdir, retrieval__data_dir=tmp_path, retrieval__datasets="toy")
+
+
+def test_retrieval_ranks_by_cosine_and_index():
+    base = np.array([[1, 0], [0, 2], [3, 0.1], [1, 0]], np.float32)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    np.testing.assert_array_equal(
+        retrieval.rank(base, np.array([[1, 0], [0, 1]], np.float32)), [[0, 3, 2, 1], [1, 2, 0, 3]]
+    )
