@@ -1,6 +1,8 @@
 """Checkpoints of the training state by Orbax, and the work directory's `config.json`."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,15 @@ def absolute(path: str) -> epath.Path:
     """Returns a local path made absolute, and gs://... as it is."""
     expanded = epath.Path(path).expanduser()
     return expanded if "://" in expanded.as_posix() else expanded.absolute()
+
+
+@contextlib.contextmanager
+def told(path: epath.Path) -> Iterator[None]:
+    """Turns the errors of writing files into one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def claim(

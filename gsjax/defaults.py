@@ -125,8 +125,8 @@ def get_config() -> ml_collections.ConfigDict:
     transfer.datasets = "cifar10,cifar100,voc2007,aircraft,cars,flowers,food,pets"  # in this order
     transfer.data_dir = ""  # TFDS directory (its own default if "") and the place of the folders
     transfer.max_examples = 0  # when positive, take a fixed random part of each split
-    transfer.max_iterations = 1000  # of L-BFGS for each l2 value
-    transfer.memory_gb = 4.0  # of the device, for the l2 values that are fitted at once
+    transfer.max_iterations = 500  # of L-BFGS for each l2 value
+    transfer.memory_gb = 0.0  # for l2 values fitted at once; 0: one by one, each from the last
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
     retrieval.datasets = "roxford5k,rparis6k"  # folders of data_dir with gnd_<name>.pkl and jpg/

@@ -64,7 +64,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "linear.min_scale": (1e-6, 1),
     "linear.flip": (0, 1),
     "transfer.max_iterations": (1, _MAX_INT),
-    "transfer.memory_gb": (0.01, _MAX_FLOAT),
     "retrieval.image_size": (16, 65536),
     "checkpoint.every_steps": (1, _MAX_INT),
     "checkpoint.keep": (1, _MAX_INT),
@@ -209,6 +208,8 @@ def of_evaluation(
         if is_shaping or (not path and key in known and key not in overrides):
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
+    with config.unlocked():
+        config.checkpoint.load = chosen  # not the one that the run itself began from
     return config
 
 
@@ -317,6 +318,10 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.source is empty; give a TFDS name, folder or photos"
     if config.data.source == "folder" and not config.data.data_dir:
         yield "data.source is folder; data.data_dir must name the folder"
+    if config.features.source == "folder" and not config.features.data_dir:
+        yield "features.source is folder; features.data_dir must name the folder"
+    if config.features.data_dir and not config.features.source:
+        yield "features.data_dir is set; say with features.source what it is: folder or a TFDS name"
     if config.method == "simsiam":
         if config.similarity.scale != 1:
             yield (

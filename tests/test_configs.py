@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsjax import methods, optimizers, parallel, settings, step
+from gsjax import defaults, methods, optimizers, parallel, settings, step
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -133,3 +133,20 @@ def test_thesis_warmup_is_ten_epochs():
     warmup = 10 * steps_per_epoch
     np.testing.assert_allclose(schedule(warmup), 0.3 * 1024 / 256, rtol=1e-6)
     np.testing.assert_allclose(schedule(warmup // 2), 0.5 * 0.3 * 1024 / 256, rtol=1e-6)
+
+
+@pytest.mark.parametrize("group", ["features", "linear", "transfer", "retrieval"])
+def test_every_setting_of_the_evaluations_is_read(group):
+    """As `config.<group>.<name>`, or as `settings.<name>` in a function that takes the group."""
+    read = set()
+    for path in (ROOT / "gsjax" / "evaluate").glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            texts = {ast.unparse(n) for n in ast.walk(function) if isinstance(n, ast.Attribute)}
+            takes_group = any(text.endswith(f"config.{group}") for text in texts)
+            for name in defaults.get_config()[group]:
+                whole = any(text.endswith(f"config.{group}.{name}") for text in texts)
+                if whole or (takes_group and f"settings.{name}" in texts):
+                    read.add(name)
+    assert set(defaults.get_config()[group]) - read == set()

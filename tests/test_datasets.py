@@ -45,6 +45,10 @@ def test_aircraft(tmp_path):
     (folder / "images/1514522.jpg").unlink()
     with pytest.raises(UserError, match=r"1 missing pictures, such as .*1514522.jpg"):
         datasets.open_dataset("aircraft", DATA, str(tmp_path))
+    (folder / "images").rename(folder / "pictures")
+    with pytest.raises(UserError, match="data/images is missing"):
+        datasets.open_dataset("aircraft", DATA, str(tmp_path))
+    (folder / "pictures").rename(folder / "images")
     (folder / "variants.txt").write_text("707-320\n")
     with pytest.raises(UserError, match="is no picture and variant"):
         datasets.open_dataset("aircraft", DATA, str(tmp_path))
@@ -99,6 +103,8 @@ def test_voc_labels(tmp_path, memory_gb):
     dataset, opened = datasets.open_dataset("objects", data, str(tmp_path))
     assert dataset.metric == "map11"
     source = opened["test"]
+    with pytest.raises(UserError, match="several labels a picture"):
+        sources.check_one_label(source)
     assert bool(source.shards) == (memory_gb == 0)
     assert source.class_names == tuple(names)
     (batch,) = input_pipeline.test_batches(source, transforms.Stretched(8), 4)

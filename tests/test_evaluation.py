@@ -2,13 +2,18 @@
 
 import contextlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import FAST_COMPILATION
 from PIL import Image
 
 from gsjax import loop, settings, step
@@ -101,6 +106,22 @@ def test_results_are_replaced_only_by_their_like(workdir, capsys):
     assert "untrained" in capsys.readouterr().out
 
 
+def test_results_that_cannot_be_read_are_not_lost(workdir):
+    evaluate(knn, workdir)
+    file = workdir / "results/knn.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(UserError, match=r"results/knn.json cannot be read"):
+        evaluate(knn, workdir)
+    assert len(file.read_text()) > 100
+
+
+def test_a_branched_run_is_evaluated_at_its_own_checkpoint(workdir):
+    content = json.loads((workdir / "config.json").read_text())
+    content["config"]["checkpoint"]["load"] = "none"
+    (workdir / "config.json").write_text(json.dumps(content))
+    assert settings.of_evaluation(str(workdir), None, {}).checkpoint.load == "latest"
+
+
 def test_untrained_needs_no_run(tmp_path):
     (result,) = evaluate(knn, tmp_path, checkpoint__load="none")
     assert result["checkpoint"] == "untrained"
@@ -173,7 +194,7 @@ def test_features_of_a_folder(workdir, tmp_path, capsys):
     assert [path.rsplit("/", 1)[1] for path in rows["path"]] == [f"{i}.png" for i in range(5)]
     np.testing.assert_array_equal(rows["valid"], [True, True, False, True, True])
     np.testing.assert_array_equal(rows["label"], 5 * [-1])
-    evaluate(export, workdir, features__split="test")
+    assert len(evaluate(export, workdir, features__split="test")) == 0
     with np.load(workdir / "features/photos_test.npz") as saved:
         np.testing.assert_allclose(saved["feature"][[0, 4]], rows["feature"][[0, 4]], atol=1e-5)
         np.testing.assert_array_equal(saved["label"], photos.tiles("test", 16)[1])
@@ -213,7 +234,37 @@ def test_linear_resumes_bit_by_bit(workdir, tmp_path, monkeypatch, capsys):
     (again,) = evaluate(linear, workdir, log__every_steps=1)
     assert again["scores"] == whole["scores"]
     assert len(evaluate(linear, workdir, linear__flip=0.0)) == 2
-    assert "which is replaced" in capsys.readouterr().out
+    assert "settings: replaced" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "two")
+    (alone,) = evaluate(knn, workdir)
+    (linear_alone,) = evaluate(linear, workdir)
+    for job in ("knn", "linear"):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        processes = [
+            subprocess.Popen(
+                [
+                    sys.executable, "-m", "gsjax.main", "--workdir", str(tmp_path / "two"),
+                    "--job", job, f"--coordinator=localhost:{port}", "--num_processes=2",
+                    f"--process_id={i}", *(f"--config.{k}={v}" for k, v in QUICK.items()),
+                ],
+                env=os.environ | {"XLA_FLAGS": FAST_COMPILATION},
+            )
+            for i in range(2)
+        ]  # fmt: skip
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    (together,) = evaluation.read_results(tmp_path / "two/results/knn.json")
+    assert together["protocol"] == alone["protocol"]
+    assert together["scores"]["knn/top1"] == pytest.approx(alone["scores"]["knn/top1"], abs=0.2)
+    (linear_together,) = evaluation.read_results(tmp_path / "two/results/linear.json")
+    assert linear_together["scores"]["linear/top1"] == pytest.approx(
+        linear_alone["scores"]["linear/top1"], abs=0.5
+    )
 
 
 def test_linear_step_is_nesterovs_on_the_encoders_features(workdir):
@@ -274,6 +325,12 @@ def test_transfer_to_class_folders(workdir, tmp_path, capsys):
     assert three["details"]["l2"] == chosen["l2"]
     output = capsys.readouterr().out
     assert "values converged" in output
+    with pytest.raises(
+        UserError, match=r"three has 3 classes and 1 train, 1 test, 0 val.*max_examples"
+    ):
+        evaluate(transfer, workdir, **changes, transfer__max_examples=1)
+    with pytest.raises(UserError, match="transfer.datasets: nowhere: "):
+        evaluate(transfer, workdir, **{**changes, "transfer__datasets": "nowhere"})
     *_, few = evaluate(transfer, workdir, **changes, transfer__max_examples=30)
     assert few["protocol"]["num_images"] == {"train": 24, "validation": 6, "test": 30}
     assert few["protocol"]["max_examples"] == 30
@@ -320,16 +377,40 @@ def test_retrieval(workdir, tmp_path, protocol):
     # Only the second query has an easy answer: the very tile that its box cuts out.
     assert scores["retrieval/easy_mP@1"] == 100
     counts = result["details"]["queries_with_positives"]
-    assert counts == {"database": 16, "easy": 1, "medium": 2, "hard": 2}
+    assert counts == {"easy": 1, "medium": 2, "hard": 2}
+    assert result["protocol"]["num_database"] == 16 and result["protocol"]["num_queries"] == 2
     for name in ("query0", "query1"):
         with Image.open(workdir / f"retrieval/toy_{name}.png") as picture:
             assert picture.width > 300
 
 
-def test_retrieval_needs_every_picture(workdir, tmp_path):
+@pytest.mark.parametrize("protocol", ["thesis", "aspect"])
+def test_retrieval_needs_every_picture(workdir, tmp_path, protocol):
     write_retrieval(tmp_path, broken=True)
+    changes = {"retrieval__data_dir": tmp_path, "retrieval__datasets": "toy"}
     with pytest.raises(UserError, match=r"toy/jpg/1_1.jpg cannot be decoded"):
-        evaluate(retrieval, workdir, retrieval__data_dir=tmp_path, retrieval__datasets="toy")
+        evaluate(retrieval, workdir, **changes, retrieval__protocol=protocol)
+    jpeg = (tmp_path / "toy/jpg/1_2.jpg").read_bytes()
+    (tmp_path / "toy/jpg/1_1.jpg").write_bytes(jpeg[: len(jpeg) // 2])  # the header is whole
+    with pytest.raises(UserError, match=r"toy/jpg/1_1.jpg cannot be decoded"):
+        evaluate(retrieval, workdir, **changes, retrieval__protocol=protocol)
+
+
+def test_retrieval_says_what_has_no_answer_or_lies_outside(workdir, tmp_path, capsys):
+    write_retrieval(tmp_path)
+    file = tmp_path / "toy/gnd_toy.json"
+    truth = json.loads(file.read_text())
+    for answer in truth["gnd"]:
+        answer["hard"] = []
+    file.write_text(json.dumps(truth))
+    changes = {"retrieval__data_dir": tmp_path, "retrieval__datasets": "toy"}
+    (result,) = evaluate(retrieval, workdir, **changes)
+    assert "retrieval/hard_mAP" not in result["scores"]
+    assert "no query has a picture to be found at the difficulty hard" in capsys.readouterr().out
+    truth["gnd"][1]["bbx"] = [60, 10, 90, 30]
+    file.write_text(json.dumps(truth))
+    with pytest.raises(UserError, match=r"lies outside of .*query1.jpg"):
+        evaluate(retrieval, workdir, **changes)
 
 
 def test_retrieval_ranks_by_cosine_and_index():

@@ -9,6 +9,7 @@ from gsjax import defaults, parallel
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import features
+from gsjax.models.resnet import create_encoder
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SMALL = transforms.central(8)
@@ -52,6 +53,7 @@ def test_a_damaged_picture_keeps_its_row_and_is_named(folder, capsys):
     np.testing.assert_array_equal(reference.valid, ~damaged)
     assert (reference.feature[damaged] == 0).all()
     assert (reference.feature[~damaged].std(axis=1) > 0.1).all()
+    assert features.report(folder, reference) is reference
     output = capsys.readouterr().out
     assert "left out 3 of 50 pictures that cannot be decoded" in output and "/03.png" in output
     assert len(reference.decoded().label) == 47
@@ -62,6 +64,25 @@ def test_a_damaged_picture_keeps_its_row_and_is_named(folder, capsys):
                 np.testing.assert_allclose(column, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_an_encoders_rows_depend_on_neither_devices_nor_batch(folder):
+    config = defaults.get_config().encoder
+    config.width = 4
+    encoder = create_encoder(config, cpu_kernels=True)
+    variables = encoder.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
+    rows = []
+    for devices in (1, 4):
+        mesh = parallel.create_mesh(devices, jax.devices()[:devices])
+        encode_fn = features.create_encode_fn(encoder, MEAN, STD, np.float32, mesh)
+        for batch_size in (7, 64, 1000):
+            transform = transforms.central(16)
+            args = (encode_fn, variables, folder, transform, batch_size, mesh, "test")
+            rows.append(features.extract(*args))
+    for other in rows[1:]:
+        np.testing.assert_allclose(other.feature, rows[0].feature, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(other.valid, rows[0].valid)
+    assert rows[0].feature.shape == (50, 32) and rows[0].feature[0].std() > 1e-3
+
+
 def test_some_pictures_alone(folder):
     whole, some = extract(folder, 4, 16), extract(folder, 4, 16, indices=np.array([2, 3, 40]))
     np.testing.assert_array_equal(some.indices, [2, 3, 40])
@@ -70,5 +91,13 @@ def test_some_pictures_alone(folder):
 
 
 def test_nothing_but_damaged_pictures(folder):
+    rows = extract(folder, 1, 8, indices=np.array([3, 30]))
     with pytest.raises(UserError, match="not one picture"):
-        extract(folder, 1, 8, indices=np.array([3, 30]))
+        features.report(folder, rows)
+
+
+def test_features_that_are_not_finite(folder):
+    rows = extract(folder, 1, 64)
+    rows.feature[5, 7] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        features.report(folder, rows)

@@ -40,6 +40,8 @@ def test_help_is_quick_and_useful():
         (["--config.knn.k=100000"], "knn.k"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere"),
         (["--job=knn"], "holds no run"),
+        (["--config.features.source=folder"], "features.data_dir"),
+        (["--config.features.data_dir=x"], "features.source"),
         (["--job=knn", "--config.checkpoint.load=none", "--config.knn.k=6000"], "knn.k"),
         (["--job=retrieval", "--config.checkpoint.load=none"], "retrieval.data_dir is empty"),
         (

@@ -223,6 +223,7 @@ def _checked(
     number = 0
     try:
         for batch in batches:
+            check_labels(source, batch["label"])
             yield batch
             number += 1
     except tf.errors.OpError as error:

@@ -100,6 +100,7 @@ def open_labelled(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
         open_source(data, s, labelled=True) for s in (data.labelled_split, data.test_split)
     )
     check_same_classes(bank, test)
+    check_one_label(bank, test)
     return bank, test
 
 
@@ -107,6 +108,13 @@ def check_same_classes(bank: Source, test: Source) -> None:
     """Raises UserError if two labelled sources do not have the same classes."""
     if bank.class_names != test.class_names:
         raise UserError(f"{bank.name} and {test.name} have different classes")
+
+
+def check_one_label(*labelled: Source) -> None:
+    """Raises UserError if the pictures of a source have several labels each."""
+    for source in labelled:
+        if source.label_shape:
+            raise UserError(f"{source.name} has several labels a picture: only transfer takes that")
 
 
 def require_labels(source: Source) -> Source:
@@ -175,7 +183,7 @@ def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/")
     if not tf.io.gfile.isdir(root):
         raise UserError(f"{root} is no folder: check data.data_dir and the split {split!r}")
-    dataset = os.path.basename(data.data_dir.rstrip("/"))
+    dataset = os.path.basename(os.path.normpath(os.path.abspath(data.data_dir)))
     names, folders = _list_pictures(root)
     if not names:
         raise UserError(f"{root} holds no pictures ({', '.join(_EXTENSIONS)})")
@@ -213,8 +221,7 @@ def from_files(
     label_tensor = tf.constant(known)
 
     def files() -> list[tuple[str, int, float]]:
-        stats = [tf.io.gfile.stat(path) for path in paths]
-        return [(p, s.length, s.mtime_nsec) for p, s in zip(paths, stats, strict=True)]
+        return [(path, *_size_and_time(path)) for path in paths]
 
     return Source(
         name=name,
@@ -231,6 +238,14 @@ def from_files(
         files=files,
         paths=tuple(paths),
     )
+
+
+def _size_and_time(path: str) -> tuple[int, float]:
+    try:
+        stat = tf.io.gfile.stat(path)
+    except tf.errors.OpError:  # a link to nowhere
+        return -1, 0.0
+    return stat.length, stat.mtime_nsec
 
 
 def _list_pictures(root: str) -> tuple[list[str], list[str]]:

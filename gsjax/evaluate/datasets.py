@@ -123,7 +123,7 @@ def open_aircraft(data_dir: str, split: str) -> sources.Source:
     """
     root = os.path.join(os.path.expanduser(data_dir), _AIRCRAFT)
     list_file, names_file = f"{root}/images_variant_{split}.txt", f"{root}/variants.txt"
-    for file in (list_file, names_file):
+    for file in (list_file, names_file, f"{root}/images"):
         if not tf.io.gfile.exists(file):
             raise UserError(
                 f"FGVC-Aircraft: {file} is missing; unpack fgvc-aircraft-2013b.tar.gz "

@@ -23,7 +23,7 @@ from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 from gsjax.evaluate import store
-from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract
+from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
 from gsjax.methods import create_method
 from gsjax.optimizers import create_optimizer
 
@@ -65,14 +65,14 @@ class Evaluation:
         return store.digest(self.variables)
 
     @functools.cached_property
-    def pixels(self) -> tuple[tuple, tuple, Any]:
+    def normalisation(self) -> tuple[tuple, tuple, Any]:
         """Mean, standard deviation and type of normalised pixels."""
         return *step.normalisation(self.config), step.image_dtype(self.config)
 
     @functools.cached_property
     def encode_fn(self) -> EncodeFn:
         """(variables, images uint8 [B, H, W, 3]) -> representations [B, F]."""
-        return create_encode_fn(self.encoder, *self.pixels, self.mesh)
+        return create_encode_fn(self.encoder, *self.normalisation, self.mesh)
 
     def features(
         self,
@@ -86,32 +86,38 @@ class Evaluation:
         Args:
           source: the pictures.
           transform: of each.
-          indices: ascending int64 [n], the pictures to take; None for all.
+          indices: ascending int64 [n], the pictures to take; None for all (as with `shapes`).
           shapes: where the transform gives several, something for each picture that is equal only
             where the shapes are.
         """
-        kept = self.workdir / "features" / "kept"
-        key = store.key_of(
-            encoder=self.digest,
-            model=self.config.encoder.to_dict(),
-            pixels=self.pixels,
-            source=source.name,
-            files=source.files(),
-            labelled=source.labelled,
-            transform=repr(transform),
-            indices="all" if indices is None else store.digest(indices),
-        )
-        rows = store.load(kept, key) if self.config.features.keep else None
-        if _everywhere(rows is not None) and rows is not None:
+        keep = self.config.features.keep
+        folder = self.workdir / "features" / "kept"
+        key = self._key(source, transform, indices) if keep else ""
+        kept = store.load(folder, key) if keep else None
+        if _everywhere(kept is not None) and kept is not None:
             metrics.say(f"features of {source.name} are taken from an earlier job")
-            return rows
+            return report(source, kept)
         if shapes is None:
             rows = self._extract(source, transform, self.config.features.batch_size, indices)
         else:
             rows = self._extract_by_shape(source, transform, shapes)
-        if self.config.features.keep:
-            store.save(kept, key, rows)
+        report(source, rows)
+        if keep:
+            store.save(folder, key, rows)
         return rows
+
+    def _key(self, source: Source, transform: Transform, indices: np.ndarray | None) -> str:
+        return store.key_of(
+            gsjax=gsjax.__version__,
+            encoder=self.digest,
+            model=self.config.encoder.to_dict(),
+            normalisation=self.normalisation,
+            source=source.name,
+            files=store.digest(np.array(source.files(), dtype=str)),
+            labelled=source.labelled,
+            transform=repr(transform),
+            indices="all" if indices is None else store.digest(indices),
+        )
 
     def _extract(self, source, transform, batch_size, indices) -> Features:
         label = f"features of {source.dataset}"
@@ -138,8 +144,9 @@ class Evaluation:
 
     def writer(self, restored_step: int) -> metric_writers.MetricWriter:
         """A CLU writer into the job's folder; `metrics.jsonl` is cut to a step."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return metrics.create_writer(self.folder, restored_step)
+        with checkpoints.told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return metrics.create_writer(self.folder, restored_step)
 
     def record(
         self,
@@ -167,6 +174,7 @@ class Evaluation:
             "encoder": {**self.config.encoder.to_dict(), "digest": self.digest},
             "method": self.config.method,
             "image_size": self.config.data.image_size,
+            "normalisation": self.normalisation[:2],
             "dataset": dataset,
             "scores": {name: float(value) for name, value in scores.items()},
             "protocol": dict(protocol),
@@ -174,18 +182,19 @@ class Evaluation:
             "gsjax": gsjax.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        entry = json.loads(json.dumps(entry))  # as it will be read again
+        entry = json.loads(json.dumps(entry, allow_nan=False))  # as it will be read again
         self._recorded.append(entry)
         if not parallel.is_primary():
             return
         file = self.workdir / "results" / f"{self.name}.json"
-        others = [other for other in read_results(file) if not _same(other, entry)]
-        if len(others) < len(read_results(file)):
+        known = read_results(file)
+        others = [other for other in known if not _same(other, entry)]
+        if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.new")
-        new.write_text(json.dumps([*others, entry], indent=1) + "\n")
-        new.replace(file)
+        with checkpoints.told(file):
+            new = file.with_name(f"{file.name}.new")
+            new.write_text(json.dumps([*others, entry], indent=1) + "\n")
+            new.replace(file)
         at = (self.step or 0) if at is None else at
         metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
@@ -216,23 +225,37 @@ class Evaluation:
 
 
 def read_results(file: epath.Path) -> list[dict]:
-    """The entries of a `results/<job>.json`; none if it is not there or not whole."""
+    """The entries of a `results/<job>.json`; none if it is not there.
+
+    Raises:
+      UserError: it cannot be read, and so cannot be added to.
+    """
+    if not file.exists():
+        return []
     try:
         entries = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return []
-    return entries if isinstance(entries, list) else []
+        if not all(isinstance(entry["scores"], dict) for entry in entries):
+            raise ValueError("it is no list of results")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): mend it or move it away"
+        ) from error
+    return entries
 
 
 def _comparable(one: Mapping, other: Mapping) -> bool:
-    """Whether two results are of the same data and protocol."""
-    return all(one.get(name) == other[name] for name in ("dataset", "protocol", "image_size"))
+    """Whether two results are of the same data, protocol and model."""
+
+    def model(entry):
+        return {name: value for name, value in entry["encoder"].items() if name != "digest"}
+
+    same = ("dataset", "protocol", "image_size", "normalisation")
+    return all(one.get(n) == other[n] for n in same) and model(one) == model(other)
 
 
 def _same(one: Mapping, other: Mapping) -> bool:
-    return _comparable(one, other) and all(
-        one.get(name) == other[name] for name in ("step", "encoder")
-    )
+    """Whether two results are also of the same encoder."""
+    return _comparable(one, other) and all(one[n] == other[n] for n in ("step", "encoder"))
 
 
 def _everywhere(flag: bool) -> bool:
@@ -255,6 +278,11 @@ def open_evaluation(
     mesh = parallel.create_mesh(jax.device_count())
     method = create_method(config, mesh.devices.flat[0].platform)
     checkpoint = checkpoints.find(folder, config.checkpoint.load)
+    if checkpoint and jax.process_count() > 1:  # a training beside us may just have saved
+        newest = multihost_utils.broadcast_one_to_all(np.array(int(checkpoint.name)))
+        checkpoint = checkpoint.parent / str(int(newest))
+    with checkpoints.told(folder):
+        (folder / "results").mkdir(parents=True, exist_ok=True)
     # Only the shape of the optimiser's state matters here, which is the same for every rate.
     optimizer = create_optimizer(config, optax.constant_schedule(0.0))
     create = step.create_state_fn(method, optimizer, mesh)
@@ -271,5 +299,7 @@ def open_evaluation(
     metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
     metrics.say(f"workdir  {folder}")
     job = Evaluation(config, name, folder, checkpoint, method.modules["encoder"], variables, mesh)
-    yield job
-    job.print_table()
+    try:
+        yield job
+    finally:
+        job.print_table()

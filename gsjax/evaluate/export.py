@@ -5,7 +5,7 @@ import re
 import ml_collections
 import numpy as np
 
-from gsjax import metrics, parallel
+from gsjax import checkpoints, metrics, parallel
 from gsjax.data import sources, transforms
 from gsjax.evaluate import evaluation, store
 
@@ -14,8 +14,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes `workdir/features/<name>.npz`.
 
     It holds, for N pictures in the order of the data set, `feature` float32 [N, F], `label` int32
-    [N] (-1 where there is none), `index` int64 [N], `path` [N] (empty where a picture is no file)
-    and `valid` bool [N], False for a picture that cannot be decoded.
+    [N] (-1 where there is none) or [N, C], `index` int64 [N], `path` [N] (empty where a picture is
+    no file) and `valid` bool [N], False for a picture that cannot be decoded.
     """
     settings = config.features
     data = config.data.copy_and_resolve_references()
@@ -31,6 +31,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         rows = job.features(source, transforms.central(config.data.image_size))
         name = settings.name or re.sub(r"\W+", "_", f"{source.dataset}_{split}").strip("_")
         path = job.workdir / "features" / f"{name}.npz"
+        if path.exists():
+            metrics.say(f"replaces {path}")
         if parallel.is_primary():
             arrays = {
                 "feature": rows.feature.astype(np.float32),
@@ -39,5 +41,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "path": np.array(source.paths or [""] * len(rows.indices)),
                 "valid": rows.valid,
             }
-            store.write_npz(path, arrays)
+            with checkpoints.told(path):
+                store.write_npz(path, arrays)
         metrics.say(f"{len(rows.valid)} x {rows.feature.shape[1]} features written to {path}")

@@ -37,6 +37,11 @@ class Features(NamedTuple):
     indices: np.ndarray
     valid: np.ndarray
 
+    @property
+    def left_out(self) -> int:
+        """Number of pictures that cannot be decoded."""
+        return int(np.sum(~self.valid))
+
     def decoded(self) -> "Features":
         """The rows of the pictures that can be decoded."""
         if self.valid.all():
@@ -92,10 +97,10 @@ def extract(
       indices: ascending int64 [n], the pictures to encode; None for all.
 
     Returns:
-      Exactly one row for each picture; those that cannot be decoded are named and marked.
+      Exactly one row for each picture; those that cannot be decoded are marked.
 
     Raises:
-      UserError: no picture can be decoded, or an unlabelled one is in a labelled source.
+      UserError: an unlabelled picture is in a labelled source.
     """
     devices = mesh.devices.size
     batch_size = math.ceil(batch_size / devices) * devices
@@ -103,31 +108,46 @@ def extract(
     batches = input_pipeline.test_batches(
         source, transform, batch_size, jax.process_index(), jax.process_count(), wanted
     )
-    valid = np.zeros(len(wanted), bool)
-    rows: np.ndarray | None = None
+    rows: Features | None = None
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     for i, batch in enumerate(batches):
         encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
         part = _gather((_local(encoded), batch["label"], batch["index"]))
         feature, labels, index = (column[part[2] >= 0] for column in part)
         if rows is None:
-            rows = np.zeros((len(wanted), *feature.shape[1:]), feature.dtype)
-            all_labels = np.full((len(wanted), *labels.shape[1:]), -1, np.int32)
+            rows = Features(
+                np.zeros((len(wanted), *feature.shape[1:]), feature.dtype),
+                np.full((len(wanted), *labels.shape[1:]), -1, np.int32),
+                wanted,
+                np.zeros(len(wanted), bool),
+            )
         place = np.searchsorted(wanted, index)
-        rows[place], all_labels[place], valid[place] = feature, labels, True
+        rows.feature[place], rows.label[place], rows.valid[place] = feature, labels, True
         progress.update(i + 1)
     progress.close()
-    if rows is None or not valid.any():
+    assert rows is not None  # no source is empty
+    return rows
+
+
+def report(source: Source, rows: Features) -> Features:
+    """Names what cannot be decoded, and returns the rows.
+
+    Raises:
+      UserError: not one picture can be decoded, or a feature is not finite.
+    """
+    if not rows.valid.any():
         raise UserError(f"{source.name}: not one picture can be decoded")
-    damaged = wanted[~valid]
-    if len(damaged):
+    if not np.isfinite(rows.feature.sum(axis=1)).all():
+        raise UserError(f"features of {source.name} are not finite: the encoder is broken")
+    if rows.left_out:
+        damaged = rows.indices[~rows.valid]
         names = ", ".join(source.picture_name(int(i)) for i in damaged[:_NAMED])
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         metrics.say(
-            f"left out {len(damaged)} of {len(wanted)} pictures that cannot be decoded: "
+            f"left out {len(damaged)} of {len(rows.valid)} pictures that cannot be decoded: "
             f"{names}{more}"
         )
-    return Features(rows, all_labels, wanted, valid)
+    return rows
 
 
 def _local(encoded: jax.Array) -> np.ndarray:

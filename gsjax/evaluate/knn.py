@@ -1,6 +1,7 @@
 """k-nearest-neighbour classification of representations, by exact search on the device."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import ml_collections
 import numpy as np
 from jax import lax
 
+from gsjax import metrics
 from gsjax.data import sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation
@@ -47,14 +49,18 @@ def _too_few(k: int, bank_size: int) -> str:
 def accuracy(bank: Features, queries: Features, protocol: Protocol) -> dict[str, float]:
     """Returns `top1` and `top5` in percent, of queries [N] classified by a bank [M].
 
-    `top5` counts queries whose class is among the five with most votes.
+    `top5` counts queries whose class is among the five with most votes, and has any.
 
     Raises:
       UserError: fewer pictures in the bank than neighbours.
     """
     if protocol.k > len(bank.label):
         raise UserError(_too_few(protocol.k, len(bank.label)))
-    predicted = knn_predict(bank.feature, bank.label, queries.feature, protocol)
+    shown = metrics.Progress("nearest neighbours", len(bank.label), inner=True)
+    predicted = knn_predict(
+        bank.feature, bank.label, queries.feature, protocol, progress=shown.update
+    )
+    shown.close()
     hits = predicted == queries.label[:, None]
     return {"top1": 100 * float(hits[:, 0].mean()), "top5": 100 * float(hits.any(axis=1).mean())}
 
@@ -66,6 +72,7 @@ def knn_predict(
     protocol: Protocol,
     query_chunk: int = 1024,
     bank_chunk: int = 65536,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Ranks the classes of every query by its k nearest neighbours in cosine similarity.
 
@@ -76,10 +83,11 @@ def knn_predict(
       protocol: k <= M and the weighting.
       query_chunk: queries searched at a time.
       bank_chunk: bank rows on the device at a time.
+      progress: told the number of bank rows done.
 
     Returns:
-      [N, 5] class numbers (fewer where there are fewer classes), those with most votes first; of
-      classes with equal votes the smallest first.
+      [N, 5] class numbers (fewer where there are fewer classes), those with most votes first, of
+      equal ones the smallest; -1 in place of classes without votes.
     """
     num_classes = int(bank_labels.max()) + 1
     k = protocol.k
@@ -94,6 +102,7 @@ def knn_predict(
         part = _unit(jnp.asarray(bank[start : start + bank_chunk]))
         labels = jnp.asarray(bank_labels[start : start + bank_chunk].astype(np.int32))
         best = [_nearer(q, part, labels, *b) for q, b in zip(chunks, best, strict=True)]
+        progress(min(start + bank_chunk, len(bank)))
     votes = [_vote(*b, num_classes, protocol.temperature) for b in best]
     return np.concatenate([np.asarray(v) for v in votes])[: len(queries)]
 
@@ -122,7 +131,8 @@ def _vote(cosines, labels, num_classes, temperature):
     def count(row_labels, row_weights):
         return jnp.zeros(num_classes, weights.dtype).at[row_labels].add(row_weights)
 
-    return lax.top_k(jax.vmap(count)(labels, weights), min(_TOP, num_classes))[1]
+    votes, classes = lax.top_k(jax.vmap(count)(labels, weights), min(_TOP, num_classes))
+    return jnp.where(votes > 0, classes, -1)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -131,7 +141,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         bank, queries = sources.open_labelled(config.data)
         protocol = create_protocol(config.knn, bank.num_examples)
         transform = transforms.central(config.data.image_size)
-        known, asked = (job.features(s, transform).decoded() for s in (bank, queries))
+        rows = [job.features(source, transform) for source in (bank, queries)]
+        known, asked = (part.decoded() for part in rows)
         scores = accuracy(known, asked, protocol)
         job.record(
             queries.dataset,
@@ -144,5 +155,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "transform": repr(transform),
                 "num_bank": len(known.label),
                 "num_queries": len(asked.label),
+                "num_left_out": sum(part.left_out for part in rows),
             },
         )

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from gsjax import augment, checkpoints, loop, metrics, parallel
 from gsjax.data import input_pipeline, order, sources, transforms
+from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, store
 from gsjax.parallel import AXIS
 from gsjax.step import TrainState
@@ -47,11 +48,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
             "version": train.version,
             "test_transform": repr(transforms.central(config.data.image_size)),
         }
-        _claim(job, protocol)
+        hosts = jax.process_count() if train.shards else None
+        _claim(job, protocol, hosts)
         head = _train(job, train, protocol, settings.num_epochs * epoch_steps)
         if parallel.is_primary():
-            store.write_npz(job.folder / "head.npz", head)
-        rows = job.features(test, transforms.central(config.data.image_size)).decoded()
+            with checkpoints.told(job.folder):
+                store.write_npz(job.folder / "head.npz", head)
+        rows = job.features(test, transforms.central(config.data.image_size))
+        left_out = rows.left_out
+        rows = rows.decoded()
         ranked = predict(rows.feature, head["kernel"], head["bias"])
         hits = ranked == rows.label[:, None]
         job.record(
@@ -60,7 +65,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "linear/top1": 100 * float(hits[:, 0].mean()),
                 "linear/top5": 100 * float(hits.any(axis=1).mean()),
             },
-            protocol={**protocol, "num_train": train.num_examples, "num_test": len(rows.label)},
+            protocol={
+                **protocol,
+                "num_train": train.num_examples,
+                "num_test": len(rows.label),
+                "num_left_out": left_out,
+            },
             at=settings.num_epochs * epoch_steps,
         )
 
@@ -71,29 +81,31 @@ def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.nd
     return np.asarray(lax.top_k(logits, min(5, len(bias)))[1])
 
 
-def _claim(job: evaluation.Evaluation, protocol: dict) -> None:
-    """Makes the job's folder that of this encoder and these settings; what else it held goes."""
-    identity = json.dumps({"encoder": job.digest, **protocol}, indent=2, sort_keys=True) + "\n"
+def _claim(job: evaluation.Evaluation, protocol: dict, hosts: int | None) -> None:
+    """Makes the job's folder that of this encoder and these settings; another head goes."""
+    identity = {"encoder": job.digest, "normalisation": job.normalisation[:2], "hosts": hosts}
+    text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
     file = job.folder / "config.json"
-    if file.exists() and file.read_text() != identity:
-        metrics.say(f"{job.folder} held a head of another encoder or settings, which is replaced")
+    with checkpoints.told(job.folder):
+        is_other = job.folder.exists() and (not file.exists() or file.read_text() != text)
         parallel.sync_hosts("config.json of the head is compared")
         if parallel.is_primary():
-            job.folder.rmtree()
-    parallel.sync_hosts("the folder of the head is empty")
-    if parallel.is_primary():
-        job.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(identity)
-    parallel.sync_hosts("config.json of the head is written")
+            if is_other and checkpoints.saved_steps(job.folder):
+                metrics.say(f"{job.folder} holds a head of another encoder or settings: replaced")
+            if is_other and (job.folder / "checkpoints").exists():
+                (job.folder / "checkpoints").rmtree()
+            job.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        parallel.sync_hosts("config.json of the head is written")
 
 
 def _train(
     job: evaluation.Evaluation, train: sources.Source, protocol: dict, num_steps: int
 ) -> dict[str, np.ndarray]:
     config = job.config
-    batch_size = protocol["batch_size"]
+    batch_size = config.linear.batch_size
     schedule = optax.cosine_decay_schedule(protocol["learning_rate"] * batch_size / 256, num_steps)
-    optimizer = optax.sgd(schedule, momentum=protocol["momentum"], nesterov=True)
+    optimizer = optax.sgd(schedule, momentum=config.linear.momentum, nesterov=True)
     num_features = jax.eval_shape(
         job.encode_fn, job.variables, jnp.zeros((batch_size, *[config.data.image_size] * 2, 3))
     ).shape[1]
@@ -102,7 +114,7 @@ def _train(
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(job.mesh))
     def create(key):
-        dtype = job.pixels[2]
+        dtype = job.normalisation[2]
         params = {
             "kernel": _WEIGHT_STD * jax.random.normal(key, shape, dtype),
             "bias": jnp.zeros(shape[1], dtype),
@@ -133,12 +145,17 @@ def _train(
         progress = metrics.Progress("linear", num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         clock = loop.Clock(batch_size, first)
-        while done < num_steps and not stop.signal:
+        stopping = 0
+        while done < num_steps and not stopping:
             with clock.waiting():
                 batch = next(stream)
             state, values = train_step(state, job.variables, batch, key)
             done += 1
-            last = done == num_steps or stop.signal
+            if done == first + 1:
+                jax.block_until_ready(values)  # the compilation is no step's time
+                clock.restart(done)
+            stopping = stop.signal
+            last = done == num_steps or stopping
             if done % config.log.every_steps == 0 or last:
                 scalars = {f"train/{name}": float(value) for name, value in values.items()}
                 scalars["train/learning_rate"] = float(schedule(done - 1))
@@ -152,7 +169,7 @@ def _train(
                 clock.restart(done)
     if done < num_steps:
         metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
-        sys.exit(128 + stop.signal)
+        sys.exit(128 + stopping)
     return jax.device_get(state.params)
 
 
@@ -166,7 +183,7 @@ def create_train_step(
     The batch holds `views` uint8 [B, 1, S, S, 3] and `label` int32 [B]; of the views only the
     horizontal flip is drawn on the device. The encoder is in inference mode.
     """
-    mean, std, dtype = job.pixels
+    mean, std, dtype = job.normalisation
 
     def train_step(state: TrainState, variables, batch: dict, key: jax.Array):
         local = len(batch["label"])
@@ -218,5 +235,6 @@ def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 def _num_classes(source: sources.Source) -> int:
     if source.class_names:
         return len(source.class_names)
-    assert source.labels is not None  # a source without names has been read
+    if source.labels is None:
+        raise UserError(f"{source.name} is too large to count its classes and does not name them")
     return int(source.labels.max()) + 1

@@ -16,23 +16,18 @@ the protocol of Kornblith et al. 2019 and SimCLR (B.8). Four properties make it 
 - The solution is smooth in log l2: two neighbours on the grid tell where to start.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from gsjax.errors import UserError
+from gsjax.evaluate import logistic_solver as solver
 
 GRID = np.logspace(-6, 5, 45)  # of l2, as in Kornblith et al. 2019
-HISTORY = 10  # pairs that L-BFGS remembers
-REFRESH = 5  # iterations between two estimates of the curvature
-SEARCH_STEPS = 12  # at most, in a line search
-SLOPE = 0.5  # a line search ends where the slope has fallen to this part of the first
 ROWS = 8192  # examples that are centred or multiplied at a time
 
 
@@ -119,7 +114,7 @@ def fit(
         group = l2[padded[first : first + size]]
         start = _start(path, group, (num_classes, len(spread)), dtype)
         values = jnp.asarray(group, dtype)
-        result = _fit(*arrays, values, start, multinomial, max_iterations, tolerance)
+        result = solver.solve(*arrays, values, start, multinomial, max_iterations, tolerance)
         path = (path + list(zip(group, result[0], strict=True)))[-2:]
         weights = np.asarray(_back(result[0], axes))
         # In float64: far from the origin this is the difference of large numbers.
@@ -176,7 +171,7 @@ def group_size(
 ) -> int:
     """How many of `num_values` penalties are fitted together: groups of about equal size."""
     # Logits, their direction, residuals and three temporaries; history and eight of W's shape.
-    floats = num_classes * (6 * rows + (2 * HISTORY + 8) * columns)
+    floats = num_classes * (6 * rows + (2 * solver.HISTORY + 8) * columns)
     most = max(1, int(memory_gb * 2**30 / (floats * np.dtype(dtype).itemsize)))
     groups = -(-num_values // most)
     return -(-num_values // groups)
@@ -259,227 +254,3 @@ def _start(path, l2, shape, dtype):
 def _logits(features, weights, biases):
     product = jnp.matmul(features, weights, precision=lax.Precision.HIGHEST)
     return product + jnp.expand_dims(biases, -2)
-
-
-def _sum_classes(x):
-    """[L, C, N] -> [L, 1, N]."""
-    # XLA's CPU code for such a sum is ten times slower if it computes the terms within it.
-    return jnp.sum(lax.optimization_barrier(x), axis=1, keepdims=True)
-
-
-def _softmax_loss(logits, onehot):
-    """[L, C, N] logits, [1, C, N] -> losses [L], residuals p - y, mean p (1 - p) [L, C, 1]."""
-    top = jnp.max(logits, axis=1, keepdims=True)
-    own = _sum_classes(logits * onehot)
-    # What the other classes have, not 1 - p: at small l2 all but the last digits of p are 1.
-    powers = lax.optimization_barrier(jnp.where(onehot > 0, 0, jnp.exp(logits - top)))
-    others = _sum_classes(powers)
-    total = others + jnp.exp(own - top)
-    behind = top - own
-    losses = jnp.where(behind == 0, jnp.log1p(others), behind + jnp.log(total))
-    residuals = jnp.where(onehot > 0, -others, powers) / total
-    curvature = jnp.mean(jnp.abs(residuals) * (1 - jnp.abs(residuals)), axis=2, keepdims=True)
-    return jnp.sum(losses, axis=(1, 2)), residuals, curvature
-
-
-def _binary_loss(logits, signs):
-    """As `_softmax_loss`, with [1, C, N] signs in {1, -1, 0}; 0 has weight zero."""
-    margins = signs * logits
-    losses = jnp.where(signs == 0, 0, jax.nn.softplus(-margins))
-    residuals = -signs * jax.nn.sigmoid(-margins)
-    curvature = jnp.mean(jnp.abs(residuals) * (1 - jnp.abs(residuals)), axis=2, keepdims=True)
-    return jnp.sum(losses, axis=(1, 2)), residuals, curvature
-
-
-class _State(NamedTuple):
-    """Weights are [L, C, R + 1] on the principal axes, divided by `scale`, which has their shape.
-
-    logits and residuals are [L, C, N]. `lbfgs` has one count for all values, and its histories
-    are [HISTORY, L, C, R + 1].
-    """
-
-    weights: jax.Array
-    logits: jax.Array
-    gradient: jax.Array
-    objective: jax.Array
-    curvature: jax.Array
-    scale: jax.Array
-    lbfgs: optax.ScaleByLBFGSState
-    active: jax.Array
-    converged: jax.Array
-    iterations: jax.Array
-    step: jax.Array
-
-
-_AXES = optax.ScaleByLBFGSState(
-    count=None,  # one for all values
-    params=0,
-    updates=0,
-    diff_params_memory=1,
-    diff_updates_memory=1,
-    weights_memory=1,
-)
-
-
-def _batched(update, num_values):
-    """Maps the update of L-BFGS over the values; one alone without `vmap`, in half the CPU time."""
-    if num_values > 1:
-        return jax.vmap(update, in_axes=(0, _AXES, 0), out_axes=(0, _AXES))
-
-    def one(gradient, state, weights):
-        def move(fn, state):
-            pairs = zip(state, _AXES, strict=True)
-            moved = [x if axis is None else fn(x, axis) for x, axis in pairs]
-            return optax.ScaleByLBFGSState(*moved)
-
-        direction, state = update(gradient[0], move(jnp.squeeze, state), weights[0])
-        return direction[None], move(jnp.expand_dims, state)
-
-    return one
-
-
-def _sum(x):
-    return jnp.sum(x, axis=(1, 2))
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _fit(features, signs, spread, l2, start, multinomial, max_iterations, tolerance):
-    """Fits a group of penalties.
-
-    Args:
-      features: [N, R + 1] on the principal axes, the last column ones.
-      signs: [C, N], one-hot or 1, -1 and 0.
-      spread: [R + 1] sums of squares of the features.
-      l2: [L].
-      start: [L, C, R + 1] weights to start from, the bias in the last column.
-      multinomial, max_iterations, tolerance: as in `fit`.
-
-    Returns:
-      Weights [L, C, R + 1], objective, converged and iterations [L].
-    """
-    num_values, (num_classes, num), dim = len(l2), signs.shape, len(spread)
-    shape = (num_values, num_classes, dim)
-    penalty = jnp.where(jnp.arange(dim) < dim - 1, l2[:, None], 0)[:, None, :]
-    spread = spread[None, None, :]
-    loss = _softmax_loss if multinomial else _binary_loss
-    lbfgs = optax.scale_by_lbfgs(HISTORY)
-    lbfgs_update = _batched(lbfgs.update, num_values)
-    signs = signs[None]
-
-    def products(weights):
-        flat = weights.reshape(-1, dim)
-        result = jnp.matmul(flat, features.T, precision=lax.Precision.HIGHEST)
-        return result.reshape(num_values, num_classes, num)
-
-    def evaluate(weights, logits, scale):
-        value, residuals, curvature = loss(logits, signs)
-        gradient = jnp.matmul(
-            residuals.reshape(-1, num), features, precision=lax.Precision.HIGHEST
-        ).reshape(shape)
-        raw = scale * weights
-        value = value + _sum(penalty * jnp.square(raw)) / 2
-        # The floor is for classes without examples.
-        return value, scale * (gradient + penalty * raw), jnp.maximum(curvature, 1e-12)
-
-    def search(state, direction, change):
-        """Step lengths [L] along the direction, 0 where there is no descent."""
-        penalised = penalty * jnp.square(state.scale)
-        linear = _sum(penalised * state.weights * direction)
-        quadratic = _sum(penalised * jnp.square(direction))
-
-        def slope(step):
-            _, residuals, _ = loss(state.logits + step[:, None, None] * change, signs)
-            return _sum(residuals * change) + linear + step * quadratic
-
-        first = _sum(state.gradient * direction)
-        descends = state.active & (first < 0)
-
-        def searching(carry):
-            return jnp.any(~carry[1]) & (carry[-1] < SEARCH_STEPS)
-
-        def narrow(carry):
-            step, done, low, low_slope, high, high_slope, count = carry
-            here = slope(step)
-            done = done | (jnp.abs(here) <= SLOPE * -first)
-            # The slope only rises: a secant, kept inside the bracket, or ahead if there is none.
-            ahead = step - here * (step - low) / jnp.where(here > low_slope, here - low_slope, 1)
-            ahead = jnp.clip(ahead, 1.5 * step, 8 * step)
-            up = here < 0
-            low, low_slope = jnp.where(up, step, low), jnp.where(up, here, low_slope)
-            high, high_slope = jnp.where(up, high, step), jnp.where(up, high_slope, here)
-            width = jnp.where(jnp.isinf(high), 0, high - low)
-            inside = low + width * jnp.clip(low_slope / (low_slope - high_slope), 0.1, 0.9)
-            step = jnp.where(done, step, jnp.where(jnp.isinf(high), ahead, inside))
-            return step, done, low, low_slope, high, high_slope, count + 1
-
-        zeros, ones = jnp.zeros_like(first), jnp.ones_like(first)
-        carry = (ones, ~descends, zeros, first, ones * jnp.inf, ones, 0)
-        step, done, low, *_ = lax.while_loop(searching, narrow, carry)
-        return jnp.where(descends, jnp.where(done, step, low), 0)
-
-    def iterate(state):
-        direction, lbfgs_state = lbfgs_update(state.gradient, state.lbfgs, state.weights)
-        # At zero weights the scale is the exact Hessian's, and the gradient is Newton's step.
-        direction = -jnp.where(state.step == 0, state.gradient, direction)
-        change = products(state.scale * direction)
-        step = search(state, direction, change)[:, None, None]
-        weights = state.weights + step * direction
-        logits = state.logits + step * change
-        objective, gradient, curvature = evaluate(weights, logits, state.scale)
-        squares = jnp.square(gradient / state.scale)
-        left = _sum(squares / (curvature * spread + penalty)) / 2
-        converged = state.converged | (state.active & (left <= tolerance * objective))
-        return _State(
-            weights=weights,
-            logits=logits,
-            gradient=gradient,
-            objective=objective,
-            curvature=curvature,
-            scale=state.scale,
-            lbfgs=lbfgs_state,
-            active=state.active & ~converged & (step[:, 0, 0] > 0),
-            converged=converged,
-            iterations=state.iterations + state.active,
-            step=state.step + 1,
-        )
-
-    def refresh(state):
-        """Renews the scale, sees the same state from there, and iterates some more."""
-        scale = lax.rsqrt(state.curvature * spread + penalty)
-        ratio = scale / state.scale
-        weights = state.weights / ratio
-        memory = state.lbfgs
-        state = state._replace(
-            weights=weights,
-            gradient=state.gradient * ratio,
-            scale=scale,
-            # Afresh: what was summed up over the steps has their rounding errors.
-            logits=products(scale * weights),
-            lbfgs=memory._replace(
-                params=memory.params / ratio,
-                updates=memory.updates * ratio,
-                diff_params_memory=memory.diff_params_memory / ratio[None],
-                diff_updates_memory=memory.diff_updates_memory * ratio[None],
-            ),
-        )
-        end = jnp.minimum(state.step + REFRESH, max_iterations)
-        return lax.while_loop(lambda s: jnp.any(s.active) & (s.step < end), iterate, state)
-
-    logits = products(start)
-    ones = jnp.ones_like(start)
-    objective, gradient, curvature = evaluate(start, logits, ones)
-    state = _State(
-        weights=start,
-        logits=logits,
-        gradient=gradient,
-        objective=objective,
-        curvature=curvature,
-        scale=ones,
-        lbfgs=jax.vmap(lbfgs.init, out_axes=_AXES)(start),
-        active=jnp.ones(num_values, bool),
-        converged=jnp.zeros(num_values, bool),
-        iterations=jnp.zeros(num_values, jnp.int32),
-        step=jnp.int32(0),
-    )
-    state = lax.while_loop(lambda s: jnp.any(s.active) & (s.step < max_iterations), refresh, state)
-    return state.scale * state.weights, state.objective, state.converged, state.iterations

@@ -47,7 +47,7 @@ class Monitor:
 
     def baselines(self, state: step.TrainState) -> dict[str, float]:
         """Returns the same and `knn/pixels_top1`, of raw pixels."""
-        pixels_fn = features.create_pixels_fn(*self._pixels, self.mesh)
+        pixels_fn = features.create_pixels_fn(*self._normalisation, self.mesh)
         accuracy = self._accuracy("kNN of pixels", pixels_fn, {})
         metrics.say(f"step 0: kNN accuracy of raw pixels {accuracy:.2f} %")
         return {"knn/pixels_top1": accuracy, **self.measure(state)}
@@ -64,23 +64,26 @@ class Monitor:
             metrics.say(f"  {name:18} {accuracy:6.2f} %")
 
     @functools.cached_property
-    def _pixels(self) -> tuple[tuple, tuple, Any]:
+    def _normalisation(self) -> tuple[tuple, tuple, Any]:
         return *step.normalisation(self.config), step.image_dtype(self.config)
 
     @functools.cached_property
     def _encode_fn(self) -> features.EncodeFn:
-        return features.create_encode_fn(self.encoder, *self._pixels, self.mesh)
+        return features.create_encode_fn(self.encoder, *self._normalisation, self.mesh)
 
     def _accuracy(self, label: str, encode_fn: features.EncodeFn, variables: Any) -> float:
         bank, queries = (
-            features.extract(
-                encode_fn,
-                variables,
+            features.report(
                 source,
-                transforms.central(self.config.data.image_size),
-                self.config.features.batch_size,
-                self.mesh,
-                f"{label}: {part}",
+                features.extract(
+                    encode_fn,
+                    variables,
+                    source,
+                    transforms.central(self.config.data.image_size),
+                    self.config.features.batch_size,
+                    self.mesh,
+                    f"{label}: {part}",
+                ),
             ).decoded()
             for part, source in (("bank", self.bank), ("queries", self.queries))
         )
@@ -111,5 +114,6 @@ def create_monitor(
         bank = sources.open_source(data, data.labelled_split, labelled=True)
     queries = sources.open_source(data, data.test_split, labelled=True)
     sources.check_same_classes(bank, queries)
+    sources.check_one_label(bank, queries)
     protocol = knn.create_protocol(config.knn, bank.num_examples)
     return Monitor(config, bank, queries, protocol, encoder, mesh)

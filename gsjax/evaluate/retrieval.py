@@ -13,7 +13,7 @@ from PIL import Image
 from gsjax import metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth
+from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, store
 
 _SCALES = (1.0, 1 / math.sqrt(2), 0.5)  # of the protocol multiscale
 _RESULTS = 10  # drawn for a query
@@ -50,11 +50,17 @@ def _evaluate(
         f"queries of {name}", name, [path.as_posix() for path in query_paths]
     )
     boxes = tuple(query.box for query in truth.queries)
+    for path, box in zip(queries.paths, boxes, strict=True):
+        _check_box(path, box)
     ranking = rank(_represent(job, base, None), _represent(job, queries, boxes))
     scores = {}
-    counts = {"database": base.num_examples}
+    counts = {}
     for difficulty in ground_truth.DIFFICULTIES:
         values, counts[difficulty] = score(ranking, truth, difficulty)
+        if not counts[difficulty]:
+            metrics.say(
+                f"{name}: no query has a picture to be found at the difficulty {difficulty}"
+            )
         for metric, value in values.items():
             scores[f"retrieval/{difficulty}_{metric}"] = value
     drawn = _draw(job, base, queries, truth, ranking)
@@ -64,7 +70,9 @@ def _evaluate(
         protocol={
             "protocol": settings.protocol,
             "image_size": _image_size(job.config),
-            "pictures": counts["database"],
+            "num_database": base.num_examples,
+            "num_queries": queries.num_examples,
+            "ground_truth": store.digest(truth),
         },
         details={"queries_with_positives": counts},
         images={f"{name}/{query}": picture[None] for query, picture in drawn.items()},
@@ -82,14 +90,16 @@ def score(
       difficulty: easy, medium or hard.
 
     Returns:
-      `mAP`, `mP@1`, `mP@5` and `mP@10` in percent, NaN without such a query; and their number.
+      `mAP`, `mP@1`, `mP@5` and `mP@10` in percent (nothing without such a query); their number.
     """
     values = []
     for query, order in zip(truth.queries, ranking, strict=True):
         positives, junk = ground_truth.positives_and_junk(query, difficulty)
         if len(positives):
             values.append(average_precision.revisited(order, positives, junk))
-    means = 100 * np.mean(values, axis=0) if values else np.full(4, np.nan)
+    if not values:
+        return {}, 0
+    means = 100 * np.mean(values, axis=0)
     names = ("mAP", "mP@1", "mP@5", "mP@10")
     return dict(zip(names, means.tolist(), strict=True)), len(values)
 
@@ -130,7 +140,7 @@ def _represent(
         scaled, shapes = [transforms.LongSide(size, scale) for scale in scales], []
         for i, path in enumerate(source.paths):
             shapes.append((_header(path), boxes[i] if boxes else None))
-    total = np.zeros((source.num_examples, 1))
+    total = np.zeros(1)
     for transform in scaled:
         cut = transforms.Cropped(boxes, transform) if boxes else transform
         rows = job.features(source, cut, shapes=shapes)
@@ -149,8 +159,17 @@ def _header(path: str) -> tuple:
     try:
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             return (*picture.size, picture.getexif().get(274, 1))
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded: {error}") from error
+
+
+def _check_box(path: str, box: tuple[float, float, float, float]) -> None:
+    width, height, orientation = _header(path)
+    if orientation >= 5:  # lies on its side
+        width, height = height, width
+    x0, y0, x1, y1 = map(round, box)
+    if min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0):
+        raise UserError(f"the box {box} of the ground truth lies outside of {path}")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

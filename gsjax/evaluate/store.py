@@ -18,7 +18,7 @@ def digest(tree: Any) -> str:
     """SHA-256 of all arrays of a tree: tells one encoder from every other."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = np.asarray(leaf)  # a string as well
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()

@@ -5,6 +5,7 @@ import numpy as np
 
 from gsjax import metrics
 from gsjax.data import transforms
+from gsjax.errors import UserError
 from gsjax.evaluate import datasets, evaluation, logistic, scores
 from gsjax.evaluate.features import Features
 
@@ -20,23 +21,34 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def _evaluate(job: evaluation.Evaluation, name: str) -> None:
     """Chooses l2 on the validation images, fits on all but the test images, records the score."""
     settings = job.config.transfer
-    dataset, opened = datasets.open_dataset(name, job.config.data, settings.data_dir)
+    try:
+        dataset, opened = datasets.open_dataset(name, job.config.data, settings.data_dir)
+    except UserError as error:
+        raise UserError(f"transfer.datasets: {name}: {error}") from error
     transform = transforms.transfer(job.config.data.image_size)
     rows = {
         role: job.features(
             source, transform, datasets.random_part(source.num_examples, settings.max_examples)
-        ).decoded()
+        )
         for role, source in opened.items()
     }
+    left_out = sum(part.left_out for part in rows.values())
+    rows = {role: part.decoded() for role, part in rows.items()}
+    num_classes = _num_classes(opened["train"].class_names, rows["train"].label)
     if "validation" not in rows:
         whole = rows["train"]
         rows["train"], rows["validation"] = (
             Features(*(column[part] for column in whole))
             for part in datasets.split_off(len(whole.label))
         )
-    num_classes = _num_classes(opened["train"].class_names, rows["train"].label)
+    if num_classes < 2 or not all(len(part.label) for part in rows.values()):
+        raise UserError(
+            f"transfer.datasets: {name} has {num_classes} classes and "
+            + ", ".join(f"{len(part.label)} {role}" for role, part in rows.items())
+            + " images: that is too few; raise transfer.max_examples if it is set"
+        )
 
-    def fit(feature, label, l2, progress=None):
+    def fit(feature, label, l2, progress):
         return logistic.fit(
             feature,
             label,
@@ -44,7 +56,7 @@ def _evaluate(job: evaluation.Evaluation, name: str) -> None:
             l2,
             max_iterations=settings.max_iterations,
             memory_gb=settings.memory_gb,
-            progress=progress.update if progress else lambda done: None,
+            progress=progress.update,
         )
 
     progress = metrics.Progress(f"{name}: l2 grid", len(logistic.GRID), inner=True)
@@ -63,6 +75,7 @@ def _evaluate(job: evaluation.Evaluation, name: str) -> None:
         np.concatenate([rows["train"].feature, held_out.feature]),
         np.concatenate([rows["train"].label, held_out.label]),
         np.array([l2]),
+        metrics.Progress(f"{name}: all but the test images", 1, inner=True),
     )
     logits = logistic.logits(rows["test"].feature, final.weights[0], final.biases[0])
     value = score(dataset.metric, logits, rows["test"].label)
@@ -70,6 +83,8 @@ def _evaluate(job: evaluation.Evaluation, name: str) -> None:
     metrics.say(
         f"{name}: {dataset.metric} {value:.2f} % at l2 = {l2:.3g}; "
         f"{converged} of {len(logistic.GRID)} values converged in {settings.max_iterations} steps"
+        + ("" if final.converged[0] else ", the last fit did not")
+        + (f"; max_examples={settings.max_examples}" if settings.max_examples else "")
     )
     job.record(
         name,
@@ -82,6 +97,7 @@ def _evaluate(job: evaluation.Evaluation, name: str) -> None:
             "max_examples": settings.max_examples,
             "max_iterations": settings.max_iterations,
             "num_images": {role: len(part.label) for role, part in rows.items()},
+            "num_left_out": left_out,
             "num_classes": num_classes,
         },
         details={

@@ -49,9 +49,9 @@ def timed(function):
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def run_gsjax(features, labels, queries, answers):
+def run_gsjax(features, labels, queries, answers, memory_gb):
     """Returns accuracies [L], converged [L] and the iterations of all."""
-    fit = logistic.fit(features, labels, CLASSES)
+    fit = logistic.fit(features, labels, CLASSES, memory_gb=memory_gb)
     scores = [
         np.mean(logistic.logits(queries, *classifier).argmax(axis=1) == answers)
         for classifier in zip(fit.weights, fit.biases, strict=True)
@@ -89,12 +89,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--one-thread", action="store_true", help="no scikit-learn with threads")
+    parser.add_argument("--memory_gb", type=float, default=0, help="of values fitted at once")
     args = parser.parse_args()
     data = create_data(args.noise, args.seed)
-    report("gsjax, first call", *timed(lambda: run_gsjax(*data)))
+    report("gsjax, first call", *timed(lambda: run_gsjax(*data, args.memory_gb)))
     ratios, seconds = {}, []
     for _ in range(args.rounds):
-        ours = timed(lambda: run_gsjax(*data))
+        ours = timed(lambda: run_gsjax(*data, args.memory_gb))
         report("gsjax", *ours)
         seconds.append(ours[1])
         for threads in (1,) if args.one_thread else (1, None):
