@@ -124,7 +124,7 @@ def restore(path: epath.Path, target: Any) -> Any:
         try:
             found = _leaves(checkpointer.metadata(item).item_metadata.tree)
         except (ValueError, OSError, AttributeError) as error:
-            raise UserError(f"{path} is no checkpoint: {error}") from error
+            raise UserError(f"{path} is no checkpoint of gsjax, or a damaged one") from error
         # Compared here, because Orbax casts another type without a word.
         wanted = _leaves(target)
         for name in sorted(wanted.keys() | found.keys()):
@@ -133,7 +133,12 @@ def restore(path: epath.Path, target: Any) -> Any:
                     f"{path} is no checkpoint of this model: {name} is "
                     f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
                 )
-        return checkpointer.restore(item.as_posix(), target)
+        try:
+            return checkpointer.restore(item.as_posix(), target)
+        except Exception as error:  # Orbax raises that very class
+            raise UserError(
+                f"{path} is damaged: name another checkpoint with checkpoint.load"
+            ) from error
 
 
 class Checkpoints:

@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
     transfer.data_dir = ""  # TFDS directory (its own default if "") and the place of the folders
     transfer.max_examples = 0  # when positive, take a fixed random part of each split
     transfer.max_iterations = 500  # of L-BFGS for each l2 value
-    transfer.memory_gb = 0.0  # for l2 values fitted at once; 0: one by one, each from the last
+    transfer.memory_gb = 0.0  # for l2 values fitted at once; 0: one by one, from the last two
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
     retrieval.datasets = "roxford5k,rparis6k"  # folders of data_dir with gnd_<name>.pkl and jpg/

@@ -15,6 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from gsjax import parallel
+from gsjax.errors import UserError
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: nothing that is there is cut
 _FILE = "metrics.jsonl"
@@ -23,7 +24,10 @@ _FILE = "metrics.jsonl"
 def read_lines(workdir: epath.Path) -> list[str]:
     """Returns the whole lines of `metrics.jsonl`; a disk that was full may have torn the last."""
     file = workdir / _FILE
-    lines = file.read_text().splitlines() if file.exists() else []
+    try:
+        lines = file.read_text().splitlines() if file.exists() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged: move it away") from error
     return [line for line in lines if line.endswith("}")]
 
 

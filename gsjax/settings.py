@@ -22,6 +22,8 @@ from gsjax.errors import UserError
 
 Value = int | float | str | bool
 
+_OF_MACHINE = ("data.memory_gb",)  # shapes a training's order, but no evaluation
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("simclr", "simsiam"),
     "encoder.name": ("resnet18", "resnet34", "resnet50", "resnet101"),
@@ -189,23 +191,32 @@ def of_evaluation(
     file = folder / "config.json"
     try:
         run = flatten(json.loads(file.read_text())["config"])
-    except OSError:
+    except FileNotFoundError:
         raise UserError(
             f"{folder} holds no run (there is no config.json): name the --workdir of a "
             "pre-training, or measure the untrained encoder with --config.checkpoint.load=none"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     known = flatten(defaults.get_config())
     for key, value in run.items():
         is_shaping = not _is_harmless(key)
-        if is_shaping and key in overrides and _parse(key, overrides[key], known[key]) != value:
-            raise UserError(
-                f"{key}={overrides[key]} contradicts {file}, which has {value}: "
-                "an evaluation takes it from there, leave it out"
-            )
-        # A harmless setting that is gone is of no interest any more; `check` tells of the others.
-        if is_shaping or (not path and key in known and key not in overrides):
+        if key not in known:
+            if is_shaping:  # a harmless one that is gone is of no interest any more
+                raise UserError(f"{file} holds {key}, a setting that this gsjax does not know")
+            continue
+        try:
+            _check_value(key, value, known[key])
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        given = key in overrides
+        if is_shaping and given and key not in _OF_MACHINE:
+            if _parse(key, overrides[key], known[key]) != value:
+                raise UserError(
+                    f"{key}={overrides[key]} contradicts {file}, which has {value}: "
+                    "an evaluation takes it from there, leave it out"
+                )
+        if not given and (is_shaping or not path):
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
     with config.unlocked():
@@ -320,6 +331,8 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.source is folder; data.data_dir must name the folder"
     if config.features.source == "folder" and not config.features.data_dir:
         yield "features.source is folder; features.data_dir must name the folder"
+    if "/" in config.features.name:
+        yield f"features.name is {config.features.name!r}; it is a file's name without a folder"
     if config.features.data_dir and not config.features.source:
         yield "features.data_dir is set; say with features.source what it is: folder or a TFDS name"
     if config.method == "simsiam":

@@ -147,6 +147,15 @@ def test_real_sets(shared_data):
         assert {role: source.num_examples for role, source in opened.items()} == numbers
 
 
+def test_a_tfds_set_outside_of_the_table(shared_data):
+    dataset, _ = datasets.find_dataset("imagenette/320px-v2", DATA, str(shared_data))
+    assert (dataset.validation, dataset.test) == ("", "validation")
+    dataset, _ = datasets.find_dataset("stl10", DATA, str(shared_data / "standin"))
+    assert (dataset.validation, dataset.test) == ("", "test")
+    with pytest.raises(UserError, match="no TFDS data set"):
+        datasets.find_dataset("nowhere", DATA, str(shared_data))
+
+
 def test_names():
     assert datasets.parse_names("pets, cars,") == ["pets", "cars"]
     for text in ("", " , ", "pets,pets"):

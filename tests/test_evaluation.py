@@ -106,6 +106,17 @@ def test_results_are_replaced_only_by_their_like(workdir, capsys):
     assert "untrained" in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_is_named(workdir):
+    """In a process of its own: TensorStore's threads print what they met as well."""
+    files = [f for f in (workdir / "checkpoints/2").rglob("*") if f.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    command = [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), "--job", "knn"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"gsjax: error: {workdir}/checkpoints/2 is damaged: name another" in done.stderr
+
+
 def test_results_that_cannot_be_read_are_not_lost(workdir):
     evaluate(knn, workdir)
     file = workdir / "results/knn.json"
@@ -234,7 +245,7 @@ def test_linear_resumes_bit_by_bit(workdir, tmp_path, monkeypatch, capsys):
     (again,) = evaluate(linear, workdir, log__every_steps=1)
     assert again["scores"] == whole["scores"]
     assert len(evaluate(linear, workdir, linear__flip=0.0)) == 2
-    assert "settings: replaced" in capsys.readouterr().out
+    assert f"is put aside in {workdir}/linear.1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -385,7 +396,7 @@ def test_retrieval(workdir, tmp_path, protocol):
 
 
 @pytest.mark.parametrize("protocol", ["thesis", "aspect"])
-def test_retrieval_needs_every_picture(workdir, tmp_path, protocol):
+def test_retrieval_needs_every_picture(workdir, tmp_path, protocol, capsys):
     write_retrieval(tmp_path, broken=True)
     changes = {"retrieval__data_dir": tmp_path, "retrieval__datasets": "toy"}
     with pytest.raises(UserError, match=r"toy/jpg/1_1.jpg cannot be decoded"):
@@ -394,6 +405,7 @@ def test_retrieval_needs_every_picture(workdir, tmp_path, protocol):
     (tmp_path / "toy/jpg/1_1.jpg").write_bytes(jpeg[: len(jpeg) // 2])  # the header is whole
     with pytest.raises(UserError, match=r"toy/jpg/1_1.jpg cannot be decoded"):
         evaluate(retrieval, workdir, **changes, retrieval__protocol=protocol)
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_retrieval_says_what_has_no_answer_or_lies_outside(workdir, tmp_path, capsys):

@@ -42,6 +42,7 @@ def test_help_is_quick_and_useful():
         (["--job=knn"], "holds no run"),
         (["--config.features.source=folder"], "features.data_dir"),
         (["--config.features.data_dir=x"], "features.source"),
+        (["--config.features.name=../x"], "features.name"),
         (["--job=knn", "--config.checkpoint.load=none", "--config.knn.k=6000"], "knn.k"),
         (["--job=retrieval", "--config.checkpoint.load=none"], "retrieval.data_dir is empty"),
         (

@@ -205,8 +205,17 @@ def test_an_evaluation_refuses_what_contradicts_the_run(tmp_path):
         of_evaluation(tmp_path, encoder__width="16")
     with pytest.raises(UserError, match="holds no run"):
         of_evaluation(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    assert of_evaluation(tmp_path, data__memory_gb="1").data.memory_gb == 1
+    file = tmp_path / "config.json"
+    for text in ("{", '{"config": [1]}', "[]"):
+        file.write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            of_evaluation(tmp_path)
+    file.write_text('{"config": {"batch_size": "many"}}')
+    with pytest.raises(UserError, match=r"config.json: batch_size is 'many'"):
+        of_evaluation(tmp_path)
+    file.write_text('{"config": {"new": {"deep": 3}}}')
+    with pytest.raises(UserError, match=r"holds new.deep, a setting"):
         of_evaluation(tmp_path)
 
 
@@ -227,5 +236,5 @@ def test_a_run_of_an_older_gsjax_may_hold_settings_that_are_gone(tmp_path):
     assert of_evaluation(tmp_path).linear.num_epochs == 90
     content["config"]["encoder"]["future"] = 3
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"unknown setting encoder.future"):
+    with pytest.raises(UserError, match=r"holds encoder.future, a setting"):
         of_evaluation(tmp_path)

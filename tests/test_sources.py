@@ -186,7 +186,7 @@ def test_folder_classes_are_its_sorted_sub_folders(tmp_path):
 
 
 def test_folder_mistakes(tmp_path):
-    _fails(_data("folder"), "train", "data.data_dir")
+    _fails(_data("folder"), "train", "data_dir")
     _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train", "no folder")
     (tmp_path / "train").mkdir()
     (tmp_path / "train/notes.txt").write_text("no picture")

@@ -27,7 +27,7 @@ _BY_HAND = {
 
 def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
     """Opens a split of a TFDS data set, as `gsjax.data.sources.open_source` describes."""
-    builder = _prepared_builder(data)
+    builder = prepared_builder(data)
     name = f"{data.source}, split {split!r}"
     try:
         parts = from_instructions(builder.info.splits[split].file_instructions)
@@ -135,7 +135,7 @@ def _any_hot(labels: tf.SparseTensor, num_classes: int) -> tf.Tensor:
     return tf.reduce_any(tf.one_hot(dense, num_classes, on_value=True, off_value=False), axis=-2)
 
 
-def _prepared_builder(data: ml_collections.ConfigDict):
+def prepared_builder(data: ml_collections.ConfigDict):
     """The TFDS builder of a data set that is on disk, after preparing it if that is possible."""
     data_dir = os.path.expanduser(data.data_dir) or None
     try:

@@ -85,6 +85,17 @@ def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = Fa
     return require_labels(source) if labelled else source
 
 
+def tfds_splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The splits of a TFDS data set, which is prepared if it is not there.
+
+    Raises:
+      UserError: it is no TFDS data set, or cannot be prepared.
+    """
+    from gsjax.data import prepared  # imports TFDS, which is slow
+
+    return tuple(prepared.prepared_builder(data).info.splits)
+
+
 def open_labelled(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
     """Opens the labelled split and the test split, for evaluations.
 
@@ -182,7 +193,7 @@ def _open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
 def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/")
     if not tf.io.gfile.isdir(root):
-        raise UserError(f"{root} is no folder: check data.data_dir and the split {split!r}")
+        raise UserError(f"{root} is no folder: check the data_dir and the split {split!r}")
     dataset = os.path.basename(os.path.normpath(os.path.abspath(data.data_dir)))
     names, folders = _list_pictures(root)
     if not names:

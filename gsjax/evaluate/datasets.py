@@ -61,13 +61,12 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
-def open_dataset(
-    name: str, data: ml_collections.ConfigDict, data_dir: str
-) -> tuple[Dataset, dict[str, sources.Source]]:
-    """Opens a data set by its name in DATASETS, its folder in data_dir, or its TFDS name.
+def find_dataset(name: str, data: ml_collections.ConfigDict, data_dir: str) -> tuple[Dataset, str]:
+    """Finds a data set by its folder in data_dir, its name in DATASETS, or its TFDS name.
 
     A folder `data_dir/<name>` with `train` and `test`, each with a folder a class, comes first, so
-    that it can stand in for any data set.
+    that it can stand in for any data set. Of a TFDS set that is not in DATASETS, `test` is reported
+    or, where there is none, `validation`.
 
     Args:
       name: of the data set.
@@ -75,10 +74,10 @@ def open_dataset(
       data_dir: TFDS directory and place of folders; "" for TFDS' default.
 
     Returns:
-      The rules and {"train", "test" and, where there is an official one, "validation": source}.
+      Its rules, and where it is.
 
     Raises:
-      UserError: it is missing, lacks a split or labels, or its splits have different classes.
+      UserError: it is missing.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name) if data_dir else ""
     if folder and all(tf.io.gfile.isdir(f"{folder}/{split}") for split in ("train", "test")):
@@ -88,12 +87,35 @@ def open_dataset(
         )
         if dataset.metric == "map11":
             raise UserError(f"{folder}: {name} has several labels a picture, which folders cannot")
-        data_dir = folder
-    else:
-        dataset = DATASETS.get(name, Dataset(name))
+        return dataset, folder
+    dataset = DATASETS.get(name, Dataset(name))
+    if dataset.source == "aircraft":
+        open_aircraft(data_dir, dataset.test)
+        return dataset, data_dir
+    splits = sources.tfds_splits(_at(data, dataset.source, data_dir))
+    if name not in DATASETS:
+        if "test" not in splits:
+            dataset = dataset._replace(test="validation")
+        elif "validation" in splits:
+            dataset = dataset._replace(validation="validation")
+    return dataset, data_dir
+
+
+def open_dataset(
+    name: str, data: ml_collections.ConfigDict, data_dir: str
+) -> tuple[Dataset, dict[str, sources.Source]]:
+    """Opens what `find_dataset` finds.
+
+    Returns:
+      The rules and {"train", "test" and, where there is an official one, "validation": source}.
+
+    Raises:
+      UserError: it is missing, lacks a split or labels, or its splits have different classes.
+    """
+    dataset, data_dir = find_dataset(name, data, data_dir)
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     opened = {
-        role: _open(dataset.source, split, data, data_dir)
+        role: _open(_at(data, dataset.source, data_dir), split)
         for role, split in splits.items()
         if split
     }
@@ -104,15 +126,17 @@ def open_dataset(
     return dataset, opened
 
 
-def _open(
-    source: str, split: str, data: ml_collections.ConfigDict, data_dir: str
-) -> sources.Source:
-    if source == "aircraft":
-        return open_aircraft(data_dir, split)
+def _at(data: ml_collections.ConfigDict, source: str, data_dir: str) -> ml_collections.ConfigDict:
     own = data.copy_and_resolve_references()
     with own.unlocked():
         own.source, own.data_dir = source, data_dir
-    return sources.open_source(own, split, labelled=True)
+    return own
+
+
+def _open(data: ml_collections.ConfigDict, split: str) -> sources.Source:
+    if data.source == "aircraft":
+        return open_aircraft(data.data_dir, split)
+    return sources.open_source(data, split, labelled=True)
 
 
 def open_aircraft(data_dir: str, split: str) -> sources.Source:

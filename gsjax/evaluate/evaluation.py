@@ -80,6 +80,7 @@ class Evaluation:
         transform: Transform,
         indices: np.ndarray | None = None,
         shapes: Sequence | None = None,
+        need_all: bool = False,
     ) -> Features:
         """Encodes pictures, or takes their features from an earlier job of the same encoder.
 
@@ -89,6 +90,7 @@ class Evaluation:
           indices: ascending int64 [n], the pictures to take; None for all (as with `shapes`).
           shapes: where the transform gives several, something for each picture that is equal only
             where the shapes are.
+          need_all: whether a picture that cannot be decoded is an error.
         """
         keep = self.config.features.keep
         folder = self.workdir / "features" / "kept"
@@ -96,12 +98,12 @@ class Evaluation:
         kept = store.load(folder, key) if keep else None
         if _everywhere(kept is not None) and kept is not None:
             metrics.say(f"features of {source.name} are taken from an earlier job")
-            return report(source, kept)
+            return report(source, kept, need_all)
         if shapes is None:
             rows = self._extract(source, transform, self.config.features.batch_size, indices)
         else:
             rows = self._extract_by_shape(source, transform, shapes)
-        report(source, rows)
+        report(source, rows, need_all)
         if keep:
             store.save(folder, key, rows)
         return rows
@@ -154,7 +156,6 @@ class Evaluation:
         scores: Mapping[str, float],
         protocol: Mapping[str, Any],
         details: Mapping[str, Any] | None = None,
-        images: Mapping[str, np.ndarray] | None = None,
         at: int | None = None,
     ) -> None:
         """Keeps a result, in `workdir/results/<job>.json` and, by CLU, in the job's folder.
@@ -165,7 +166,6 @@ class Evaluation:
           protocol: every setting and count that the scores depend on. A result of the same
             encoder, data set and protocol is replaced.
           details: what else is worth knowing.
-          images: uint8 [1, H, W, 3] each, for TensorBoard.
           at: step of the metrics; that of the checkpoint if None.
         """
         entry = {
@@ -199,8 +199,6 @@ class Evaluation:
         metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
             writer.write_scalars(at, scores)
-            if images:
-                writer.write_images(at, images)
 
     def print_table(self) -> None:
         """Prints what was recorded, beside the untrained encoder's and earlier like results."""
@@ -281,7 +279,7 @@ def open_evaluation(
     if checkpoint and jax.process_count() > 1:  # a training beside us may just have saved
         newest = multihost_utils.broadcast_one_to_all(np.array(int(checkpoint.name)))
         checkpoint = checkpoint.parent / str(int(newest))
-    with checkpoints.told(folder):
+    with checkpoints.told(folder / "results"):
         (folder / "results").mkdir(parents=True, exist_ok=True)
     # Only the shape of the optimiser's state matters here, which is the same for every rate.
     optimizer = create_optimizer(config, optax.constant_schedule(0.0))

@@ -129,12 +129,18 @@ def extract(
     return rows
 
 
-def report(source: Source, rows: Features) -> Features:
+def report(source: Source, rows: Features, need_all: bool = False) -> Features:
     """Names what cannot be decoded, and returns the rows.
 
     Raises:
-      UserError: not one picture can be decoded, or a feature is not finite.
+      UserError: a picture cannot be decoded and all are needed, or not one can be decoded, or a
+        feature is not finite.
     """
+    if need_all and rows.left_out:
+        damaged = source.picture_name(int(rows.indices[~rows.valid][0]))
+        raise UserError(
+            f"{damaged} cannot be decoded: {source.name} needs every picture, fetch it again"
+        )
     if not rows.valid.any():
         raise UserError(f"{source.name}: not one picture can be decoded")
     if not np.isfinite(rows.feature.sum(axis=1)).all():

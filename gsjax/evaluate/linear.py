@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -82,18 +83,20 @@ def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.nd
 
 
 def _claim(job: evaluation.Evaluation, protocol: dict, hosts: int | None) -> None:
-    """Makes the job's folder that of this encoder and these settings; another head goes."""
+    """Makes the job's folder that of this encoder and these settings; moves another head aside."""
     identity = {"encoder": job.digest, "normalisation": job.normalisation[:2], "hosts": hosts}
     text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
     file = job.folder / "config.json"
     with checkpoints.told(job.folder):
-        is_other = job.folder.exists() and (not file.exists() or file.read_text() != text)
+        is_other = job.folder.exists() and (not file.exists() or file.read_bytes() != text.encode())
         parallel.sync_hosts("config.json of the head is compared")
         if parallel.is_primary():
-            if is_other and checkpoints.saved_steps(job.folder):
-                metrics.say(f"{job.folder} holds a head of another encoder or settings: replaced")
-            if is_other and (job.folder / "checkpoints").exists():
-                (job.folder / "checkpoints").rmtree()
+            if is_other:
+                numbers = itertools.count(1)
+                asides = (job.folder.with_name(f"{job.folder.name}.{n}") for n in numbers)
+                aside = next(path for path in asides if not path.exists())
+                job.folder.rename(aside)
+                metrics.say(f"the head of another encoder or settings is put aside in {aside}")
             job.folder.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         parallel.sync_hosts("config.json of the head is written")

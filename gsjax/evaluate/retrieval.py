@@ -1,5 +1,6 @@
 """Image retrieval in the format of revisited Oxford5k and Paris6k (thesis 5.1 and 6.3)."""
 
+import contextlib
 import math
 
 import jax
@@ -10,7 +11,7 @@ from etils import epath
 from jax import lax
 from PIL import Image
 
-from gsjax import metrics, parallel, pictures
+from gsjax import checkpoints, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, store
@@ -63,7 +64,6 @@ def _evaluate(
             )
         for metric, value in values.items():
             scores[f"retrieval/{difficulty}_{metric}"] = value
-    drawn = _draw(job, base, queries, truth, ranking)
     job.record(
         name,
         scores,
@@ -75,8 +75,8 @@ def _evaluate(
             "ground_truth": store.digest(truth),
         },
         details={"queries_with_positives": counts},
-        images={f"{name}/{query}": picture[None] for query, picture in drawn.items()},
     )
+    _draw(job, base, queries, truth, ranking)
 
 
 def score(
@@ -143,13 +143,7 @@ def _represent(
     total = np.zeros(1)
     for transform in scaled:
         cut = transforms.Cropped(boxes, transform) if boxes else transform
-        rows = job.features(source, cut, shapes=shapes)
-        damaged = np.flatnonzero(~rows.valid)
-        if len(damaged):
-            raise UserError(
-                f"{source.picture_name(int(damaged[0]))} cannot be decoded: "
-                f"{source.name} needs every picture, fetch it again"
-            )
+        rows = job.features(source, cut, shapes=shapes, need_all=True)
         total = total + _unit(rows.feature)
     return _unit(total).astype(np.float32)
 
@@ -182,11 +176,11 @@ def _draw(
     queries: sources.Source,
     truth: ground_truth.GroundTruth,
     ranking: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Writes `<data set>_<query>.png` of the first queries and returns the pictures."""
-    drawn: dict[str, np.ndarray] = {}
+) -> None:
+    """Writes the first results of the first queries, as `<data set>_<query>.png` and by CLU."""
     if not parallel.is_primary():
-        return drawn
+        return
+    drawn: dict[str, np.ndarray] = {}
     for i, query in enumerate(truth.queries[: job.config.retrieval.pictures]):
         first = ranking[i, :_RESULTS]
         right, junk = (set(part) for part in ground_truth.positives_and_junk(query, "medium"))
@@ -196,10 +190,10 @@ def _draw(
             whole, input_pipeline.load_images(base, first.tolist()), marks, query.box
         )
         path = job.folder / f"{base.dataset}_{query.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with checkpoints.told(path), path.open("wb") as file:
             Image.fromarray(picture).save(file, format="PNG")
-        drawn[query.name] = picture
+        drawn[f"{base.dataset}/{query.name}"] = picture[None]
     if drawn:
+        with contextlib.closing(job.writer(metrics.KEEP_ALL)) as writer:
+            writer.write_images(job.step or 0, drawn)
         metrics.say(f"first results of {len(drawn)} queries drawn into {job.folder}")
-    return drawn

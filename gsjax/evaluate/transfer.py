@@ -1,5 +1,8 @@
 """Transfer learning: logistic regression on features of other data sets (thesis 5.1, 6.2)."""
 
+import contextlib
+from collections.abc import Iterator
+
 import ml_collections
 import numpy as np
 
@@ -13,18 +16,28 @@ from gsjax.evaluate.features import Features
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `transfer`: one result for each of `transfer.datasets`."""
     names = datasets.parse_names(config.transfer.datasets)
+    for name in names:  # before hours of work on the others
+        with _named(name):
+            datasets.find_dataset(name, config.data, config.transfer.data_dir)
     with evaluation.open_evaluation(config, workdir, "transfer") as job:
         for name in names:
             _evaluate(job, name)
 
 
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says in an error which of the data sets it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"transfer.datasets: {name}: {error}") from error
+
+
 def _evaluate(job: evaluation.Evaluation, name: str) -> None:
     """Chooses l2 on the validation images, fits on all but the test images, records the score."""
     settings = job.config.transfer
-    try:
+    with _named(name):
         dataset, opened = datasets.open_dataset(name, job.config.data, settings.data_dir)
-    except UserError as error:
-        raise UserError(f"transfer.datasets: {name}: {error}") from error
     transform = transforms.transfer(job.config.data.image_size)
     rows = {
         role: job.features(
