@@ -21,6 +21,13 @@ def absolute(path: str) -> epath.Path:
     return expanded if "://" in expanded.as_posix() else expanded.absolute()
 
 
+def write_text(file: epath.Path, text: str) -> None:
+    """Writes a file that is there whole, or as it was before."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text)
+    new.replace(file)
+
+
 @contextlib.contextmanager
 def told(path: epath.Path) -> Iterator[None]:
     """Turns the errors of writing files into one line that names the path."""
@@ -64,9 +71,7 @@ def claim(
         parallel.sync_hosts("config.json is compared")
         if parallel.is_primary():
             content = {"gsjax": gsjax.__version__, "config": config.to_dict(), "data": facts}
-            new = workdir / "config.json.new"
-            new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-            new.replace(file)
+            write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
 

@@ -5,26 +5,33 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
+from clu import metric_writers
 from etils import epath
 
-from gsjax import step
+from gsjax import metrics, step
 
 
 class Clock:
     """Images per second and the share of time spent waiting for data, between two readings."""
 
     def __init__(self, batch_size: int, done: int) -> None:
-        self._batch_size = batch_size
+        self._batch_size, self._first = batch_size, done
         self.restart(done)
 
     def restart(self, done: int) -> None:
         """Begins anew after `done` steps; what has passed since the last reading is left out."""
         self._began, self._done, self._waited = time.monotonic(), done, 0.0
+
+    def after_step(self, done: int, values: Any) -> None:
+        """Leaves out the first step, whose time is that of the compilation."""
+        if done == self._first + 1:
+            jax.block_until_ready(values)
+            self.restart(done)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -44,6 +51,28 @@ class Clock:
         }
         self.restart(done)
         return scalars
+
+
+def log(
+    writer: metric_writers.MetricWriter,
+    clock: Clock,
+    done: int,
+    values: Mapping[str, jax.Array],
+    learning_rate: float,
+) -> dict[str, float]:
+    """Writes a step's values, learning rate and what the clock reads; returns what it wrote."""
+    scalars = {f"train/{name}": float(value) for name, value in values.items()}
+    scalars["train/learning_rate"] = learning_rate
+    scalars.update(clock.read(done))
+    writer.write_scalars(done, scalars)
+    writer.flush()
+    return scalars
+
+
+def leave(done: int, number: int) -> NoReturn:
+    """Ends the program after a signal's request."""
+    metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
+    sys.exit(128 + number)
 
 
 class Stop:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the drawn picture
@@ -102,6 +103,12 @@ def draw_ranking(
         canvas.paste(picture, (left + _FRAME, top + _FRAME))
         left += widths[rank] + _GAP * (2 if rank == 0 else 1)
     return np.asarray(canvas)
+
+
+def save(picture: np.ndarray, path: epath.Path) -> None:
+    """Writes uint8 [H, W, 3] as a PNG file, also to gs://."""
+    with path.open("wb") as file:
+        Image.fromarray(picture).save(file, format="PNG")
 
 
 def _draw_original(canvas, original, boxes, place) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -12,10 +11,10 @@ import ml_collections
 import numpy as np
 from clu import metric_writers
 from etils import epath
-from PIL import Image
 
 from gsjax import checkpoints, loop, metrics, parallel, pictures, step
 from gsjax.data import input_pipeline, order, sources
+from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
@@ -98,31 +97,28 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 batch = next(stream)
             state, values = train_step(state, batch, key)
             done += 1
-            if done == first + 1:
-                jax.block_until_ready(values)  # the compilation is no step's time
-                clock.restart(done)
+            clock.after_step(done, values)
             stopping = stop.signal
             last = done == num_steps or stopping
             if done % config.log.every_steps == 0 or last:
-                scalars = {f"train/{name}": float(value) for name, value in values.items()}
-                scalars["train/learning_rate"] = float(schedule(done - 1))
-                scalars.update(clock.read(done))
-                writer.write_scalars(done, scalars)
-                writer.flush()
+                scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
                 progress.describe(_summary(scalars))
             progress.update(done)
             if done == num_steps:
                 progress.close()
             if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
-                writer.write_scalars(done, monitor.measure(state))
+                try:
+                    writer.write_scalars(done, monitor.measure(state))
+                except UserError:  # damaged test pictures must not cost the training
+                    saved.save(done, state)
+                    raise
                 writer.flush()
                 clock.restart(done)
             if last or done % config.checkpoint.every_steps == 0:
                 saved.save(done, state)
                 clock.restart(done)
     if done < num_steps:
-        metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
-        sys.exit(128 + stopping)
+        loop.leave(done, stopping)
     if monitor:
         monitor.report(folder)
     return state
@@ -147,8 +143,7 @@ def _write_examples(
     originals = input_pipeline.load_images(source, batch["index"][:n].tolist())
     psi = np.stack([np.asarray(part) for part in method.psi(jnp.asarray(boxes))], axis=1)
     picture = pictures.draw_pairs(originals, boxes, views, psi)
-    with (folder / "examples.png").open("wb") as file:
-        Image.fromarray(picture).save(file, format="PNG")
+    pictures.save(picture, folder / "examples.png")
     writer.write_images(0, {"examples": picture[None]})
 
 

@@ -63,6 +63,16 @@ def image_dtype(config: ml_collections.ConfigDict) -> Any:
     return at_least_float32(config.encoder.dtype)
 
 
+def pixels(config: ml_collections.ConfigDict) -> tuple[tuple, tuple, Any]:
+    """Returns mean, standard deviation and type of normalised pixels."""
+    return *normalisation(config), image_dtype(config)
+
+
+def encoder_variables(state: TrainState) -> dict[str, Any]:
+    """Returns what the encoder's `apply` takes."""
+    return {"params": state.params["encoder"], "batch_stats": state.batch_stats["encoder"]}
+
+
 def augment_batch(
     views: jax.Array, key: jax.Array, position: jax.Array, config: ml_collections.ConfigDict
 ) -> jax.Array:
@@ -78,8 +88,7 @@ def augment_batch(
     Returns:
       [2, B, S, S, 3] normalised views.
     """
-    dtype = image_dtype(config)
-    mean, std = normalisation(config)
+    mean, std, dtype = pixels(config)
     keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p)), out_axes=1)(position)
     return jax.vmap(
         lambda k, x: augment.augment(k, x, config.augment, mean, std, dtype), in_axes=(0, 1)

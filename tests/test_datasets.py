@@ -13,6 +13,11 @@ from gsjax.evaluate import datasets, scores
 DATA = defaults.get_config().data
 
 
+def open_dataset(name, data, data_dir):
+    dataset, where = datasets.find_dataset(name, data, data_dir)
+    return datasets.open_dataset(dataset, data, where)
+
+
 def write_aircraft(root):
     """A small copy of the official archive's layout."""
     folder = root / "fgvc-aircraft-2013b/data"
@@ -33,7 +38,7 @@ def write_aircraft(root):
 
 def test_aircraft(tmp_path):
     folder = write_aircraft(tmp_path)
-    dataset, opened = datasets.open_dataset("aircraft", DATA, str(tmp_path))
+    dataset, opened = open_dataset("aircraft", DATA, str(tmp_path))
     assert dataset.metric == "mean_per_class"
     assert {role: source.num_examples for role, source in opened.items()} == {
         "train": 2, "validation": 1, "test": 3
@@ -44,16 +49,16 @@ def test_aircraft(tmp_path):
     np.testing.assert_allclose(batch["image"][:, 0, 0, 0], [0, 60, 120], atol=3)
     (folder / "images/1514522.jpg").unlink()
     with pytest.raises(UserError, match=r"1 missing pictures, such as .*1514522.jpg"):
-        datasets.open_dataset("aircraft", DATA, str(tmp_path))
+        open_dataset("aircraft", DATA, str(tmp_path))
     (folder / "images").rename(folder / "pictures")
     with pytest.raises(UserError, match="data/images is missing"):
-        datasets.open_dataset("aircraft", DATA, str(tmp_path))
+        open_dataset("aircraft", DATA, str(tmp_path))
     (folder / "pictures").rename(folder / "images")
     (folder / "variants.txt").write_text("707-320\n")
     with pytest.raises(UserError, match="is no picture and variant"):
-        datasets.open_dataset("aircraft", DATA, str(tmp_path))
+        open_dataset("aircraft", DATA, str(tmp_path))
     with pytest.raises(UserError, match="unpack fgvc-aircraft-2013b.tar.gz"):
-        datasets.open_dataset("aircraft", DATA, str(tmp_path / "nowhere"))
+        open_dataset("aircraft", DATA, str(tmp_path / "nowhere"))
 
 
 def test_table_agrees_with_tfds():
@@ -100,7 +105,7 @@ def test_voc_labels(tmp_path, memory_gb):
     )  # fmt: skip
     data = DATA.copy_and_resolve_references()
     data.memory_gb = memory_gb
-    dataset, opened = datasets.open_dataset("objects", data, str(tmp_path))
+    dataset, opened = open_dataset("objects", data, str(tmp_path))
     assert dataset.metric == "map11"
     source = opened["test"]
     with pytest.raises(UserError, match="several labels a picture"):
@@ -122,11 +127,11 @@ def write_classes(root, *splits, classes=("cat", "owl")):
 
 def test_a_folder_stands_in_for_any_data_set(tmp_path):
     write_classes(tmp_path / "pets", "train", "val", "test")
-    dataset, opened = datasets.open_dataset("pets", DATA, str(tmp_path))
+    dataset, opened = open_dataset("pets", DATA, str(tmp_path))
     assert (dataset.metric, dataset.validation) == ("mean_per_class", "val")
     assert opened["train"].class_names == ("cat", "owl")
     write_classes(tmp_path / "own", "train", "test")
-    dataset, opened = datasets.open_dataset("own", DATA, str(tmp_path))
+    dataset, opened = open_dataset("own", DATA, str(tmp_path))
     assert (dataset.metric, dataset.validation) == ("top1", "")
     assert set(opened) == {"train", "test"}
 
@@ -135,7 +140,7 @@ def test_splits_with_other_classes_are_refused(tmp_path):
     write_classes(tmp_path / "own", "train")
     write_classes(tmp_path / "own", "test", classes=("cat", "dog"))
     with pytest.raises(UserError, match="have different classes"):
-        datasets.open_dataset("own", DATA, str(tmp_path))
+        open_dataset("own", DATA, str(tmp_path))
 
 
 def test_real_sets(shared_data):
@@ -143,7 +148,7 @@ def test_real_sets(shared_data):
         "caltech101": {"train": 1530, "test": 497},
         "imagenette": {"train": 2600, "test": 600},
     }.items():
-        _, opened = datasets.open_dataset(name, DATA, str(shared_data))
+        _, opened = open_dataset(name, DATA, str(shared_data))
         assert {role: source.num_examples for role, source in opened.items()} == numbers
 
 

@@ -213,6 +213,25 @@ def test_folder_without_labels_has_no_monitor(finished, tmp_path):
     assert not [row for row in rows if "knn/top1" in row]
 
 
+def test_damaged_test_pictures_do_not_cost_the_training(tmp_path):
+    """The last steps are on disk when the monitor finds nothing to measure."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 2)):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(count):
+            path = tmp_path / split / "cat" / f"{i}.png"
+            Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+            if split == "test":
+                path.write_bytes(path.read_bytes()[:60])
+    config = small_config(
+        data__source="folder", data__data_dir=str(tmp_path), num_steps="2", knn__k="1",
+        log__example_pairs="0",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="not one picture can be decoded"):
+        pretrain(config, str(tmp_path / "run"))
+    assert (tmp_path / "run/checkpoints/2").is_dir()
+
+
 def test_two_processes_train_as_one(finished, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

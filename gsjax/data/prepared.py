@@ -49,15 +49,20 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         raise UserError(f"{data.source} does not name the classes of its labels")
     label_shape = (len(class_names),) if kind == "several" and class_names else ()
     parse = functools.partial(_parse, image_key, kind, label_shape, set(features))
+    version = builder.info.full_name
+
+    def files() -> list[tuple[str, int, float]]:
+        return [(path, size(path), 0.0) for path in dict.fromkeys(part.path for part in parts)]
+
     make = functools.partial(
         Source,
         name=name,
         dataset=data.source,
         num_examples=sum(part.take for part in parts),
-        version=builder.info.full_name,
+        version=version,
         class_names=class_names,
         labelled=labelled,
-        files=lambda: [(path, size(path), 0.0) for path in dict.fromkeys(p.path for p in parts)],
+        files=files,
         label_shape=label_shape,
     )
     file_format = builder.info.file_format
@@ -84,16 +89,15 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
     if gigabytes(parts) > data.memory_gb:
         return make(labels=None, read=parse, shards=parts)
     pictures, labels = zip(*(parse(batch) for _, batch in in_order(parts).batch(1024)), strict=True)
-    whole = make(labels=None, read=parse)
     return in_memory(
         name,
         data.source,
-        whole.version,
+        version,
         tf.concat(pictures, axis=0),
         tf.concat(labels, axis=0).numpy(),
         class_names,
         labelled,
-        whole.files,
+        files,
     )
 
 

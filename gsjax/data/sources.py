@@ -96,8 +96,14 @@ def tfds_splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     return tuple(prepared.prepared_builder(data).info.splits)
 
 
-def open_labelled(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
+def open_labelled(
+    data: ml_collections.ConfigDict, train: Source | None = None
+) -> tuple[Source, Source]:
     """Opens the labelled split and the test split, for evaluations.
+
+    Args:
+      data: the group `data` of a config.
+      train: `data.split` where it is open; it serves as the labelled split if that is the same.
 
     Raises:
       UserError: there is none, or their classes differ, or as from `open_source`.
@@ -107,9 +113,11 @@ def open_labelled(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
             "data.labelled_split is empty: this needs labelled pictures, "
             "set data.labelled_split and data.test_split"
         )
-    bank, test = (
-        open_source(data, s, labelled=True) for s in (data.labelled_split, data.test_split)
-    )
+    if train and data.labelled_split == data.split and data.source != "folder":
+        bank = require_labels(train)
+    else:
+        bank = open_source(data, data.labelled_split, labelled=True)
+    test = open_source(data, data.test_split, labelled=True)
     check_same_classes(bank, test)
     check_one_label(bank, test)
     return bank, test

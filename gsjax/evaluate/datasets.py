@@ -102,9 +102,9 @@ def find_dataset(name: str, data: ml_collections.ConfigDict, data_dir: str) -> t
 
 
 def open_dataset(
-    name: str, data: ml_collections.ConfigDict, data_dir: str
+    dataset: Dataset, data: ml_collections.ConfigDict, data_dir: str
 ) -> tuple[Dataset, dict[str, sources.Source]]:
-    """Opens what `find_dataset` finds.
+    """Opens what `find_dataset` found in data_dir.
 
     Returns:
       The rules and {"train", "test" and, where there is an official one, "validation": source}.
@@ -112,7 +112,6 @@ def open_dataset(
     Raises:
       UserError: it is missing, lacks a split or labels, or its splits have different classes.
     """
-    dataset, data_dir = find_dataset(name, data, data_dir)
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     opened = {
         role: _open(_at(data, dataset.source, data_dir), split)

@@ -67,7 +67,7 @@ class Evaluation:
     @functools.cached_property
     def normalisation(self) -> tuple[tuple, tuple, Any]:
         """Mean, standard deviation and type of normalised pixels."""
-        return *step.normalisation(self.config), step.image_dtype(self.config)
+        return step.pixels(self.config)
 
     @functools.cached_property
     def encode_fn(self) -> EncodeFn:
@@ -183,18 +183,16 @@ class Evaluation:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         entry = json.loads(json.dumps(entry, allow_nan=False))  # as it will be read again
-        self._recorded.append(entry)
         if not parallel.is_primary():
             return
+        self._recorded.append(entry)
         file = self.workdir / "results" / f"{self.name}.json"
         known = read_results(file)
         others = [other for other in known if not _same(other, entry)]
         if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
         with checkpoints.told(file):
-            new = file.with_name(f"{file.name}.new")
-            new.write_text(json.dumps([*others, entry], indent=1) + "\n")
-            new.replace(file)
+            checkpoints.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
         at = (self.step or 0) if at is None else at
         metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
@@ -289,10 +287,7 @@ def open_evaluation(
         state = create(init_key)
     else:
         state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
-    variables = {
-        "params": state.params["encoder"],
-        "batch_stats": state.batch_stats["encoder"],
-    }
+    variables = step.encoder_variables(state)
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
     metrics.say(f"workdir  {folder}")

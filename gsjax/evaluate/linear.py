@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -109,9 +108,9 @@ def _train(
     batch_size = config.linear.batch_size
     schedule = optax.cosine_decay_schedule(protocol["learning_rate"] * batch_size / 256, num_steps)
     optimizer = optax.sgd(schedule, momentum=config.linear.momentum, nesterov=True)
-    num_features = jax.eval_shape(
-        job.encode_fn, job.variables, jnp.zeros((batch_size, *[config.data.image_size] * 2, 3))
-    ).shape[1]
+    size = config.data.image_size
+    images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+    num_features = jax.eval_shape(job.encode_fn, job.variables, images).shape[1]
     init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     shape = (num_features, _num_classes(train))
 
@@ -154,25 +153,18 @@ def _train(
                 batch = next(stream)
             state, values = train_step(state, job.variables, batch, key)
             done += 1
-            if done == first + 1:
-                jax.block_until_ready(values)  # the compilation is no step's time
-                clock.restart(done)
+            clock.after_step(done, values)
             stopping = stop.signal
             last = done == num_steps or stopping
             if done % config.log.every_steps == 0 or last:
-                scalars = {f"train/{name}": float(value) for name, value in values.items()}
-                scalars["train/learning_rate"] = float(schedule(done - 1))
-                scalars.update(clock.read(done))
-                writer.write_scalars(done, scalars)
-                writer.flush()
+                scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
                 progress.describe(f"loss {scalars['train/loss']:.3f}")
             progress.update(done)
             if last or done % config.checkpoint.every_steps == 0:
                 saved.save(done, state)
                 clock.restart(done)
     if done < num_steps:
-        metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
-        sys.exit(128 + stopping)
+        loop.leave(done, stopping)
     return jax.device_get(state.params)
 
 

@@ -37,17 +37,13 @@ class Monitor:
 
     def measure(self, state: step.TrainState) -> dict[str, float]:
         """Returns `knn/top1` of the encoder, in percent."""
-        variables = {
-            "params": state.params["encoder"],
-            "batch_stats": state.batch_stats["encoder"],
-        }
-        accuracy = self._accuracy("kNN", self._encode_fn, variables)
+        accuracy = self._accuracy("kNN", self._encode_fn, step.encoder_variables(state))
         metrics.say(f"step {int(state.step)}: kNN accuracy {accuracy:.2f} %")
         return {"knn/top1": accuracy}
 
     def baselines(self, state: step.TrainState) -> dict[str, float]:
         """Returns the same and `knn/pixels_top1`, of raw pixels."""
-        pixels_fn = features.create_pixels_fn(*self._normalisation, self.mesh)
+        pixels_fn = features.create_pixels_fn(*step.pixels(self.config), self.mesh)
         accuracy = self._accuracy("kNN of pixels", pixels_fn, {})
         metrics.say(f"step 0: kNN accuracy of raw pixels {accuracy:.2f} %")
         return {"knn/pixels_top1": accuracy, **self.measure(state)}
@@ -64,12 +60,8 @@ class Monitor:
             metrics.say(f"  {name:18} {accuracy:6.2f} %")
 
     @functools.cached_property
-    def _normalisation(self) -> tuple[tuple, tuple, Any]:
-        return *step.normalisation(self.config), step.image_dtype(self.config)
-
-    @functools.cached_property
     def _encode_fn(self) -> features.EncodeFn:
-        return features.create_encode_fn(self.encoder, *self._normalisation, self.mesh)
+        return features.create_encode_fn(self.encoder, *step.pixels(self.config), self.mesh)
 
     def _accuracy(self, label: str, encode_fn: features.EncodeFn, variables: Any) -> float:
         bank, queries = (
@@ -108,12 +100,6 @@ def create_monitor(
     if not data.labelled_split:
         metrics.say("monitor  none: data.labelled_split is empty, there are no labels to measure")
         return None
-    if data.labelled_split == data.split and data.source != "folder":
-        bank = sources.require_labels(train)
-    else:
-        bank = sources.open_source(data, data.labelled_split, labelled=True)
-    queries = sources.open_source(data, data.test_split, labelled=True)
-    sources.check_same_classes(bank, queries)
-    sources.check_one_label(bank, queries)
+    bank, queries = sources.open_labelled(data, train)
     protocol = knn.create_protocol(config.knn, bank.num_examples)
     return Monitor(config, bank, queries, protocol, encoder, mesh)

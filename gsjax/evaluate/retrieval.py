@@ -190,8 +190,8 @@ def _draw(
             whole, input_pipeline.load_images(base, first.tolist()), marks, query.box
         )
         path = job.folder / f"{base.dataset}_{query.name}.png"
-        with checkpoints.told(path), path.open("wb") as file:
-            Image.fromarray(picture).save(file, format="PNG")
+        with checkpoints.told(path):
+            pictures.save(picture, path)
         drawn[f"{base.dataset}/{query.name}"] = picture[None]
     if drawn:
         with contextlib.closing(job.writer(metrics.KEEP_ALL)) as writer:

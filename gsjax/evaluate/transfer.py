@@ -15,13 +15,13 @@ from gsjax.evaluate.features import Features
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `transfer`: one result for each of `transfer.datasets`."""
-    names = datasets.parse_names(config.transfer.datasets)
-    for name in names:  # before hours of work on the others
+    found = {}
+    for name in datasets.parse_names(config.transfer.datasets):  # all, before hours of work on one
         with _named(name):
-            datasets.find_dataset(name, config.data, config.transfer.data_dir)
+            found[name] = datasets.find_dataset(name, config.data, config.transfer.data_dir)
     with evaluation.open_evaluation(config, workdir, "transfer") as job:
-        for name in names:
-            _evaluate(job, name)
+        for name, (dataset, data_dir) in found.items():
+            _evaluate(job, name, dataset, data_dir)
 
 
 @contextlib.contextmanager
@@ -33,11 +33,13 @@ def _named(name: str) -> Iterator[None]:
         raise UserError(f"transfer.datasets: {name}: {error}") from error
 
 
-def _evaluate(job: evaluation.Evaluation, name: str) -> None:
+def _evaluate(
+    job: evaluation.Evaluation, name: str, dataset: datasets.Dataset, data_dir: str
+) -> None:
     """Chooses l2 on the validation images, fits on all but the test images, records the score."""
     settings = job.config.transfer
     with _named(name):
-        dataset, opened = datasets.open_dataset(name, job.config.data, settings.data_dir)
+        dataset, opened = datasets.open_dataset(dataset, job.config.data, data_dir)
     transform = transforms.transfer(job.config.data.image_size)
     rows = {
         role: job.features(
