@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +23,8 @@ def absolute(path: str) -> epath.Path:
 
 
 def write_text(file: epath.Path, text: str) -> None:
-    """Writes a file that is there whole, or as it was before."""
-    new = file.with_name(f"{file.name}.new")
+    """Writes a file that is there whole, or as it was before, also where two write it at once."""
+    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
     new.write_text(text)
     new.replace(file)
 

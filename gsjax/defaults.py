@@ -19,6 +19,8 @@ HARMLESS = (
     "linear",
     "transfer",
     "retrieval",
+    "diagnostics",
+    "report",
     "checkpoint",
     "log",
     "profile",
@@ -134,6 +136,14 @@ def get_config() -> ml_collections.ConfigDict:
     retrieval.protocol = "thesis"  # thesis: S x S pixels; aspect: keep the ratio; multiscale: at 3
     retrieval.image_size = 1024  # longer side in pixels of aspect and multiscale
     retrieval.pictures = 3  # queries whose first ten results are drawn, for each data set
+
+    config.diagnostics = diagnostics = ml_collections.ConfigDict()
+    diagnostics.num_images = 2000  # pictures of data.test_split that are measured and mapped
+    diagnostics.neighbours = 6  # of them whose nearest neighbours are drawn
+
+    config.report = report = ml_collections.ConfigDict()
+    report.runs = ""  # folders of further runs and sweeps, beside those under --workdir
+    report.diagnostics = True  # run the job diagnostics on checkpoints that have none
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.load = "latest"  # latest, none, a step, or the path of a checkpoint

@@ -76,14 +76,18 @@ def leave(done: int, number: int) -> NoReturn:
 
 
 class Stop:
-    """The signal that asked to stop; 0 while none did."""
+    """The signal that asked to stop, 0 while none did, and when it came."""
 
     signal = 0
+    time = 0.0
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the next one kills.
+    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; a later one kills.
+
+    What follows within a second is the same request: a cluster signals every process of a job, and
+    the parent of a sweep's member hands it on.
 
     Of several processes each would stop at a step of its own, so there a signal just kills.
     """
@@ -91,10 +95,14 @@ def stop_on_signal() -> Iterator[Stop]:
     former: dict[int, Any] = {}
 
     def ask(number, frame):
-        stop.signal = number
-        print("stopping after this step; once more to leave at once", file=sys.stderr)
-        for each, handler in former.items():
-            signal.signal(each, handler)
+        now = time.monotonic()
+        if not stop.signal:
+            stop.signal, stop.time = number, now
+            print("stopping after this step; once more to leave at once", file=sys.stderr)
+        elif now - stop.time > 1:
+            for each, handler in former.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

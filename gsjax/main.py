@@ -1,20 +1,23 @@
 """The command line: `python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] ...`."""
 
+import functools
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import ml_collections
 from absl import app, flags, logging
 
-from gsjax import settings
+from gsjax import settings, sweeps
 from gsjax.errors import UserError
-from gsjax.jobs import JOBS
+from gsjax.jobs import JOBS, Job
 
 _CONFIG = flags.DEFINE_string("config", "", "Config file; the defaults if empty.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config name> if empty.")
 _JOB = flags.DEFINE_string("job", "pretrain", f"One of: {', '.join(JOBS)}.")
+_SWEEP_INDEX = flags.DEFINE_integer("sweep_index", None, "Run this one member of a sweep.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Several processes: HOST:PORT of the first, or auto on TPU pods and SLURM."
 )
@@ -30,6 +33,7 @@ usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config
   --workdir DIR      holds everything the run writes, also gs://...; default runs/<config name>
   --job NAME         default pretrain
   --config.KEY=VALUE overrides a setting
+  --sweep_index I    run one member of a sweep, from 0 (the job array of a cluster)
   --coordinator HOST:PORT --num_processes N --process_id I
                      one process of several; --coordinator auto on TPU pods and SLURM
 
@@ -37,11 +41,13 @@ jobs:
 {jobs}
 
 Evaluations take the newest checkpoint of --workdir and its settings (--config may be left out);
---config.checkpoint.load=none measures the untrained encoder of --config.
+--config.checkpoint.load=none measures the untrained encoder of --config. A sweep takes a file of
+configs/sweeps/; a report takes every run and sweep under --workdir.
 
 example:
   python -m gsjax.main --config configs/simclr_gs_cifar10.py --config.num_epochs=100
   python -m gsjax.main --workdir runs/simclr_gs_cifar10 --job linear
+  python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
 
 settings and their defaults:
 {settings}
@@ -57,11 +63,11 @@ def _workdir() -> str:
     return _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'defaults').stem}"
 
 
-def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
-    """Returns the job's name and its checked configuration; leaves on --help and on errors."""
+def _parse_flags(argv: list[str]) -> Callable[[], None]:
+    """Returns what is to be done, with checked settings; leaves on --help and on errors."""
     try:
         if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
-            jobs = "\n".join(f"  {name:10} {job.help}" for name, job in JOBS.items())
+            jobs = "\n".join(f"  {name:12} {job.help}" for name, job in JOBS.items())
             print(_HELP.format(jobs=jobs, settings=settings.describe()), flush=True)
             sys.exit(0)
         arguments, overrides = settings.split_overrides(argv)
@@ -70,26 +76,46 @@ def _parse_flags(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
             raise UserError(f"{surplus[0]!r} is no flag; see --help")
         if _JOB.value not in JOBS:
             raise UserError(f"--job: there is no job {_JOB.value!r}; known: {', '.join(JOBS)}")
-        if JOBS[_JOB.value].is_evaluation:
+        job = JOBS[_JOB.value]
+        if job.configured_by == "sweep":
+            return functools.partial(_run_sweep, job, sweeps.load(_CONFIG.value, overrides), argv)
+        if _SWEEP_INDEX.value is not None:
+            raise UserError(f"--sweep_index is of --job sweep, not of --job {_JOB.value}")
+        if job.configured_by == "run":
             config = settings.of_evaluation(_workdir(), _CONFIG.value, overrides)
         else:
             config = settings.load(_CONFIG.value)
             settings.override(config, overrides)
-        return _JOB.value, settings.check(config)
+        return functools.partial(_run_job, job, settings.check(config))
     except (UserError, flags.Error) as error:
         _fail(str(error))
 
 
-def _run(parsed: tuple[str, ml_collections.ConfigDict]) -> None:
-    job, config = parsed
+def _start(dtype: str) -> None:
+    from gsjax import parallel  # imports JAX, only once the settings are known to be good
+
+    parallel.start(dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def _run_job(job: Job, config: ml_collections.ConfigDict) -> None:
+    _start(config.encoder.dtype)
+    job.load()(config, _workdir())
+
+
+def _run_sweep(job: Job, plan: sweeps.Plan, argv: list[str]) -> None:
+    index = _SWEEP_INDEX.value
+    if index is None:
+        job.load()(plan, _workdir(), argv[1:])
+    else:
+        member = plan.member(index)
+        _start(member.config.encoder.dtype)
+        job.load("run_member")(plan, member, _workdir())
+
+
+def _run(start: Callable[[], None]) -> None:
     logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown our lines
     try:
-        from gsjax import parallel  # imports JAX, only once the settings are known to be good
-
-        parallel.start(
-            config.encoder.dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        )
-        JOBS[job].load()(config, _workdir())
+        start()
     except UserError as error:
         _fail(str(error))
 

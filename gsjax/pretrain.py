@@ -12,7 +12,7 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 
-from gsjax import checkpoints, loop, metrics, parallel, pictures, step
+from gsjax import checkpoints, environment, loop, metrics, parallel, pictures, step
 from gsjax.data import input_pipeline, order, sources
 from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor
@@ -66,6 +66,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
             if monitor:
                 monitor.report(folder)
             return state
+        environment.note_start(folder, first)
         metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
 
         writer = stack.enter_context(contextlib.closing(metrics.create_writer(folder, first)))

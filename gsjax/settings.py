@@ -5,19 +5,16 @@ data can tell is checked where they are opened.
 """
 
 import difflib
-import importlib.util
 import json
 import pathlib
 import re
-import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 from etils import epath
 
-from gsjax import defaults
+from gsjax import config_file, defaults
 from gsjax.errors import UserError
 
 Value = int | float | str | bool
@@ -67,6 +64,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "linear.flip": (0, 1),
     "transfer.max_iterations": (1, _MAX_INT),
     "retrieval.image_size": (16, 65536),
+    "diagnostics.num_images": (2, _MAX_INT),
     "checkpoint.every_steps": (1, _MAX_INT),
     "checkpoint.keep": (1, _MAX_INT),
     "log.every_steps": (1, _MAX_INT),
@@ -88,50 +86,21 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def load(path: str | None) -> ml_collections.ConfigDict:
     """Runs the `get_config()` of a config file; without a path, the embedded defaults.
 
-    The file's own folder is searched first when it imports, so that it may import its siblings.
-
     Raises:
       UserError: the file is missing, fails or returns something else than a configuration.
     """
     if not path:
         return defaults.get_config()
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"--config: there is no file {path}; give the path of a config file")
-    sys.path.insert(0, str(file.resolve().parent))
     try:
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        if spec is None or spec.loader is None:
-            raise UserError(f"--config: {path} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
-        line = _line_in(error, file)
-        unknown = re.search(r'Key "(\w+)" does not exist', str(error))
-        if unknown:
-            nearest = _nearest(unknown[1], flatten(defaults.get_config()))
-            raise UserError(
-                f"{path}{line}: unknown setting {unknown[1]}; the nearest known one is {nearest}"
-            ) from error
-        message = " ".join(str(error).split())
-        raise UserError(f"{path}{line}: {type(error).__name__}: {message}") from error
-    finally:
-        sys.path.pop(0)
+        config = config_file.run(path, "get_config")
+    except config_file.UnknownKey as error:
+        nearest = _nearest(error.key, flatten(defaults.get_config()))
+        raise UserError(
+            f"{error.where}: unknown setting {error.key}; the nearest known one is {nearest}"
+        ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{path}: get_config() must return the configuration it made")
     return config
-
-
-def _line_in(error: BaseException, file: pathlib.Path) -> str:
-    """Returns ":line" of the innermost frame of `file` in the traceback, or nothing."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f":{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).name == file.name]
-    return f":{lines[-1]}" if lines else ""
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -359,13 +328,23 @@ def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
     A key that `old` lacks had the default: the setting is younger than the run.
     """
-    flat_old = flatten(defaults.get_config()) | flatten(old)
-    flat_new = flatten(new)
+    shaping_old, shaping_new = shaping(old), shaping(new)
     return [
-        f"{key}: {flat_old[key]} -> {flat_new.get(key)}"
-        for key in sorted(flat_old)
-        if flat_old[key] != flat_new.get(key) and not _is_harmless(key)
+        f"{key}: {shaping_old[key]} -> {shaping_new.get(key)}"
+        for key in sorted(shaping_old)
+        if shaping_old[key] != shaping_new.get(key)
     ]
+
+
+def shaping(config: Mapping[str, Any]) -> dict[str, Value]:
+    """{key: value} of the settings that shape a training, with the defaults of those it lacks."""
+    flat = flatten(defaults.get_config()) | flatten(config)
+    return {key: value for key, value in flat.items() if not _is_harmless(key)}
+
+
+def text(value: Value) -> str:
+    """A value as tables and names show it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def describe() -> str:

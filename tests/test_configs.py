@@ -135,7 +135,7 @@ def test_thesis_warmup_is_ten_epochs():
     np.testing.assert_allclose(schedule(warmup // 2), 0.5 * 0.3 * 1024 / 256, rtol=1e-6)
 
 
-@pytest.mark.parametrize("group", ["features", "linear", "transfer", "retrieval"])
+@pytest.mark.parametrize("group", ["features", "linear", "transfer", "retrieval", "diagnostics"])
 def test_every_setting_of_the_evaluations_is_read(group):
     """As `config.<group>.<name>`, or as `settings.<name>` in a function that takes the group."""
     read = set()

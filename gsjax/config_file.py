@@ -1,0 +1,65 @@
+"""Files of `configs/` and `configs/sweeps/`: Python that is run for what one function returns."""
+
+import importlib.util
+import pathlib
+import re
+import sys
+import traceback
+from typing import Any
+
+from gsjax.errors import UserError
+
+
+def run(path: str, function: str) -> Any:
+    """Runs a file and returns what its `function()` returns.
+
+    The file's own folder is searched first when it imports, so that it may import its siblings.
+
+    Raises:
+      UserError: the file is missing or fails.
+      UnknownKey: it sets a key that the configuration does not have.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"--config: there is no file {path}; give the path of a config file")
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if spec is None or spec.loader is None:
+            raise UserError(f"--config: {path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise UserError(
+                f"--config: {path} has no {function}(); files of configs/ have get_config(), those "
+                "of configs/sweeps/ (for --job sweep) have get_sweep()"
+            )
+        return getattr(module, function)()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
+        where = f"{path}{_line_in(error, file)}"
+        unknown = re.search(r'Key "(\w+)" does not exist', str(error))
+        if unknown:
+            raise UnknownKey(where, unknown[1]) from error
+        message = " ".join(str(error).split())
+        raise UserError(f"{where}: {type(error).__name__}: {message}") from error
+    finally:
+        sys.path.pop(0)
+
+
+class UnknownKey(Exception):
+    """A file sets a key that its configuration does not have."""
+
+    def __init__(self, where: str, key: str) -> None:
+        super().__init__(where, key)
+        self.where, self.key = where, key
+
+
+def _line_in(error: BaseException, file: pathlib.Path) -> str:
+    """Returns ":line" of the innermost frame of `file` in the traceback, or nothing."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).name == file.name]
+    return f":{lines[-1]}" if lines else ""

@@ -1,0 +1,101 @@
+"""Where and with what a training ran: one entry for each start, in `environment.json`."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+import gsjax
+from gsjax import checkpoints, metrics, parallel
+from gsjax.errors import UserError
+
+_FILE = "environment.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "tensorflow-cpu")
+
+
+def describe() -> dict[str, Any]:
+    """Versions, devices and, where gsjax runs from a clone, its commit."""
+    return {
+        "gsjax": gsjax.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "devices": metrics.device_line(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def note_start(workdir: epath.Path, step: int) -> None:
+    """Adds this start, from `step` on, to the run's `environment.json`; the first host writes.
+
+    Starts whose steps are done anew are forgotten.
+    """
+    if not parallel.is_primary():
+        return
+    file = workdir / _FILE
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    kept = [start for start in read(workdir) if start["step"] < step]
+    starts = [*kept, {"step": step, "time": now, **describe()}]
+    with checkpoints.told(file):
+        checkpoints.write_text(file, json.dumps(starts, indent=1) + "\n")
+
+
+def read(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The starts of a run, the first one first; none where nothing was noted.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    file = workdir / _FILE
+    if not file.exists():
+        return []
+    try:
+        starts = json.loads(file.read_text())
+        if not all(isinstance(start["step"], int) for start in starts):
+            raise ValueError("it is no list of starts")
+        return starts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged: move it away") from error
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the clone that the package lies in, with a + where files were changed."""
+    root = pathlib.Path(gsjax.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "--short=7", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", "--", "gsjax") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: pathlib.Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,201 @@
+"""What a run has left behind, read from its work directory or from the one file that sums it up.
+
+A finished member of a sweep leaves `<member>.json`: its settings, curves and results, without
+which a report or a sweep needs no checkpoint.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+import gsjax
+from gsjax import checkpoints, environment, metrics, settings
+from gsjax.errors import UserError
+from gsjax.evaluate.evaluation import check_results, read_results
+
+Curve = list[tuple[int, float]]  # (step, value), ascending
+
+_POINTS = 100  # of a curve in a summary, at most
+_DIGITS = 6  # significant ones of its measured values
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training and what was measured on it.
+
+    Attributes:
+      name: of its work directory.
+      config: every setting, nested as in the config.
+      data: facts about the images: `num_images`.
+      member: what a sweep says of it: `label`, `seed`, `value` of the swept setting; or nothing.
+      starts: entries of `environment.json`.
+      step: of the newest checkpoint.
+      num_steps: length of the training.
+      curves: {metric: curve}.
+      results: {job: entries of its `results/<job>.json`}.
+      folder: the work directory, where it is at hand.
+    """
+
+    name: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    member: dict[str, Any]
+    starts: list[dict[str, Any]]
+    step: int
+    num_steps: int
+    curves: dict[str, Curve]
+    results: dict[str, list[dict[str, Any]]]
+    folder: epath.Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole training was done."""
+        return self.step >= self.num_steps
+
+    def last(self, metric: str) -> float | None:
+        """The value that a metric ended with."""
+        curve = self.curves.get(metric)
+        return curve[-1][1] if curve else None
+
+
+# What a summary holds: all but the place of the work directory.
+_WRITTEN = [field.name for field in dataclasses.fields(Run) if field.name != "folder"]
+
+
+def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
+    """Reads a work directory.
+
+    Raises:
+      UserError: it holds no run, or a file of it is damaged.
+    """
+    file = workdir / "config.json"
+    try:
+        content = json.loads(file.read_text())
+        config, data = content["config"], content["data"]
+        epoch_steps = data["num_images"] // config["batch_size"]
+        num_steps = config["num_steps"] or config["num_epochs"] * epoch_steps
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run (there is no config.json)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    steps = checkpoints.saved_steps(workdir)
+    folder = workdir / "results"
+    found = sorted(folder.glob("*.json")) if folder.exists() else []
+    return Run(
+        name=workdir.name,
+        config=config,
+        data=data,
+        member=dict(member or {}),
+        starts=environment.read(workdir),
+        step=steps[-1] if steps else 0,
+        num_steps=num_steps,
+        curves=_curves(workdir),
+        results={path.stem: read_results(path) for path in found},
+        folder=workdir,
+    )
+
+
+def write_summary(run: Run, file: epath.Path) -> None:
+    """Writes the one small file of a finished run."""
+    content = {name: getattr(run, name) for name in _WRITTEN}
+    content["config"] = _without_folders(run.config)
+    content["curves"] = {metric: _rounded(thin(curve)) for metric, curve in run.curves.items()}
+    content["results"] = {
+        job: [_portable(entry) for entry in entries] for job, entries in run.results.items()
+    }
+    content["gsjax"] = gsjax.__version__
+    with checkpoints.told(file):
+        checkpoints.write_text(file, json.dumps(content, sort_keys=True) + "\n")
+
+
+def read_summary(file: epath.Path) -> Run:
+    """Reads what `write_summary` wrote.
+
+    Raises:
+      UserError: it is no such file.
+    """
+    try:
+        content = json.loads(file.read_text())
+        fields = {name: content[name] for name in _WRITTEN}
+        settings.flatten(fields["config"])
+        fields["step"], fields["num_steps"] = int(fields["step"]), int(fields["num_steps"])
+        fields["curves"] = {
+            metric: [(int(step), float(value)) for step, value in curve]
+            for metric, curve in fields["curves"].items()
+        }
+        for entries in fields["results"].values():
+            check_results(entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is no summary of a run ({type(error).__name__}: {error}): move it away"
+        ) from error
+    return Run(**fields)
+
+
+def is_summary(file: epath.Path) -> bool:
+    """Whether a file looks like what `write_summary` wrote."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "curves" in content and "config" in content
+
+
+def _curves(workdir: epath.Path) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for number, line in enumerate(metrics.read_lines(workdir), 1):
+        try:
+            record = json.loads(line)
+            step = int(record.pop("step"))
+            found = [(name, float(value)) for name, value in record.items() if value is not None]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{workdir / 'metrics.jsonl'}, line {number} is damaged: take it out"
+            ) from error
+        for metric, value in found:
+            curves.setdefault(metric, []).append((step, value))
+    return curves
+
+
+def thin(curve: Curve) -> Curve:
+    """At most `_POINTS` points: both ends as they are, between them means of consecutive points.
+
+    A mean stands at the last of its steps, and all but the last are of equally many points.
+    """
+    if len(curve) <= _POINTS:
+        return curve
+    first, *inner, last = curve
+    size = math.ceil(len(inner) / (_POINTS - 2))
+    groups = [inner[i : i + size] for i in range(0, len(inner), size)]
+    means = [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+    return [first, *means, last]
+
+
+def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the folders of data, which are others on every machine."""
+    return {
+        name: _without_folders(value)
+        if isinstance(value, Mapping)
+        else ("" if name == "data_dir" else value)
+        for name, value in config.items()
+    }
+
+
+def _portable(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A result in short, without the place of the checkpoint, which is gone where it goes."""
+    short = {name: value for name, value in entry.items() if name != "checkpoint"}
+    return short | {name: _rounded(entry.get(name, {})) for name in ("scores", "details")}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(part) for part in value]
+    return value

@@ -1,0 +1,174 @@
+"""What a file of `configs/sweeps/` returns: an experiment in arms, values of a setting and seeds.
+
+Imports neither JAX nor TensorFlow, so that every member is checked before anything starts.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_collections
+
+from gsjax import config_file, settings
+from gsjax.errors import UserError
+from gsjax.jobs import JOBS
+
+# The jobs that leave results/<job>.json.
+EVALUATIONS = [n for n, job in JOBS.items() if job.configured_by == "run" and n != "features"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What is compared with the other arms.
+
+    Attributes:
+      label: how tables and figures call it.
+      config: a file of the folder above the sweep's, which is `configs/`; without `.py`.
+      overrides: {key: value} on it.
+      is_on_axis: whether it takes every value of the sweep's axis; once and as it is otherwise.
+    """
+
+    label: str
+    config: str
+    overrides: Mapping[str, settings.Value] = dataclasses.field(default_factory=dict)
+    is_on_axis: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """All combinations of seeds, values and arms, in this order from the slowest.
+
+    Members of one seed share initial weights, order of the images and crops, so that their
+    differences can be paired.
+
+    What cannot be is a ValueError, to which `load` adds the file and the line.
+
+    Attributes:
+      title: what is asked, in one line.
+      arms: what is compared.
+      seeds: of each arm.
+      overrides: {key: value} on every arm's config, before the arm's own.
+      axis: the setting that takes each of `values`, or "".
+      values: of the axis.
+      jobs: evaluations after each training; diagnostics are always made.
+      shows: figures and tables of the thesis that it repeats, such as "Figure 9".
+    """
+
+    title: str
+    arms: Sequence[Arm]
+    seeds: Sequence[int] = (5,)
+    overrides: Mapping[str, settings.Value] = dataclasses.field(default_factory=dict)
+    axis: str = ""
+    values: Sequence[settings.Value] = ()
+    jobs: Sequence[str] = ()
+    shows: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("arms", "seeds", "values", "jobs", "shows"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise ValueError(f"{name} is no tuple; one of a single element is written (x,)")
+        if not self.arms or not self.seeds:
+            raise ValueError("arms and seeds must not be empty")
+        if bool(self.axis) != bool(self.values):
+            raise ValueError("axis and values go together: give both or neither")
+        on_axis = [arm for arm in self.arms if arm.is_on_axis]
+        if self.axis and not on_axis:
+            raise ValueError(f"no arm is on the axis {self.axis}")
+        overrides = [self.overrides, *(arm.overrides for arm in self.arms)]
+        if self.axis == "seed" or any("seed" in part for part in overrides):
+            raise ValueError("seed is set by seeds alone")
+        if any(self.axis in arm.overrides for arm in on_axis):
+            raise ValueError(f"an arm that is on the axis overrides {self.axis}")
+        for job in self.jobs:
+            if job not in EVALUATIONS:
+                known = ", ".join(EVALUATIONS)
+                raise ValueError(f"jobs names {job!r}; those with scores are {known}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One training of a sweep, with its checked configuration."""
+
+    name: str
+    label: str
+    seed: int
+    value: settings.Value | None
+    config: ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep and its members, in the order of their indices."""
+
+    sweep: Sweep
+    members: tuple[Member, ...]
+
+    def member(self, index: int) -> Member:
+        """Returns the member that `--sweep_index` names.
+
+        Raises:
+          UserError: there is no such member.
+        """
+        if not 0 <= index < len(self.members):
+            names = ", ".join(f"{i} {member.name}" for i, member in enumerate(self.members))
+            raise UserError(f"--sweep_index={index}: this sweep has {names}")
+        return self.members[index]
+
+
+def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
+    """Reads a file of `configs/sweeps/`; `overrides` of the command line go to every member.
+
+    Raises:
+      UserError: there is no such file, it returns no sweep, or a member's settings are impossible
+        or those of another member.
+    """
+    if not path:
+        raise UserError("--job sweep needs --config FILE, a file of configs/sweeps/")
+    try:
+        sweep = config_file.run(path, "get_sweep")
+    except config_file.UnknownKey as error:
+        raise UserError(f"{error.where}: unknown setting {error.key}") from error
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"{path}: get_sweep() must return a gsjax.sweeps.Sweep")
+    for key in ("seed", sweep.axis):
+        if key and key in overrides:
+            raise UserError(f"--config.{key}: the sweep {path} sets it itself")
+    folder = pathlib.Path(path).resolve().parent.parent
+    members: list[Member] = []
+    for seed, value, arm in _combinations(sweep):
+        changes = {**sweep.overrides, **arm.overrides, "seed": seed}
+        name = f"{_slug(arm.label)}-seed{seed}"
+        if value is not None:
+            changes[sweep.axis] = value
+            point = f"{sweep.axis.rpartition('.')[2]}_{_in_path(value)}"
+            name = f"{_slug(arm.label)}-{point}-seed{seed}"
+        try:
+            config = settings.load(str(folder / f"{arm.config}.py"))
+            settings.override(config, {key: str(part) for key, part in changes.items()})
+            settings.override(config, overrides)
+            settings.check(config)
+        except UserError as error:
+            raise UserError(f"{path}, member {name}: {error}") from error
+        for other in members:
+            if other.name == name:
+                raise UserError(f"{path}: two members are called {name}; change a label")
+            if other.config == config:  # such as by an override that is what makes an arm
+                raise UserError(f"{path}: the members {other.name} and {name} do not differ")
+        members.append(Member(name, arm.label, seed, value, config))
+    return Plan(sweep, tuple(members))
+
+
+def _combinations(sweep: Sweep) -> Iterator[tuple[int, settings.Value | None, Arm]]:
+    for seed in sweep.seeds:
+        yield from ((seed, None, arm) for arm in sweep.arms if not (sweep.axis and arm.is_on_axis))
+        for value in sweep.values:
+            yield from ((seed, value, arm) for arm in sweep.arms if arm.is_on_axis)
+
+
+def _in_path(value: settings.Value) -> str:
+    return re.sub(r"[^\w.+-]+", "_", settings.text(value))
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")

@@ -1,0 +1,216 @@
+"""A run read from its work directory and from its summary."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from etils import epath
+
+from gsjax import defaults, runs, settings
+from gsjax.errors import UserError
+
+START = {"step": 0, "time": "2024-05-01T10:00:00Z", "commit": "abcdef0"}
+RESULT = {
+    "checkpoint": "/home/me/run/checkpoints/500",
+    "step": 500,
+    "encoder": {"width": 4, "digest": "12ab"},
+    "dataset": "photos",
+    "scores": {"linear/top1": 12.3456789},
+    "protocol": {"learning_rate": 0.123456789},
+    "details": {"histogram": [0.333333333, 2]},
+}
+
+
+def write_run(folder, *, lines=500, num_steps=500, saved=500, **changes):
+    """A work directory as a training leaves it, with a curve of `lines` points."""
+    config = defaults.get_config().to_dict() | {"num_steps": num_steps, "seed": 3}
+    config["optimizer"]["learning_rate"] = 0.123456789  # more digits than are kept of a score
+    config |= changes
+    content = {"gsjax": "0", "config": config, "data": {"num_images": 5000, "hosts": None}}
+    (folder / "checkpoints" / str(saved)).mkdir(parents=True)
+    (folder / "checkpoints" / "499.orbax-checkpoint-tmp").mkdir()
+    (folder / "results").mkdir()
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "environment.json").write_text(json.dumps([START]))
+    (folder / "results" / "linear.json").write_text(json.dumps([RESULT]))
+    rows = [{"step": 0, "knn/top1": 20.0, "knn/pixels_top1": 30.0}]
+    rows += [
+        {"step": i + 1, "train/loss": math.sin(i) / 3, "train/grad_norm": None if i == 2 else 1.0}
+        for i in range(lines)
+    ]
+    rows += [{"step": saved, "knn/top1": 123.4567891}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return epath.Path(folder)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return write_run(tmp_path / "simclr-seed3")
+
+
+def test_a_work_directory_is_read(workdir):
+    run = runs.read(workdir, {"label": "SimCLR", "seed": 3, "value": 0.1})
+    assert (run.name, run.step, run.num_steps, run.finished) == ("simclr-seed3", 500, 500, True)
+    assert run.member == {"label": "SimCLR", "seed": 3, "value": 0.1}
+    assert run.data == {"num_images": 5000, "hosts": None}
+    assert run.config["seed"] == 3
+    assert run.starts == [START]
+    assert run.results == {"linear": [RESULT]}
+    assert run.curves["train/loss"] == [(i + 1, math.sin(i) / 3) for i in range(500)]
+    assert run.curves["knn/top1"] == [(0, 20.0), (500, 123.4567891)]
+    assert 3 not in [step for step, _ in run.curves["train/grad_norm"]]  # was not finite
+    assert run.last("knn/top1") == 123.4567891
+    assert run.last("nothing") is None
+    assert run.folder == workdir
+
+
+def test_length_in_epochs_and_an_unfinished_run(tmp_path):
+    folder = write_run(
+        tmp_path / "run", num_steps=0, num_epochs=10, batch_size=128, saved=389, lines=3
+    )
+    run = runs.read(folder)
+    assert (run.step, run.num_steps, run.finished) == (389, 390, False)  # 5000 // 128 = 39 each
+    assert run.member == {}
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    folder = write_run(tmp_path / "run", lines=0)
+    for name in ("checkpoints/500", "checkpoints/499.orbax-checkpoint-tmp", "checkpoints"):
+        (folder / name).rmdir()
+    (folder / "metrics.jsonl").unlink()
+    (folder / "environment.json").unlink()
+    run = runs.read(folder)
+    assert (run.step, run.finished, run.curves, run.starts) == (0, False, {}, [])
+
+
+def slowly_thinned(curve):
+    """Ends as they are; means of 6 consecutive points of the 498 between them."""
+    points = [curve[0]]
+    for start in range(1, len(curve) - 1, 6):
+        total, count = 0.0, 0
+        for step, value in curve[start : min(start + 6, len(curve) - 1)]:
+            total, count, last = total + value, count + 1, step
+        points.append((last, total / count))
+    return [*points, curve[-1]]
+
+
+def test_round_trip_keeps_all_but_paths_and_digits(workdir, tmp_path):
+    run = runs.read(workdir, {"label": "SimCLR", "seed": 3, "value": 0.123456789})
+    file = epath.Path(tmp_path / "summary.json")
+    runs.write_summary(run, file)
+    read = runs.read_summary(file)
+    for field in ("name", "config", "data", "member", "starts", "step", "num_steps"):
+        assert getattr(read, field) == getattr(run, field), field
+    assert settings.shaping_differences(read.config, run.config) == []
+    assert read.folder is None
+    assert str(workdir) not in file.read_text()
+    expected = {name: part for name, part in RESULT.items() if name != "checkpoint"}
+    expected |= {
+        "scores": {"linear/top1": 12.3457},
+        "details": {"histogram": [0.333333, 2]},
+    }
+    assert read.results == {"linear": [expected]}
+
+    assert read.curves["knn/top1"] == [(0, 20.0), (500, 123.457)]
+    found, slow = read.curves["train/loss"], slowly_thinned(run.curves["train/loss"])
+    assert [step for step, _ in found] == [step for step, _ in slow]
+    assert [value for _, value in found] == [pytest.approx(v, rel=1e-5) for _, v in slow]
+    assert len(found) <= 100
+    assert found[-1] == (500, pytest.approx(math.sin(499) / 3, rel=1e-5))  # what last() reads
+
+    again = epath.Path(tmp_path / "again.json")
+    runs.write_summary(read, again)
+    assert again.read_text() == file.read_text()
+
+    for group in ("data", "transfer", "retrieval", "features"):
+        run.config[group]["data_dir"] = str(workdir)  # of this machine
+    runs.write_summary(run, again)
+    assert again.read_text() == file.read_text()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 99, 100, 101, 102, 199, 200, 12345])
+def test_curves_are_never_too_long_and_keep_both_ends(tmp_path, size):
+    curve = [(10 * i, float(i)) for i in range(size)]
+    run = dataclasses.replace(runs.read(write_run(tmp_path / "run", lines=0)), curves={"x": curve})
+    file = epath.Path(tmp_path / "run.json")
+    runs.write_summary(run, file)
+    found = runs.read_summary(file).curves["x"]
+    assert len(found) <= 100
+    assert found[:1] + found[-1:] == curve[:1] + curve[-1:]
+    if size <= 100:
+        assert found == curve
+    else:
+        assert len(found) > 50
+        for (before, _), (step, value) in zip(found[:-2], found[1:-1], strict=True):
+            own = [v for s, v in curve if before < s <= step]
+            assert value == pytest.approx(sum(own) / len(own), rel=1e-5)
+
+
+def test_a_summary_is_told_from_other_files(workdir, tmp_path):
+    file = epath.Path(tmp_path / "summary.json")
+    runs.write_summary(runs.read(workdir), file)
+    assert runs.is_summary(file)
+    others = [workdir / "config.json", workdir / "environment.json", workdir / "metrics.jsonl"]
+    for other in (*others, epath.Path(tmp_path / "nothing.json")):
+        assert not runs.is_summary(other)
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"config": {}, "data": {}}'),
+        ("environment.json", '[{"step": 0'),
+        ("environment.json", '{"step": 0}'),
+        ("environment.json", "[3]"),
+        ("results/linear.json", "{}{"),
+        ("results/linear.json", '[{"step": 3}]'),
+        ("metrics.jsonl", '{"step": 1, "x": 1}\n{"step": 2, "x"}\n'),
+        ("metrics.jsonl", '{"x": 1}\n'),
+        ("metrics.jsonl", '{"step": 1, "x": "far"}\n'),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_line_with_their_name(workdir, name, text):
+    (workdir / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        runs.read(workdir)
+    assert str(workdir / name) in one_line(error)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(UserError) as error:
+        runs.read(epath.Path(tmp_path))
+    assert "holds no run" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        {"curves": None},
+        {"curves": {"x": [[1]]}},
+        {"config": []},
+        {"step": "far"},
+        {"results": {"knn": [{}]}},
+        {"results": {"knn": 3}},
+        {"results": []},
+    ],
+)
+def test_a_damaged_summary_is_one_line_with_its_name(workdir, tmp_path, change):
+    file = epath.Path(tmp_path / "summary.json")
+    runs.write_summary(runs.read(workdir), file)
+    text = file.read_text()
+    file.write_text(text[:300] if change is None else json.dumps(json.loads(text) | change))
+    with pytest.raises(UserError) as error:
+        runs.read_summary(file)
+    assert f"{file} is no summary of a run" in one_line(error)
+    with pytest.raises(UserError):
+        runs.read_summary(epath.Path(tmp_path / "nothing.json"))
