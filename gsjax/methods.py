@@ -45,15 +45,36 @@ class _Siamese:
             batch_stats[name] = variables["batch_stats"]
         return params, batch_stats
 
-    def _apply(self, params: Tree, batch_stats: Tree, x: jax.Array) -> tuple[list, Tree]:
+    def _apply(
+        self, params: Tree, batch_stats: Tree, x: jax.Array, train: bool = True
+    ) -> tuple[list, Tree]:
         """Applies the modules one after another; returns all their outputs and the statistics."""
         outputs, updated = [], {}
         for name, module in self.modules.items():
             variables = {"params": params[name], "batch_stats": batch_stats[name]}
-            x, changes = module.apply(variables, x, train=True, mutable=["batch_stats"])
+            x, changes = module.apply(variables, x, train=train, mutable=["batch_stats"])
             updated[name] = changes["batch_stats"]
             outputs.append(x)
         return outputs, updated
+
+    def embed(
+        self, params: Tree, batch_stats: Tree, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the loss compares, with BatchNorm in inference mode.
+
+        The loss takes the distance of an anchor to the target of the other view, both scaled to
+        length 1: SimCLR compares projections z with each other, SimSiam a prediction p with a z.
+
+        Args:
+          params: as from `init`.
+          batch_stats: as from `init`.
+          images: [B, S, S, 3] normalised.
+
+        Returns:
+          (anchors, targets), [B, D] each, not normalised: (z, z) of SimCLR, (p, z) of SimSiam.
+        """
+        (_, target, *rest), _ = self._apply(params, batch_stats, images, train=False)
+        return (rest[0] if rest else target), target
 
     def psi(self, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Graded similarity [B] of the views' boxes [B, 2, 4] in both directions, eq. 5."""

@@ -9,15 +9,16 @@ from PIL import Image, ImageDraw, ImageFont
 _CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the drawn picture
 _COLOURS = ((255, 140, 0), (0, 160, 255))  # first and second view
 _HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved picture, its frame and the line below
-_NUM_RESULTS, _MIN_WIDTH, _FONT = 10, 92, 14  # a result is at least as wide as its label
+_NUM_RESULTS, _FONT, _MAX_WORD = 10, 14, 20  # the last in characters
 _SIGN = 11  # side of the sign beside the word, so that colour is not all that tells
 _RIGHT, _WRONG, _JUNK = (0, 140, 60), (205, 35, 35), (130, 130, 130)
 _STROKES: dict[str, list[list[tuple[float, float]]]] = {  # of the signs, in units of a side
     "right": [[(0, 0.55), (0.35, 0.95), (1, 0.05)]],
     "wrong": [[(0.05, 0.05), (0.95, 0.95)], [(0.05, 0.95), (0.95, 0.05)]],
     "junk": [[(0, 0.5), (1, 0.5)]],
+    "": [],
 }
-_MARKS = {"right": _RIGHT, "wrong": _WRONG, "junk": _JUNK}
+_MARKS = {"right": _RIGHT, "wrong": _WRONG, "junk": _JUNK, "": (255, 255, 255)}
 
 
 def draw_pairs(
@@ -63,6 +64,7 @@ def draw_ranking(
     results: Sequence[np.ndarray],
     marks: Sequence[str],
     box: Sequence[float] | None = None,
+    words: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Draws a query and, right of it, the first ten pictures that it retrieves, best first.
 
@@ -73,8 +75,10 @@ def draw_ranking(
     Args:
       query: uint8 [H, W, 3].
       results: uint8 [H, W, 3] each; those after the tenth are left out.
-      marks: right, wrong or junk for each of the results.
+      marks: right, wrong or junk for each of the results, or "" for neither.
       box: x0, y0, x1, y1 of the object in pixels of the query, to be drawn into it.
+      words: what stands below the query and below each of the results, of which the first
+        characters are taken; "query" and the marks if None.
 
     Returns:
       The picture, uint8 [H, W, 3].
@@ -84,8 +88,12 @@ def draw_ranking(
         scale = asked.height / len(query)
         x0, y0, x1, y1 = box
         _draw_box(asked, (y0, x0, y1 - y0, x1 - x0), scale, _COLOURS[0])
+    words = [word[:_MAX_WORD] for word in words or ("query", *marks)]
     pictures = [asked, *(_shrunk(image, _HEIGHT, 2 * _HEIGHT) for image in results[:_NUM_RESULTS])]
-    widths = [max(picture.width + 2 * _FRAME, _MIN_WIDTH) for picture in pictures]
+    widths = [
+        max(picture.width + 2 * _FRAME, _label_width(word))
+        for picture, word in zip(pictures, words, strict=False)  # results are cut, words are not
+    ]
     width = sum(widths) + _GAP * (len(widths) + 2)  # a double gap after the query
     height = _HEIGHT + 2 * _FRAME + _LABEL + 2 * _GAP
     canvas = Image.new("RGB", (width, height), "white")
@@ -95,14 +103,22 @@ def draw_ranking(
         top = _GAP + (_HEIGHT - picture.height) // 2
         label = left + _FRAME, _GAP + _HEIGHT + 2 * _FRAME + 4
         if rank == 0:
-            draw.text(label, "query", fill="black", font=ImageFont.load_default(_FONT))
+            draw.text(label, words[0], fill="black", font=ImageFont.load_default(_FONT))
         else:
             size = picture.width + 2 * _FRAME, picture.height + 2 * _FRAME
             canvas.paste(_MARKS[marks[rank - 1]], (left, top, left + size[0], top + size[1]))
-            _draw_mark(draw, rank, marks[rank - 1], label)
+            _draw_mark(draw, rank, marks[rank - 1], words[rank], label)
         canvas.paste(picture, (left + _FRAME, top + _FRAME))
         left += widths[rank] + _GAP * (2 if rank == 0 else 1)
     return np.asarray(canvas)
+
+
+def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Puts pictures uint8 [H, W, 3] below each other, on white where one is narrower."""
+    width = max(row.shape[1] for row in rows)
+    sides = [[(0, 0), (0, width - row.shape[1]), (0, 0)] for row in rows]
+    padded = [np.pad(row, s, constant_values=255) for row, s in zip(rows, sides, strict=True)]
+    return np.concatenate(padded)
 
 
 def save(picture: np.ndarray, path: epath.Path) -> None:
@@ -126,15 +142,22 @@ def _shrunk(image: np.ndarray, height: int, width: int) -> Image.Image:
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
-def _draw_mark(draw: ImageDraw.ImageDraw, rank: int, mark: str, place: tuple[int, int]) -> None:
-    """Draws the line below a result: its rank, the sign of the mark and the mark as a word."""
+def _label_width(word: str) -> int:
+    """Pixels of the line below a result, which is at least as wide; its rank may be 10."""
+    return round(ImageFont.load_default(_FONT).getlength(f"10{word}")) + _SIGN + 2 * _GAP
+
+
+def _draw_mark(
+    draw: ImageDraw.ImageDraw, rank: int, mark: str, word: str, place: tuple[int, int]
+) -> None:
+    """Draws the line below a result: its rank, the sign of the mark and a word."""
     font = ImageFont.load_default(_FONT)
     draw.text(place, str(rank), fill="black", font=font)
     x, y = place[0] + font.getlength(str(rank)) + 6, place[1] + 3
     for stroke in _STROKES[mark]:
         points = [(x + right * _SIGN, y + down * _SIGN) for right, down in stroke]
         draw.line(points, fill=_MARKS[mark], width=3)
-    draw.text((x + _SIGN + 5, place[1]), mark, fill=_MARKS[mark], font=font)
+    draw.text((x + _SIGN + 5, place[1]), word, fill=_MARKS[mark], font=font)
 
 
 def _draw_box(picture: Image.Image, box: Sequence[float], scale: float, colour) -> None:

@@ -20,9 +20,16 @@ from gsjax.parallel import AXIS
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes."""
+    """Everything that training changes.
 
-    step: jax.Array  # [] int32, steps done
+    Attributes:
+      step: [] int32, steps done.
+      params: {module: parameters}.
+      batch_stats: {module: running statistics of its BN}.
+      opt_state: of the optimiser.
+    """
+
+    step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any

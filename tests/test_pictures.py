@@ -85,3 +85,27 @@ def test_a_result_of_any_shape_has_its_place():
     columns = np.flatnonzero((picture == (9, 77, 200)).all(axis=-1).any(axis=0))
     widths = [len(part) for part in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)]
     assert widths == [280, 1, 140]
+
+
+def test_words_stand_below_and_make_room():
+    image = np.zeros((30, 30, 3), np.uint8)
+    words = ["asked", "", "i" * 20, "W" * 40]
+    marks = ["", "right", "wrong"]
+    drawn = pictures.draw_ranking(image, [image] * 3, marks, words=words)
+    assert _frames(drawn) == [GREEN, RED]  # none around the first
+    label = drawn[-30:]
+    assert (label < 250).any(axis=-1).any(axis=0)[-100:].any()
+    ink = np.flatnonzero((label == RED).all(axis=-1).any(axis=0))
+    frame = np.flatnonzero((drawn[60] == RED).all(axis=-1))
+    assert frame.min() < ink.min() and ink.max() < drawn.shape[1] - 12
+    # Of the last word twenty letters are drawn.
+    cut = pictures.draw_ranking(image, [image] * 3, marks, words=[*words[:3], "W" * 20])
+    np.testing.assert_array_equal(drawn, cut)
+
+
+def test_pictures_stand_below_each_other():
+    first, second = np.zeros((4, 9, 3), np.uint8), np.full((5, 6, 3), 7, np.uint8)
+    stacked = pictures.stack([first, second])
+    np.testing.assert_array_equal(stacked[:4], first)
+    np.testing.assert_array_equal(stacked[4:, :6], second)
+    assert stacked.shape == (9, 9, 3) and (stacked[4:, 6:] == 255).all()

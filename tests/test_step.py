@@ -76,6 +76,8 @@ def check_float64(method, measure, optimizer):
     # The state holds the parameters, the statistics and, in the momentum, the gradients.
     leaves = jax.tree.leaves(one)
     assert sum(leaf.dtype == np.float64 for leaf in leaves) > 100
+    # Training takes the statistics of the batch: the running ones, 0 and 1 at first, have moved.
+    assert not any(np.isin(leaf, (0, 1)).all() for leaf in jax.tree.leaves(one.batch_stats))
     for a, b in zip(leaves, jax.tree.leaves(four), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
     for name, value in metrics_one.items():

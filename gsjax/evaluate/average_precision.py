@@ -6,10 +6,17 @@ import numpy as np
 
 
 class Retrieval(NamedTuple):
-    """Scores of one query, each in [0, 1]; their means over queries are mAP and mP@k."""
+    """Scores of one query, each in [0, 1]; their means over queries are mAP and mP@k.
+
+    Attributes:
+      ap: average precision.
+      p1: precision after 1 result.
+      p5: precision after 5 results, but never after the last positive.
+      p10: precision after 10 results, but never after the last positive.
+    """
 
     ap: float
-    p1: float  # precision after 1, 5 and 10 results, but never after the last positive
+    p1: float
     p5: float
     p10: float
 

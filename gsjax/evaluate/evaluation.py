@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -24,7 +23,7 @@ from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 from gsjax.evaluate import store
 from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
-from gsjax.methods import create_method
+from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer
 
 
@@ -37,8 +36,11 @@ class Evaluation:
       workdir: folder of the run.
       folder: `workdir/<job>`, or `workdir/<job>_untrained`: what the job writes besides its result.
       step: of the checkpoint; None for an untrained encoder.
+      method: of the pre-training, with all modules.
+      params: of all modules, on every device.
+      batch_stats: their statistics, on every device.
       encoder: the module.
-      variables: its parameters and statistics, on every device.
+      variables: its parameters and statistics.
       mesh: the devices.
     """
 
@@ -48,14 +50,16 @@ class Evaluation:
         name: str,
         workdir: epath.Path,
         checkpoint: epath.Path | None,
-        encoder: nn.Module,
-        variables: Any,
+        method: Method,
+        state: step.TrainState,
         mesh: Mesh,
     ) -> None:
         self.config, self.name, self.workdir = config, name, workdir
         self.folder = workdir / (name if checkpoint else f"{name}_untrained")
         self.step = int(checkpoint.name) if checkpoint else None
-        self.encoder, self.variables, self.mesh = encoder, variables, mesh
+        self.method, self.mesh = method, mesh
+        self.params, self.batch_stats = state.params, state.batch_stats
+        self.encoder, self.variables = method.modules["encoder"], step.encoder_variables(state)
         self._checkpoint = checkpoint
         self._recorded: list[dict] = []
 
@@ -162,7 +166,7 @@ class Evaluation:
 
         Args:
           dataset: what was measured on.
-          scores: {"<job>/...": percent or other figure}.
+          scores: {`<job>/...`: percent or other figure}.
           protocol: every setting and count that the scores depend on. A result of the same
             encoder, data set and protocol is replaced.
           details: what else is worth knowing.
@@ -230,13 +234,22 @@ def read_results(file: epath.Path) -> list[dict]:
         return []
     try:
         entries = json.loads(file.read_text())
-        if not all(isinstance(entry["scores"], dict) for entry in entries):
-            raise ValueError("it is no list of results")
+        check_results(entries)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} cannot be read ({type(error).__name__}: {error}): mend it or move it away"
         ) from error
     return entries
+
+
+def check_results(entries: Any) -> None:
+    """Makes sure that what was read is a list of results.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is none.
+    """
+    if not all(isinstance(entry["scores"], dict) and "step" in entry for entry in entries):
+        raise ValueError("it is no list of results")
 
 
 def _comparable(one: Mapping, other: Mapping) -> bool:
@@ -287,11 +300,10 @@ def open_evaluation(
         state = create(init_key)
     else:
         state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
-    variables = step.encoder_variables(state)
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
     metrics.say(f"workdir  {folder}")
-    job = Evaluation(config, name, folder, checkpoint, method.modules["encoder"], variables, mesh)
+    job = Evaluation(config, name, folder, checkpoint, method, state, mesh)
     try:
         yield job
     finally:

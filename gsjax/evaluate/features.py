@@ -112,7 +112,7 @@ def extract(
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     for i, batch in enumerate(batches):
         encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
-        part = _gather((_local(encoded), batch["label"], batch["index"]))
+        part = gather((local_rows(encoded), batch["label"], batch["index"]))
         feature, labels, index = (column[part[2] >= 0] for column in part)
         if rows is None:
             rows = Features(
@@ -156,14 +156,14 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
     return rows
 
 
-def _local(encoded: jax.Array) -> np.ndarray:
+def local_rows(array: jax.Array) -> np.ndarray:
     """This host's rows of an array that is split over the devices."""
-    shards = sorted(encoded.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def _gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Concatenates the hosts' rows."""
+def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Concatenates the hosts' rows, so that every host has all."""
     if jax.process_count() == 1:
         return columns
     return multihost_utils.process_allgather(columns, tiled=True)

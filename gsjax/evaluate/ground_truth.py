@@ -22,17 +22,30 @@ _HOW_TO_GET = (
 
 
 class Query(NamedTuple):
-    """One query: its picture, the object in it, and the answers as indices of the data base."""
+    """One query: its picture, the object in it, and the answers as indices of the data base.
 
-    name: str  # of the picture, without .jpg
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the query picture
-    easy: np.ndarray  # int64 [E]
-    hard: np.ndarray  # int64 [H]
-    junk: np.ndarray  # int64 [J]
+    Attributes:
+      name: of the picture, without .jpg.
+      box: of the object: x0, y0, x1, y1 in pixels of the query picture.
+      easy: int64 [E].
+      hard: int64 [H].
+      junk: int64 [J].
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    easy: np.ndarray
+    hard: np.ndarray
+    junk: np.ndarray
 
 
 class GroundTruth(NamedTuple):
-    """A retrieval set: the names of the data base's pictures, without .jpg, and the queries."""
+    """A retrieval set.
+
+    Attributes:
+      names: of the data base's pictures, without .jpg.
+      queries: in the order of the file.
+    """
 
     names: tuple[str, ...]
     queries: tuple[Query, ...]

@@ -17,10 +17,16 @@ from gsjax.evaluate import evaluation
 from gsjax.evaluate.features import Features
 
 _TOP = 5  # classes that are ranked
+_QUERY_CHUNK, _BANK_CHUNK = 1024, 65536  # rows on the device at a time
 
 
 class Protocol(NamedTuple):
-    """Number of neighbours, and the temperature of their weights exp(cos / T); 0 for equal ones."""
+    """How neighbours vote.
+
+    Attributes:
+      k: number of neighbours.
+      temperature: T of their weights exp(cos / T); 0 for equal ones.
+    """
 
     k: int
     temperature: float
@@ -70,8 +76,8 @@ def knn_predict(
     bank_labels: np.ndarray,
     queries: np.ndarray,
     protocol: Protocol,
-    query_chunk: int = 1024,
-    bank_chunk: int = 65536,
+    query_chunk: int = _QUERY_CHUNK,
+    bank_chunk: int = _BANK_CHUNK,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Ranks the classes of every query by its k nearest neighbours in cosine similarity.
@@ -90,7 +96,27 @@ def knn_predict(
       equal ones the smallest; -1 in place of classes without votes.
     """
     num_classes = int(bank_labels.max()) + 1
-    k = protocol.k
+    labels = jnp.asarray(bank_labels.astype(np.int32))
+    found = _search(bank, queries, protocol.k, query_chunk, bank_chunk, progress)
+    votes = [
+        _vote(cosines, labels[indices], num_classes, protocol.temperature)
+        for cosines, indices in found
+    ]
+    return np.concatenate([np.asarray(v) for v in votes])[: len(queries)]
+
+
+def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """Finds the k rows of a bank [M, F] most similar to each query [N, F] by cosine.
+
+    Returns:
+      int32 [N, k] places in the bank, the most similar first; k <= M.
+    """
+    found = _search(bank, queries, k, _QUERY_CHUNK, _BANK_CHUNK, lambda done: None)
+    return np.concatenate([np.asarray(indices) for _, indices in found])[: len(queries)]
+
+
+def _search(bank, queries, k, query_chunk, bank_chunk, progress) -> list[tuple]:
+    """Cosines and places of the k nearest, [rows, k] each, for chunks of padded queries."""
     rows = min(query_chunk, len(queries))
     parts = [queries[i : i + rows] for i in range(0, len(queries), rows)]
     chunks = [_unit(jnp.asarray(np.pad(p, ((0, rows - len(p)), (0, 0))))) for p in parts]
@@ -100,11 +126,10 @@ def knn_predict(
     ]
     for start in range(0, len(bank), bank_chunk):
         part = _unit(jnp.asarray(bank[start : start + bank_chunk]))
-        labels = jnp.asarray(bank_labels[start : start + bank_chunk].astype(np.int32))
-        best = [_nearer(q, part, labels, *b) for q, b in zip(chunks, best, strict=True)]
+        places = jnp.arange(start, start + len(part), dtype=jnp.int32)
+        best = [_nearer(q, part, places, *b) for q, b in zip(chunks, best, strict=True)]
         progress(min(start + bank_chunk, len(bank)))
-    votes = [_vote(*b, num_classes, protocol.temperature) for b in best]
-    return np.concatenate([np.asarray(v) for v in votes])[: len(queries)]
+    return best
 
 
 @jax.jit
@@ -113,13 +138,13 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _nearer(queries, bank, labels, best, best_labels):
-    """Merges the nearest so far ([N, k] cosines and labels) with a further part of the bank."""
+def _nearer(queries, bank, places, best, best_places):
+    """Merges the nearest so far ([N, k] cosines and places) with a further part of the bank."""
     cosines = jnp.matmul(queries, bank.T, precision=lax.Precision.HIGHEST)
     k = best.shape[1]
     values, indices = lax.top_k(cosines, min(k, len(bank)))
     values = jnp.concatenate([best, values], axis=1)
-    candidates = jnp.concatenate([best_labels, labels[indices]], axis=1)
+    candidates = jnp.concatenate([best_places, places[indices]], axis=1)
     best, order = lax.top_k(values, k)
     return best, jnp.take_along_axis(candidates, order, axis=1)
 

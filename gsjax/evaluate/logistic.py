@@ -34,8 +34,12 @@ ROWS = 8192  # examples that are centred or multiplied at a time
 class Fit(NamedTuple):
     """Classifiers of L penalties: logits are `features @ weights[i] + biases[i]`.
 
-    weights [L, D, C], biases [L, C], objective [L] with the penalty, converged [L] (bool, see
-    `fit`) and iterations [L] (int).
+    Attributes:
+      weights: [L, D, C].
+      biases: [L, C].
+      objective: [L], with the penalty.
+      converged: bool [L], see `fit`.
+      iterations: int [L].
     """
 
     weights: np.ndarray
@@ -46,7 +50,12 @@ class Fit(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Position of the chosen l2, and whether it is the smallest or the largest that was tried."""
+    """The chosen l2.
+
+    Attributes:
+      position: its index among those that were tried.
+      at_end: whether it is the smallest or the largest of them.
+    """
 
     position: int
     at_end: bool

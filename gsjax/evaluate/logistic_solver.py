@@ -96,7 +96,16 @@ def _sum(x):
 
 
 @functools.partial(jax.jit, static_argnums=5)
-def solve(features, signs, spread, l2, start, multinomial, max_iterations, tolerance):
+def solve(
+    features: jax.Array,
+    signs: jax.Array,
+    spread: jax.Array,
+    l2: jax.Array,
+    start: jax.Array,
+    multinomial: bool,
+    max_iterations: int,
+    tolerance: float,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Fits a group of penalties.
 
     Args:
@@ -105,7 +114,9 @@ def solve(features, signs, spread, l2, start, multinomial, max_iterations, toler
       spread: [R + 1] sums of squares of the features.
       l2: [L].
       start: [L, C, R + 1] weights to start from, the bias in the last column.
-      multinomial, max_iterations, tolerance: as in `fit`.
+      multinomial: softmax over the classes, or a sigmoid for each of them.
+      max_iterations: as in `logistic.fit`.
+      tolerance: as in `logistic.fit`.
 
     Returns:
       Weights [L, C, R + 1], objective, converged and iterations [L].

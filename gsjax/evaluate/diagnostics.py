@@ -1,0 +1,171 @@
+"""What only graded similarity can show about an encoder: distances by overlap, and pictures.
+
+The job `diagnostics` measures pairs of views (`gsjax.evaluate.pairs`), draws nearest neighbours and
+lays pictures out on a map.
+"""
+
+import contextlib
+import json
+import warnings
+
+import ml_collections
+import numpy as np
+
+from gsjax import checkpoints, metrics, parallel, pictures
+from gsjax.data import input_pipeline, sources, transforms
+from gsjax.evaluate import evaluation, knn, pairs
+from gsjax.evaluate.features import Features
+
+_RESULTS = 8  # drawn for a query
+_UMAP_NEIGHBOURS = 15  # of each picture in the map; umap-learn's default
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """The job `diagnostics`: pairs of views, nearest neighbours and a map of the test split."""
+    with evaluation.open_evaluation(config, workdir, "diagnostics") as job:
+        bank, source = _open(config.data)
+        drawn = pairs.draw(job, source, config.diagnostics.num_images)
+        _record(job, source, drawn)
+        transform = transforms.central(config.data.image_size)
+        chosen = None if len(drawn.indices) == source.num_examples else np.sort(drawn.indices)
+        rows = job.features(source, transform, chosen)
+        if config.diagnostics.neighbours:
+            known = job.features(bank, transform) if bank else rows
+            _draw_neighbours(job, bank or source, known.decoded(), source, rows.decoded())
+        _write_map(job, source, rows.decoded())
+
+
+def _open(data: ml_collections.ConfigDict) -> tuple[sources.Source | None, sources.Source]:
+    """The labelled split, if there is one, and the pictures: of the test split, or else of all."""
+    if data.labelled_split:
+        return sources.open_labelled(data)
+    return None, sources.open_source(data, data.test_split or data.split)
+
+
+def _record(job: evaluation.Evaluation, source: sources.Source, drawn: pairs.Pairs) -> None:
+    config = job.config
+    graded = pairs.graded_settings(config)
+    scores, details = pairs.measure(drawn, job.method)
+    is_baseline = config.similarity.measure == "none"
+    job.record(
+        source.dataset,
+        scores,
+        protocol={
+            "pictures": source.name,
+            "version": source.version,
+            "num_images": len(drawn.indices),
+            "seed": config.seed,
+            "augment": config.augment.to_dict(),
+            "distance": "|p_i - z_j|" if config.method == "simsiam" else "|z_i - z_j|",
+            "batch_norm": "inference",
+            "similarity": config.similarity.measure,
+            "psi": f"min({graded.measure} / {graded.threshold:g}, 1)",
+            "psi_from": "the defaults: the run has no psi" if is_baseline else "the run",
+        },
+        details=details,
+    )
+
+
+def _draw_neighbours(
+    job: evaluation.Evaluation,
+    bank: sources.Source,
+    known: Features,
+    source: sources.Source,
+    asked: Features,
+) -> None:
+    """Writes the pictures most similar to the first ones of distinct classes, also by CLU."""
+    places = _first_of_classes(source, asked)[: job.config.diagnostics.neighbours]
+    own = asked.indices[places] if bank is source else None
+    found = neighbours(known, asked.feature[places], own)
+    if not parallel.is_primary():
+        return
+    lines = []
+    for place, nearest in zip(places, found, strict=True):
+        (query,) = input_pipeline.load_images(source, [asked.indices[place]])
+        images = input_pipeline.load_images(bank, known.indices[nearest].tolist())
+        label, others = asked.label[place], known.label[nearest]
+        marks, words = [""] * len(nearest), ["query"] + [""] * len(nearest)
+        if source.labelled:
+            marks = ["right" if other == label else "wrong" for other in others]
+            words = [_class_name(source, number) for number in (label, *others)]
+        lines.append(pictures.draw_ranking(query, images, marks, words=words))
+    picture = pictures.stack(lines)
+    path = job.folder / "neighbours.png"
+    with checkpoints.told(path):
+        pictures.save(picture, path)
+    with contextlib.closing(job.writer(metrics.KEEP_ALL)) as writer:
+        writer.write_images(job.step or 0, {"neighbours": picture[None]})
+    metrics.say(f"nearest neighbours of {len(lines)} pictures drawn into {path}")
+
+
+def neighbours(
+    known: Features, queries: np.ndarray, own: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Places in `known` of the (up to) 8 rows most similar to each query [N, F], best first.
+
+    `own` [N] are the indices of the queries themselves, where they are among the known pictures;
+    they are no neighbours.
+    """
+    if own is None:
+        return list(knn.nearest(known.feature, queries, min(_RESULTS, len(known.indices))))
+    found = knn.nearest(known.feature, queries, min(_RESULTS + 1, len(known.indices)))
+    others = [row[known.indices[row] != index] for row, index in zip(found, own, strict=True)]
+    return [row[:_RESULTS] for row in others]
+
+
+def _first_of_classes(source: sources.Source, rows: Features) -> np.ndarray:
+    """Places of the first picture of each class, in their order; all places without labels."""
+    if not source.labelled:
+        return np.arange(len(rows.indices))
+    return np.sort(np.unique(rows.label, return_index=True)[1])
+
+
+def _class_name(source: sources.Source, label: int) -> str:
+    return source.class_names[label] if source.class_names else str(label)
+
+
+def _write_map(job: evaluation.Evaluation, source: sources.Source, rows: Features) -> None:
+    """Writes `map.json`: places in the plane, labels and class names (null where there are none).
+
+    What cannot be made is told in one line, and an older map, of another encoder, is removed.
+    """
+    if not parallel.is_primary():
+        return
+    path = job.folder / "map.json"
+    with checkpoints.told(path):
+        path.unlink(missing_ok=True)
+    if len(rows.indices) <= _UMAP_NEIGHBOURS:
+        metrics.say(
+            f"no map: {len(rows.indices)} pictures are too few, it needs {_UMAP_NEIGHBOURS + 1}"
+        )
+        return
+    try:
+        places = embed_in_plane(rows.feature, job.config.seed)
+    except ImportError as error:
+        metrics.say(f"no map: {error}; pip install 'gsjax[report]' brings what it needs")
+        return
+    columns = {
+        "x": [round(float(x), 3) for x in places[:, 0]],
+        "y": [round(float(y), 3) for y in places[:, 1]],
+        "label": rows.label.tolist() if source.labelled else None,
+        "class_names": list(source.class_names or ()) if source.labelled else None,
+    }
+    with checkpoints.told(path):
+        checkpoints.write_text(path, json.dumps(columns) + "\n")
+    metrics.say(f"map of {len(places)} pictures written to {path}")
+
+
+def embed_in_plane(representations: np.ndarray, seed: int) -> np.ndarray:
+    """UMAP (McInnes et al. 2018) by cosine distance: float32 [N, F], N > 15 -> [N, 2].
+
+    Raises:
+      ImportError: umap-learn is not installed.
+    """
+    import umap  # of the extra `report`; compiles for seconds when it is imported
+
+    # A fixed seed needs a single thread; umap-learn warns where it has to choose that itself.
+    mapper = umap.UMAP(n_neighbors=_UMAP_NEIGHBOURS, metric="cosine", random_state=seed, n_jobs=1)
+    with warnings.catch_warnings():
+        # Pictures that are alike can leave the initial layout undetermined; it is random then.
+        warnings.filterwarnings("ignore", "Spectral initialisation failed", UserWarning)
+        return mapper.fit_transform(np.asarray(representations, np.float32))

@@ -1,0 +1,225 @@
+"""Distance of two views by the overlap of their crops: what graded similarity asks for.
+
+The loss asks for a distance of 1 - psi (thesis, eq. 7); without graded similarity it asks for 0.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from scipy import stats
+
+from gsjax import defaults, metrics, parallel, similarity, step
+from gsjax.data import input_pipeline
+from gsjax.data.sources import Source
+from gsjax.errors import UserError
+from gsjax.evaluate import evaluation, features
+from gsjax.methods import Method
+
+_BINS = 20  # of the overlap; exactly 0 and exactly 1 have bins of their own beside them
+_EDGES = np.arange(_BINS + 1) / _BINS
+_QUANTILES = (10, 25, 50, 75, 90)  # of the distances in a bin, in percent
+
+
+class Pairs(NamedTuple):
+    """Two views each of n pictures.
+
+    Attributes:
+      indices: int64 [n] of the pictures in the source.
+      boxes: float32 [n, 2, 4] crop boxes.
+      anchor: float64 [n, 2, D], of length 1: z of SimCLR, p of SimSiam.
+      target: float64 [n, 2, D], of length 1: z of the projector.
+    """
+
+    indices: np.ndarray
+    boxes: np.ndarray
+    anchor: np.ndarray
+    target: np.ndarray
+
+
+def draw(job: evaluation.Evaluation, source: Source, num_images: int) -> Pairs:
+    """Draws a pair of views of each of some pictures, as the training does, and embeds them.
+
+    Crops and augmentations are a function of the seed and a picture's place in the drawing, not of
+    the number of devices or of the batches.
+
+    Args:
+      job: the encoder, its heads and the settings.
+      source: the pictures.
+      num_images: how many to take; without repetition, so at most those of the source, and rounded
+        down to whole batches, which is fewer by less than the number of batches.
+
+    Raises:
+      UserError: fewer than two pictures, a picture that cannot be decoded, or embeddings that are
+        not finite.
+    """
+    hosts, host = jax.process_count(), jax.process_index()
+    num_images = min(num_images, source.num_examples)
+    num_steps = math.ceil(num_images / job.config.features.batch_size)
+    local = num_images // num_steps // hosts
+    if local * hosts * num_steps < 2:
+        raise UserError(f"{source.name}: there must be at least two pictures to compare")
+    config = job.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = local * hosts
+    embed_fn = _create_embed_fn(job)
+    _, key = step.keys(config)
+    # Rows that fill up the devices are cut off again.
+    missing = -local % (job.mesh.devices.size // hosts)
+    batches = input_pipeline.train_batches(source, config, 0, num_steps, host, hosts)
+    progress = metrics.Progress("pairs of views", num_steps, inner=True)
+    parts = []
+    with contextlib.closing(batches), contextlib.closing(progress):
+        for i, batch in enumerate(batches):
+            place = np.arange(local, dtype=np.int32) + (i * hosts + host) * local
+            inputs = parallel.shard(
+                [_padded(column, missing) for column in (batch["views"], place)], job.mesh
+            )
+            outputs = embed_fn(job.params, job.batch_stats, *inputs, key)
+            embedded = [features.local_rows(output)[:local] for output in outputs]
+            parts.append(features.gather((batch["index"], batch["boxes"], *embedded)))
+            progress.update(i + 1)
+    indices, boxes, anchor, target = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not (np.isfinite(anchor).all() and np.isfinite(target).all()):
+        raise UserError(f"embeddings of {source.name} are not finite: the encoder is broken")
+    return Pairs(indices, boxes, _unit(anchor), _unit(target))
+
+
+def graded_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The group `similarity` by which psi is taken: a run without it is held against the default.
+
+    That is IoA with the default threshold.
+    """
+    if config.similarity.measure != "none":
+        return config.similarity
+    settings = defaults.get_config().similarity
+    assert settings.measure == "ioa"  # what the baseline's twin has
+    return settings
+
+
+def measure(pairs: Pairs, method: Method) -> tuple[dict[str, float], dict[str, Any]]:
+    """Scores and details of the pairs, as `summarise` gives them."""
+    config = method.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.similarity = graded_settings(config)
+    boxes = jnp.asarray(pairs.boxes)
+    psi = dataclasses.replace(method, config=config).psi(boxes)
+    ioa = similarity.ioa(boxes, boxes[:, ::-1])  # of i to j and of j to i
+    return summarise(pairs.anchor, pairs.target, np.asarray(ioa), np.stack(psi, axis=1))
+
+
+def summarise(
+    anchor: np.ndarray, target: np.ndarray, ioa: np.ndarray, psi: np.ndarray
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compares the distances of views with what graded similarity asks for, 1 - psi.
+
+    A pair counts in both directions, each with the overlap of its own direction. A negative pair is
+    a view and the other view of the next picture.
+
+    Args:
+      anchor: [n, 2, D] of length 1.
+      target: [n, 2, D] of length 1.
+      ioa: [n, 2] IoA of the first to the second view and back.
+      psi: [n, 2] graded similarity in the same directions.
+
+    Returns:
+      The scores `diagnostics/...`:
+        calibration_error: mean |distance - (1 - psi)|;
+        rank_correlation: Spearman's of IoA and distance, 0 where either is the same everywhere;
+        embedding_std_sqrt_d: sqrt(D) times the standard deviation of a coordinate of the normalised
+          embeddings, averaged over coordinates: about 1 on the whole sphere, 0 at collapse;
+        positive_distance, negative_distance: means.
+      The details, for every value None where a bin is empty:
+        ioa_histogram, psi_histogram: counts in 20 equal bins of [0, 1];
+        calibration: for 20 equal bins of (0, 1), with a bin for exactly 0 before and one for
+          exactly 1 after them, `ioa_low` and `ioa_high`, `count`, and of the distances `mean` and
+          quantiles `q10` to `q90`; `target` is the mean of 1 - psi.
+    """
+    distance = np.linalg.norm(anchor - target[:, ::-1], axis=-1)
+    negative = np.linalg.norm(anchor - np.roll(target, 1, axis=0)[:, ::-1], axis=-1)
+    views = target.reshape(-1, target.shape[-1])
+    overlap, psi, distance = (column.astype(np.float64).ravel() for column in (ioa, psi, distance))
+    scores = {
+        "calibration_error": np.mean(np.abs(distance - (1 - psi))),
+        "rank_correlation": _rank_correlation(overlap, distance),
+        "embedding_std_sqrt_d": np.mean(np.std(views, axis=0)) * math.sqrt(views.shape[1]),
+        "positive_distance": np.mean(distance),
+        "negative_distance": np.mean(negative),
+    }
+    details = {
+        "ioa_histogram": _histogram(overlap),
+        "psi_histogram": _histogram(psi),
+        "calibration": _calibration(overlap, distance, 1 - psi),
+    }
+    return {f"diagnostics/{name}": float(value) for name, value in scores.items()}, details
+
+
+def _calibration(overlap: np.ndarray, distance: np.ndarray, asked: np.ndarray) -> dict[str, list]:
+    overlap = _rounded(overlap)
+    number = np.clip(np.searchsorted(_EDGES, overlap, side="right"), 1, _BINS)
+    number = np.where(overlap <= 0, 0, np.where(overlap >= 1, _BINS + 1, number))
+    inside = [number == i for i in range(_BINS + 2)]
+
+    def column(values: np.ndarray, statistic: Callable) -> list:
+        return [float(statistic(values[rows])) if rows.any() else None for rows in inside]
+
+    quantiles = {
+        f"q{q}": column(distance, lambda values, q=q: np.percentile(values, q)) for q in _QUANTILES
+    }
+    return {
+        "ioa_low": [0.0, *_EDGES.tolist()],
+        "ioa_high": [*_EDGES.tolist(), 1.0],
+        "count": [int(rows.sum()) for rows in inside],
+        "mean": column(distance, np.mean),
+        **quantiles,
+        "target": column(asked, np.mean),
+    }
+
+
+def _histogram(values: np.ndarray) -> list[int]:
+    return np.histogram(_rounded(values), _EDGES)[0].tolist()
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Overlaps of small pictures lie on the edges of bins: 0.7 of float32 is less than 0.7."""
+    return np.round(values, 6)
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return stats.spearmanr(one, other).statistic
+
+
+def _create_embed_fn(job: evaluation.Evaluation) -> Callable:
+    """Compiles (params, batch_stats, views [B, 2, S, S, 3], place [B], key) -> [B, 2, D] twice.
+
+    The place is a picture's in the drawing. The outputs are anchors and targets.
+    """
+
+    def embed(params, batch_stats, views, place, key):
+        augmented = step.augment_batch(views, key, place, job.config)
+        embedded = job.method.embed(params, batch_stats, jnp.concatenate(augmented))
+        return tuple(jnp.stack(jnp.split(part, 2), axis=1) for part in embedded)
+
+    batch = P(parallel.AXIS)
+    return parallel.data_parallel(
+        embed, job.mesh, in_specs=(P(), P(), batch, batch, P()), out_specs=batch
+    )
+
+
+def _padded(rows: np.ndarray, missing: int) -> np.ndarray:
+    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), mode="edge")
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Of length 1 along the last axis; a row of zeros stays, as in the losses."""
+    rows = rows.astype(np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
