@@ -1,0 +1,1 @@
+"""The job `report`: tables and figures of runs and sweeps, on one page."""

@@ -1,0 +1,222 @@
+"""Finds runs and sweeps in work directories, and puts together what belongs together."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from gsjax import checkpoints, runs, settings, sweep
+from gsjax.errors import UserError
+from gsjax.report import groups
+from gsjax.runs import Run
+
+_DEPTH = 2  # folders below the given one that are looked into
+_NEEDED = ("seed", "method", "data.source", "data.image_size", "encoder.name")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared with each other: the members of a sweep, or runs that were found.
+
+    Attributes:
+      title: what is asked.
+      shows: figures and tables of the thesis that it repeats.
+      axis: the swept setting, or "".
+      groups: in the order of the sweep.
+      missing: (member, why there is no result of it).
+      absent: names of the groups of which nothing was run at all.
+    """
+
+    title: str
+    shows: tuple[str, ...]
+    axis: str
+    groups: tuple[groups.Group, ...]
+    missing: tuple[tuple[str, str], ...]
+    absent: tuple[str, ...] = ()
+
+
+def find(paths: Sequence[epath.Path]) -> tuple[list[Study], list[str]]:
+    """Returns the studies under work directories, and a line for each file that is damaged.
+
+    Runs that belong to no sweep are compared with each other where their images are the same.
+
+    Raises:
+      UserError: there is neither a run nor a sweep.
+    """
+    found = _Found()
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"--job report: there is no folder {path}")
+        found.look(path, _DEPTH)
+    studies = found.studies + _loose_studies(found.loose)
+    if not studies:
+        names = ", ".join(str(path) for path in paths)
+        reason = f" ({found.damaged[0]})" if found.damaged else ""
+        raise UserError(
+            f"--job report: {names} holds neither a run nor a sweep{reason}; --workdir names the "
+            "folder of a run, of a sweep, or of several"
+        )
+    return studies, found.damaged
+
+
+def open_paths(workdir: str, others: str) -> list[epath.Path]:
+    """The folders of `--workdir` and of `report.runs`."""
+    names = [workdir, *(name.strip() for name in others.split(",") if name.strip())]
+    return [checkpoints.absolute(name) for name in names]
+
+
+class _Found:
+    """What a walk through folders has found; each folder counts once."""
+
+    def __init__(self) -> None:
+        self.studies: list[Study] = []
+        self.loose: list[Run] = []
+        self.damaged: list[str] = []
+        self._seen: set[str] = set()
+
+    def look(self, path: epath.Path, depth: int) -> None:
+        if str(path.resolve()) in self._seen:
+            return
+        self._seen.add(str(path.resolve()))
+        try:
+            if (path / sweep.PLAN_FILE).exists():
+                self.studies.append(_study(path, self.damaged))
+                return
+            if (path / "config.json").exists():
+                self.loose.append(_read(path))
+                return
+            children = sorted(path.iterdir()) if depth else []
+        except (UserError, OSError) as error:
+            self.damaged.append(str(error))
+            return
+        for child in children:
+            if child.suffix == ".json" and runs.is_summary(child):
+                own = path / child.stem
+                self._seen.add(str(own.resolve()))
+                self._look_at_member(path, child.stem)
+        for child in children:
+            if child.is_dir():
+                self.look(child, depth - 1)
+
+    def _look_at_member(self, path: epath.Path, name: str) -> None:
+        try:
+            run = _member(path, name, {}, self.damaged)
+        except UserError as error:
+            self.damaged.append(str(error))
+            return
+        if run:
+            self.loose.append(run)
+
+
+def _loose_studies(loose: Sequence[Run]) -> list[Study]:
+    """A study for each kind of images, since figures of two cannot be compared."""
+    by_images: dict[str, list[Run]] = {}
+    for run in loose:
+        data = run.config["data"]
+        by_images.setdefault(f"{data['source']}, {data['image_size']} pixels", []).append(run)
+    studies = []
+    for images, members in by_images.items():
+        members.sort(
+            key=lambda run: (
+                run.config["method"],
+                groups.shaping(run.config, run.data)["similarity.measure"] != "none",
+                groups.label_of(run.config),
+            )
+        )
+        found, repeated = groups.grouped(members)
+        missing = [(run.name, _why(run)) for run in members if not run.finished]
+        title = f"Run {members[0].name}" if len(members) == 1 else f"{len(members)} runs"
+        title += f" on {images}" if len(by_images) > 1 else ""
+        studies.append(Study(title, (), "", found, (*missing, *repeated)))
+    return studies
+
+
+def _study(folder: epath.Path, damaged: list[str]) -> Study:
+    file = folder / sweep.PLAN_FILE
+    try:
+        plan = json.loads(file.read_text())
+        title, shows, axis = str(plan["title"]), tuple(plan["shows"]), str(plan["axis"])
+        members = [
+            (m["name"], {n: m[n] for n in ("label", "seed", "value")}) for m in plan["members"]
+        ]
+    except _DAMAGE as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+    found: list[Run] = []
+    missing: list[tuple[str, str]] = []
+    for name, about in members:
+        try:
+            run = _member(folder, name, about, damaged)
+        except UserError as error:
+            damaged.append(str(error))
+            missing.append((name, "damaged"))
+            continue
+        if run is None:
+            missing.append((name, "not run"))
+            continue
+        found.append(run)
+        if not run.finished:
+            missing.append((name, _why(run)))
+    planned = [(about["label"], about["value"]) for _, about in members]
+    found.sort(key=lambda run: planned.index((run.member["label"], run.member["value"])))
+    there, repeated = groups.grouped(found)
+    ran = {(run.member["label"], run.member["value"]) for run in found}
+    absent = [groups.name_of(*one) for one in dict.fromkeys(planned) if one not in ran]
+    return Study(title, shows, axis, there, (*missing, *repeated), tuple(absent))
+
+
+def _member(folder: epath.Path, name: str, about: dict[str, Any], damaged: list[str]) -> Run | None:
+    """A member's run: its summary, with what its folder has in addition, or the folder alone."""
+    summary, own = folder / f"{name}.json", folder / name
+    if not summary.exists():
+        return _read(own, about) if (own / "config.json").exists() else None
+    run = _sound(runs.read_summary(summary), summary)
+    run = dataclasses.replace(run, member={**run.member, **about})
+    if not (own / "config.json").exists():
+        return run
+    run = dataclasses.replace(run, folder=own)
+    try:
+        later = _read(own)
+    except UserError as error:
+        damaged.append(f"{error}; its summary stands in")
+        return run
+    if later.step != run.step:  # checkpoints were removed, or it trains anew
+        return run
+    return dataclasses.replace(run, results={**run.results, **later.results})
+
+
+def _read(folder: epath.Path, about: dict[str, Any] | None = None) -> Run:
+    """Reads a work directory.
+
+    Raises:
+      UserError: a file of it is damaged.
+    """
+    try:
+        return _sound(runs.read(folder, about), folder)
+    except _DAMAGE as error:
+        raise UserError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _sound(run: Run, place: epath.Path) -> Run:
+    """The run, if it has what a report needs.
+
+    Raises:
+      UserError: it has not.
+    """
+    try:
+        groups.label_of(run.config)
+        known = settings.flatten(run.config)
+        lacking = [key for key in _NEEDED if key not in known]
+        for entry in (entry for entries in run.results.values() for entry in entries):
+            lacking += [name for name in ("step", "dataset", "scores") if name not in entry]
+        if lacking:
+            raise KeyError(", ".join(lacking))
+    except _DAMAGE as error:
+        raise UserError(f"{place} is damaged ({type(error).__name__}: {error})") from error
+    return run
+
+
+def _why(run: Run) -> str:
+    return f"unfinished, step {run.step} of {run.num_steps}"

@@ -1,0 +1,274 @@
+"""Scores of groups of runs, their paired differences, and what follows from them in words."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from gsjax import runs, settings
+from gsjax.report.collect import Study
+from gsjax.report.groups import Group, baseline_of
+
+CONFIDENCE = 0.95
+PRIMARY = "kNN top-1"  # the score of the thesis' figures, measured in every pre-training
+_CALIBRATION = "calibration error"
+# Settings that the kNN accuracy of raw pixels depends on, and that of an untrained encoder.
+_OF_PIXELS = (
+    *("data.source", "data.num_images", "data.labelled_split", "data.test_split"),
+    *("data.image_size", "data.mean", "data.std", "knn.preset", "knn.k"),
+)
+_OF_UNTRAINED = (
+    *_OF_PIXELS,
+    *("encoder.name", "encoder.width", "encoder.stem", "encoder.zero_init_residual"),
+)
+
+
+class Cell(NamedTuple):
+    """What a table shows, and the number that it is sorted by."""
+
+    text: str
+    value: float | None = None
+
+
+class Difference(NamedTuple):
+    """A paired difference: its mean over the seeds that both have, and the interval around it.
+
+    `low` and `high` are None for a single pair.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def scores(run: runs.Run) -> dict[str, float]:
+    """Every score of a run at the end of its training; nothing of an unfinished one."""
+    return _scores(run, run.num_steps) if run.finished else {}
+
+
+def _scores(run: runs.Run, step: int) -> dict[str, float]:
+    """The scores at a step, 0 for the untrained encoder; what is not finite is no score."""
+    found = {}
+    for at, value in run.curves.get("knn/top1", []):
+        if at == step:
+            found[PRIMARY] = value
+    for job, entries in run.results.items():
+        if job == "diagnostics" and not step:
+            continue  # they are of the heads, which differ between methods
+        for entry in entries:
+            if (entry["step"] or 0) == step:
+                variant = entry.get("variant", "")
+                for score, value in entry["scores"].items():
+                    found[f"{score_name(job, entry['dataset'], score)}{variant}"] = value
+    return {name: value for name, value in found.items() if _is_finite(value)}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def score_name(job: str, dataset: str, score: str) -> str:
+    """How tables call a score of `results/<job>.json`."""
+    metric = score.partition("/")[2].removeprefix(f"{dataset}_").replace("_", " ")
+    if job == "diagnostics":
+        return metric.replace("std sqrt d", "std x sqrt(d)")
+    return f"{job}, {dataset}, {metric}"
+
+
+def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
+    """{raw pixels, untrained encoder: {score: values, one for each seed}}.
+
+    Where encoders or pictures differ, there is one of each kind.
+    """
+    pixels: dict[str, dict[str, list[float]]] = {}
+    untrained: dict[str, dict[str, dict[int, float]]] = {}
+    several = {
+        key
+        for key in _OF_UNTRAINED
+        for group in groups
+        if group.shaping[key] != groups[0].shaping[key]
+    }
+    for group in groups:
+        for run in group.runs:
+            label = _among("raw pixels", group, several & set(_OF_PIXELS))
+            if run.curves.get("knn/pixels_top1"):
+                value = run.curves["knn/pixels_top1"][0][1]
+                pixels.setdefault(label, {PRIMARY: [value]})
+            label = _among("untrained encoder", group, several)
+            for score, value in _scores(run, 0).items():
+                seeds = untrained.setdefault(label, {}).setdefault(score, {})
+                seeds.setdefault(run.config["seed"], value)
+    return pixels | {
+        label: {score: list(seeds.values()) for score, seeds in found.items()}
+        for label, found in untrained.items()
+    }
+
+
+def _among(label: str, group: Group, several: Collection[str]) -> str:
+    """The label, with the settings that tell it from others of its kind."""
+    parts = [f"{key}={settings.text(group.shaping[key])}" for key in sorted(several)]
+    return f"{label} ({', '.join(parts)})" if parts else label
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+    """Compares {seed: value} by Student's t over the seeds that both have; None if there is none.
+
+    The interval holds the mean difference with 95 % confidence where differences are normal.
+    """
+    differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    n = len(differences)
+    if not n:
+        return None
+    mean = float(np.mean(differences))
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    spread = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def by_seed(group: Group, score: str) -> dict[int, float]:
+    """{seed: value} of a score in the finished runs."""
+    found = {run.config["seed"]: scores(run).get(score) for run in group.finished}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def score_names(groups: Sequence[Group]) -> list[str]:
+    """The scores that any group has, the primary one first."""
+    names: dict[str, None] = {PRIMARY: None}
+    for group in groups:
+        for run in group.finished:
+            names.update(dict.fromkeys(scores(run)))
+    return list(names)
+
+
+def difference(group: Group, groups: Sequence[Group], score: str) -> Difference | None:
+    """A group's paired difference to its baseline; None where there is nothing to compare."""
+    baseline = baseline_of(group, groups)
+    if not baseline or (score == _CALIBRATION and _asked(group) != _asked(baseline)):
+        return None
+    return paired(by_seed(group, score), by_seed(baseline, score))
+
+
+def _asked(group: Group) -> set[str]:
+    """The psi that the calibration error of its runs is the distance to."""
+    entries = [entry for run in group.finished for entry in run.results.get("diagnostics", [])]
+    return {str(entry.get("protocol", {}).get("psi")) for entry in entries}
+
+
+def spread_cell(values: Sequence[float], seeds: int = 0) -> Cell:
+    """Mean (standard deviation), with how many of the seeds have it where not all do.
+
+    "missing" where nothing was measured.
+    """
+    if not values:
+        return Cell("missing")
+    mean = float(np.mean(values))
+    text = number(mean)
+    if len(values) > 1:
+        text += f" ({float(np.std(values, ddof=1)):.{_digits(mean)}f})"
+    if len(values) < seeds:
+        text += f" [{len(values)} of {seeds} seeds]"
+    return Cell(text, mean)
+
+
+def difference_cell(found: Difference | None, group: Group) -> Cell:
+    """Mean and interval of a difference, in words where there is none."""
+    if group.is_baseline:
+        return Cell("baseline")
+    if found is None:
+        return Cell("missing")
+    if found.low is None or found.high is None:
+        return Cell(f"{signed(found.mean)[0]} (one seed: no interval)", found.mean)
+    mean, low, high = signed(found.mean, found.low, found.high)
+    return Cell(f"{mean} ({low} to {high})", found.mean)
+
+
+def number(value: float) -> str:
+    """Two digits after the point, more for what is small."""
+    return f"{value:.{_digits(value)}f}"
+
+
+def signed(*values: float) -> list[str]:
+    """Values with signs and equally many digits: two after the point, more where all are small."""
+    digits = _digits(*values)
+    return [f"{round(value, digits) + 0.0:+.{digits}f}" for value in values]
+
+
+def _digits(*values: float) -> int:
+    """After the point: two, or what shows three of the largest value where that is small."""
+    largest = max(abs(value) for value in values)
+    return 2 if largest >= 0.1 or largest == 0 else 2 - math.floor(math.log10(largest))
+
+
+def length_of(group: Group) -> str:
+    """What decides most on a score, so that nobody takes a short run for the thesis'."""
+    s = group.shaping
+    length = f"{s['num_steps']} steps" if s["num_steps"] else f"{s['num_epochs']} epochs"
+    return f"{s['encoder.name']}, width {s['encoder.width']}, batch {s['batch_size']}, {length}"
+
+
+def headline(study: Study) -> list[str]:
+    """What was compared and what came out, in sentences; nothing beyond the intervals."""
+    finished = [group for group in study.groups if group.finished]
+    lines = [f"{study.title}: nothing has been trained to its end."]
+    if finished:
+        data = _listed(str(group.shaping["data.source"]) for group in finished)
+        lengths = _listed((length_of(group) for group in finished), "; ")
+        number_of_runs = sum(len(group.finished) for group in finished)
+        lines = [
+            f"{study.title}: {_compared(study, finished)} on {data} ({lengths}); {number_of_runs} "
+            f"finished {'run' if number_of_runs == 1 else 'runs'}."
+        ]
+    for group in finished:
+        values = by_seed(group, PRIMARY)
+        if not values:
+            lines.append(f"{group.name}: {PRIMARY} missing.")
+            continue
+        text = f"{group.name}: {PRIMARY} {spread_cell(list(values.values())).text} %"
+        found = difference(group, study.groups, PRIMARY)
+        baseline = baseline_of(group, study.groups)
+        if found and baseline:
+            text += f", {_verdict(found)} {baseline.name}"
+        lines.append(f"{text}.")
+    known = [
+        f"{label} {spread_cell(found[PRIMARY]).text} %"
+        for label, found in floors(study.groups).items()
+        if PRIMARY in found
+    ]
+    if known:
+        lines.append(f"For comparison: {', '.join(known)}.")
+    if study.missing:
+        lines.append(f"Missing: {len(study.missing)}, listed below.")
+    return lines
+
+
+def _compared(study: Study, groups: Sequence[Group]) -> str:
+    """The labels, with the values of the axis."""
+    values: dict[str, list[str]] = {}
+    for group in groups:
+        of_label = values.setdefault(group.label, [])
+        of_label += [] if group.value is None else [settings.text(group.value)]
+    return "; ".join(
+        f"{label} at {study.axis} = {', '.join(found)}" if found else label
+        for label, found in values.items()
+    )
+
+
+def _listed(texts: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(dict.fromkeys(texts))
+
+
+def _verdict(found: Difference) -> str:
+    if found.low is None or found.high is None:
+        return f"{signed(found.mean)[0]} points (one seed, so no interval) against"
+    mean, low, high = signed(found.mean, found.low, found.high)
+    text = f"{mean} points (95 % interval {low} to {high}, {found.pairs} pairs)"
+    if found.low > 0:
+        return f"{text}: higher than"
+    if found.high < 0:
+        return f"{text}: lower than"
+    return f"{text}: not told apart from"

@@ -1,0 +1,222 @@
+"""Figures of a report by matplotlib: each a small SVG for the page and a PNG for elsewhere.
+
+The SVG takes its text colour from the page, so that it is readable on light and dark.
+"""
+
+import dataclasses
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gsjax.report import compare, draw
+from gsjax.report.collect import Study
+from gsjax.report.groups import Group
+from gsjax.runs import Run
+
+_TEXT = "#010203"  # stands for the page's text colour in the SVG
+_SIZE = (4.6, 3.2)  # inches
+_CURVES = {  # metric: (title, axis)
+    "knn/top1": ("kNN accuracy during pre-training", "top-1, %"),
+    "train/loss": ("Loss", "loss"),
+    "train/embedding_std": ("Spread of the embeddings (0 is collapse)", "std x sqrt(d)"),
+    "train/positive_distance": ("Distance of the two views", "distance"),
+    "train/learning_rate": ("Learning rate", "learning rate"),
+    "train/images_per_second": ("Speed", "images/s"),
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One figure: its title, what to read in it, the SVG and the name of the PNG."""
+
+    title: str
+    note: str
+    svg: str
+    file: str
+
+
+class Panels:
+    """Draws the figures of a study, all groups in the same colours everywhere.
+
+    Attributes:
+      damaged: a line for each file that could not be drawn, once `all` is done.
+    """
+
+    def __init__(self, study: Study, folder: epath.Path, prefix: str) -> None:
+        """Draws into `folder/<prefix>_<name>.png`."""
+        self._study, self._folder, self._prefix = study, folder, prefix
+        self._colours = draw.colours(study)
+        self.damaged: list[str] = []
+
+    def all(self) -> list[Panel]:
+        """Every figure that the study's runs have data for."""
+        panels = [self._over_axis()]
+        panels += [self._curves(metric) for metric in _CURVES]
+        panels.append(self._histograms())
+        panels += [self._calibration(i, group) for i, group in enumerate(self._study.groups)]
+        panels += [self._map(i, group) for i, group in enumerate(self._study.groups)]
+        return [panel for panel in panels if panel]
+
+    def _render(self, name: str, title: str, note: str, fill: Callable[[Axes], None]) -> Panel:
+        name = f"{self._prefix}_{name}"
+        svg, png = render(name, title, fill)
+        (self._folder / f"{name}.png").write_bytes(png)
+        return Panel(title, note, svg, f"{name}.png")
+
+    def _curves(self, metric: str) -> Panel | None:
+        title, unit = _CURVES[metric]
+        groups = [g for g in self._study.groups if any(metric in run.curves for run in g.runs)]
+        if not groups:
+            return None
+
+        def fill(axes: Axes) -> None:
+            draw.curves(axes, groups, metric, self._colours)
+            axes.set_ylabel(unit)
+
+        notes = []
+        if any(group.is_baseline for group in groups):
+            notes.append("Dashed: without graded similarity.")
+        if any(len(group.runs) > 1 for group in groups):
+            notes.append("Thick: mean over seeds, as far as all go; thin: each seed.")
+        return self._render(metric.replace("/", "_"), title, " ".join(notes), fill)
+
+    def _over_axis(self) -> Panel | None:
+        axis = self._study.axis
+        on_axis = [group for group in self._study.groups if group.value is not None]
+        if not any(compare.by_seed(group, compare.PRIMARY) for group in on_axis):
+            return None
+        note = "Line: mean over seeds; points: each seed."
+        title = f"kNN accuracy over {axis}"
+        return self._render("axis", title, note, lambda axes: draw.over_axis(axes, self._study))
+
+    def _histograms(self) -> Panel | None:
+        found = _diagnosed([run for group in self._study.groups[::-1] for run in group.runs])
+        if not found:
+            return None
+        run, entry = found
+        note = f"Pairs of crops of {entry['dataset']}, drawn as {run.name} draws them."
+        title = "IoA and psi of the pairs"
+        return self._try(
+            "overlap", title, note, lambda axes: draw.histograms(axes, entry["details"]), run
+        )
+
+    def _calibration(self, i: int, group: Group) -> Panel | None:
+        found = _diagnosed(group.runs)
+        if not found:
+            return None
+        run, entry = found
+        note = _seed(run)
+        if group.is_baseline:
+            note += " The dashed line is what graded similarity would ask for; this run was not."
+        error = entry["scores"].get("diagnostics/calibration_error")
+        if error is not None:
+            note += f" Mean distance to the dashed line: {compare.number(error)}."
+        return self._try(
+            f"calibration_{i}_{_slug(group.name)}",
+            f"{group.name}: distance by overlap",
+            note,
+            lambda axes: draw.calibration(
+                axes, entry["details"]["calibration"], self._colours[group.name]
+            ),
+            run,
+        )
+
+    def _map(self, i: int, group: Group) -> Panel | None:
+        for run in group.runs:
+            file = run.folder / "diagnostics" / "map.json" if run.folder else None
+            if file and file.exists():
+                break
+        else:
+            return None
+        return self._try(
+            f"map_{i}_{_slug(group.name)}",
+            f"{group.name}: map of the representations",
+            f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
+            lambda axes: draw.plane(axes, json.loads(file.read_text())),
+            run,
+        )
+
+    def _try(
+        self, name: str, title: str, note: str, fill: Callable[[Axes], None], run: Run
+    ) -> Panel | None:
+        """Draws what a file of the run holds, which may be damaged."""
+        try:
+            return self._render(name, title, note, fill)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            self.damaged.append(f"diagnostics of {run.name} ({type(error).__name__}: {error})")
+            return None
+
+
+def render(name: str, title: str, fill: Callable[[Axes], None]) -> tuple[str, bytes]:
+    """Returns a figure as SVG, for a page that holds others, and as PNG with its title."""
+    drawn = {}
+    for kind, colour in (("svg", _TEXT), ("png", "#222222")):
+        style: dict[Any, Any] = {
+            "svg.fonttype": "none",
+            "svg.hashsalt": name,
+            "text.color": colour,
+            "text.parse_math": False,  # a label may hold $
+            "axes.labelcolor": colour,
+            "axes.edgecolor": colour,
+            "xtick.color": colour,
+            "ytick.color": colour,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 9,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+        }
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            # The browser has the letters that matplotlib's own font lacks.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            figure = Figure(figsize=_SIZE, layout="constrained")
+            fill(figure.add_subplot())
+            if kind == "png":
+                figure.suptitle(title, fontsize=10)
+            buffer = io.BytesIO()
+            metadata = _NO_METADATA if kind == "svg" else None
+            figure.savefig(
+                buffer, format=kind, dpi=160, transparent=kind == "svg", metadata=metadata
+            )
+        drawn[kind] = buffer.getvalue()
+    return _inline(drawn["svg"].decode(), name), drawn["png"]
+
+
+def _inline(svg: str, name: str) -> str:
+    """The SVG as a part of a page: identifiers of its own, and the page's colour and width."""
+    svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
+    svg = re.sub(r' width="[^"]+pt" height="[^"]+pt"', "", svg, count=1)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+
+    def own(match: re.Match) -> str:
+        tag = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", match[0])
+        return re.sub(r'( id="|url\(#|href="#)', rf"\1{name}-", tag)
+
+    return re.sub(r"<[^>]+>", own, svg)
+
+
+def _seed(run: Run) -> str:
+    seed = f"Seed {run.config['seed']}"
+    return f"{seed}." if run.finished else f"{seed}, unfinished: step {run.step}."
+
+
+def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
+    """The first run that has diagnostics of its newest checkpoint, and they."""
+    for run in found:
+        for entry in run.results.get("diagnostics", []):
+            if entry["step"] is not None and entry["step"] == run.step:
+                return run, entry
+    return None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")

@@ -1,0 +1,176 @@
+"""Runs that differ in the seed alone, as the groups that a report compares."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gsjax import defaults, settings
+from gsjax.runs import Run
+
+_METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
+# They leave the encoder as it is, but not what the kNN monitor measures on it.
+_OF_THE_MONITOR = ("data.labelled_split", "data.test_split", "knn.preset", "knn.k")
+_NOT_OF_THE_PROTOCOL = ("seed", "num_left_out")
+_OF_THE_METHOD = ("learning_rate",)  # of the linear evaluation, which has one for each
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+      label: how tables and figures call them.
+      value: of the swept setting, if there is one.
+      runs: by seed.
+      shaping: {key: value} of every setting but the seed that shapes the training or its kNN
+        accuracy, and the number of images.
+    """
+
+    label: str
+    value: settings.Value | None
+    runs: tuple[Run, ...]
+    shaping: dict[str, Any]
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that were trained to their end."""
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether these runs are without graded similarity."""
+        return self.shaping["similarity.measure"] == "none"
+
+    @property
+    def name(self) -> str:
+        """The label, with the value of the swept setting."""
+        return name_of(self.label, self.value)
+
+
+def name_of(label: str, value: settings.Value | None) -> str:
+    """How tables call a group."""
+    return label if value is None else f"{label} at {settings.text(value)}"
+
+
+def label_of(config: Mapping[str, Any]) -> str:
+    """Names a run by its method: SimCLR, SimCLR-GS, SimSiam-GS, IoU, ..."""
+    flat = _flat(config)
+    name, measure = _METHODS[flat["method"]], flat["similarity.measure"]
+    if measure == "none":
+        return name
+    parts = [f"{name}-GS"]
+    if measure != "ioa":
+        parts.append("IoU")
+    if flat["similarity.scale"] != 1:
+        parts.append(f"scale {flat['similarity.scale']:g}")
+    return ", ".join(parts)
+
+
+def shaping(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `Group.shaping`, with the defaults of those that a config lacks."""
+    found = settings.shaping(config) | {key: _flat(config)[key] for key in _OF_THE_MONITOR}
+    found["data.num_images"] = data.get("num_images")
+    return {key: value for key, value in found.items() if key != "seed"}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return settings.flatten(defaults.get_config()) | settings.flatten(config)
+
+
+def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, str], ...]]:
+    """Puts together the runs that differ in the seed alone, in the order of their first ones.
+
+    Returns:
+      The groups; (run, why it is left out) of those that repeat another one's settings and seed,
+      of which the one that got farther, or else has more results, counts.
+    """
+    together: dict[str, list[Run]] = {}
+    for run in protocols_told_apart(found):
+        about = [run.member.get("label") or label_of(run.config), run.member.get("value")]
+        key = json.dumps([about, shaping(run.config, run.data)], sort_keys=True)
+        together.setdefault(key, []).append(run)
+    groups, repeated = [], []
+    for runs in together.values():
+        by_seed: dict[int, Run] = {}
+        for run in sorted(runs, key=lambda run: (-run.step, -len(_entries(run)))):
+            first = by_seed.setdefault(run.config["seed"], run)
+            if first is not run:
+                repeated.append((run.name, f"the same settings and seed as {first.name}"))
+        first = runs[0]
+        groups.append(
+            Group(
+                first.member.get("label") or label_of(first.config),
+                first.member.get("value"),
+                tuple(by_seed[seed] for seed in sorted(by_seed)),
+                shaping(first.config, first.data),
+            )
+        )
+    return _told_apart(groups), tuple(repeated)
+
+
+def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
+    """Adds to equal names the settings in which they differ."""
+    told = []
+    for group in groups:
+        twins = [other for other in groups if other.name == group.name]
+        keys = [k for k, v in group.shaping.items() if any(t.shaping[k] != v for t in twins)]
+        if keys:
+            detail = ", ".join(f"{key}={settings.text(group.shaping[key])}" for key in keys)
+            group = dataclasses.replace(group, label=f"{group.label} ({detail})")
+        told.append(group)
+    return tuple(told)
+
+
+def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The group without graded similarity whose settings are the same otherwise."""
+    if group.is_baseline:
+        return None
+
+    def rest(one: Group) -> dict[str, Any]:
+        return {k: v for k, v in one.shaping.items() if not k.startswith("similarity.")}
+
+    found = [other for other in groups if other.is_baseline and rest(other) == rest(group)]
+    return found[0] if found else None
+
+
+def protocols_told_apart(found: Sequence[Run]) -> list[Run]:
+    """Gives results of one job and data set that were measured in several ways a `variant` each.
+
+    It names the settings in which they differ, so that a table never mixes them.
+    """
+    ways: dict[tuple[str, str], list[dict[tuple[str, ...], Any]]] = {}
+    for run in found:
+        for job, entry in _entries(run):
+            ways.setdefault((job, entry["dataset"]), []).append(_protocol(run, entry))
+    told: list[Run] = []
+    for run in found:
+        results: dict[str, list[dict[str, Any]]] = {job: [] for job in run.results}
+        for job, entry in _entries(run):
+            own = _protocol(run, entry)
+            others = ways[job, entry["dataset"]]
+            keys = [k for k in own if any(k in other and other[k] != own[k] for other in others)]
+            # What diagnostics are measured on is told by the training's settings.
+            if keys and job != "diagnostics":
+                detail = ", ".join(f"{key[-1]}={_short(own[key])}" for key in keys)
+                entry = {**entry, "variant": f" ({detail})"}
+            results[job].append(entry)
+        told.append(dataclasses.replace(run, results=results))
+    return told
+
+
+def _entries(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    return [(job, entry) for job, entries in run.results.items() for entry in entries]
+
+
+def _protocol(run: Run, entry: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """The settings of a measurement; those that each method has its own of are under its name."""
+    return {
+        (run.config["method"], key) if key in _OF_THE_METHOD else (key,): value
+        for key, value in entry.get("protocol", {}).items()
+        if key not in _NOT_OF_THE_PROTOCOL
+    }
+
+
+def _short(value: Any) -> str:
+    return settings.text(value) if isinstance(value, (str, int, float)) else json.dumps(value)

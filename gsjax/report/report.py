@@ -1,0 +1,163 @@
+"""The job `report`: reads runs and sweeps, and writes one page with their tables and figures."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import ml_collections
+from etils import epath
+
+import gsjax
+from gsjax import checkpoints, defaults, metrics, settings
+from gsjax.errors import UserError
+from gsjax.report import collect, compare, groups, tables
+from gsjax.runs import Run
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Writes `report/` into the work directory: index.html, tables.md, CSV files and figures/.
+
+    Raises:
+      UserError: there is nothing to report on, or a library of the extra `report` is missing.
+    """
+    try:
+        from gsjax.report import figures, page  # matplotlib and jinja2, of the extra `report`
+    except ImportError as error:
+        raise UserError(f"--job report: {error}; pip install 'gsjax[report]'") from error
+
+    paths = collect.open_paths(workdir, config.report.runs)
+    studies, damaged = collect.find(paths)
+    if config.report.diagnostics and _diagnose(studies):
+        studies, damaged = collect.find(paths)
+    folder = checkpoints.absolute(workdir) / "report"
+    with checkpoints.told(folder):
+        _clear(folder)
+        sections = []
+        for i, study in enumerate(studies):
+            name = f"study_{i + 1}" if len(studies) > 1 else "results"
+            panels = figures.Panels(study, folder / "figures", name)
+            drawn = panels.all()
+            damaged += panels.damaged
+            pictures = []
+            for title, file in _pictures(study):
+                try:
+                    pictures.append(page.picture(title, file))
+                except UserError as error:
+                    damaged.append(str(error))
+            sections.append(
+                page.Section(
+                    study.title,
+                    study.shows,
+                    compare.headline(study),
+                    _tables(study, name),
+                    drawn,
+                    pictures,
+                    study.missing,
+                )
+            )
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        made = f"Report of gsjax {gsjax.__version__}, {now}"
+        background = [_settings(studies), _environments(studies)]
+        page.write(folder, sections, tables.thesis_tables(studies), background, damaged, made)
+    for line in damaged:
+        metrics.say(f"left out: {line}")
+    for study in studies:
+        for line in compare.headline(study):
+            metrics.say(line)
+    metrics.say(f"written to {folder / 'index.html'}")
+
+
+def _clear(folder: epath.Path) -> None:
+    """Makes the folder, without the tables and figures of an earlier report."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for file in (*folder.glob("*.csv"), *(folder / "figures").glob("*.png")):
+        file.unlink()
+
+
+def _tables(study: collect.Study, name: str) -> list[tables.Table]:
+    found = [
+        tables.results_table(study, name),
+        tables.differences_table(study, f"{name}_differences"),
+        tables.runs_table(study, f"{name}_runs"),
+    ]
+    return [table for table in found if table and table.rows]
+
+
+def _diagnose(studies: Sequence[collect.Study]) -> bool:
+    """Runs the job `diagnostics` where a checkpoint has none; says whether any was made.
+
+    Each in a process of its own, because JAX's number type is one for a whole process.
+    """
+    made = False
+    for found in (run for study in studies for group in study.groups for run in group.runs):
+        done = [entry["step"] for entry in found.results.get("diagnostics", [])]
+        if not found.folder or not found.step or found.step in done:
+            continue
+        if found.step not in checkpoints.saved_steps(found.folder):
+            continue
+        metrics.say(f"diagnostics of {found.name}")
+        command = [sys.executable, "-m", "gsjax.main", "--job", "diagnostics"]
+        command += ["--workdir", found.folder.as_posix()]
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            metrics.say(f"no diagnostics of {found.name}: the job ended with status {status}")
+        made = made or not status
+    return made
+
+
+def _pictures(study: collect.Study) -> list[tuple[str, epath.Path]]:
+    """(title, file) of the pictures of each group's first run that has them."""
+    found = []
+    for group in study.groups:
+        for title, name in (
+            ("pairs of views, with psi in both directions", "examples.png"),
+            ("nearest neighbours", "diagnostics/neighbours.png"),
+        ):
+            files = [run.folder / name for run in group.runs if run.folder]
+            files = [file for file in files if file.exists()]
+            if files:
+                found.append((f"{group.name}: {title}", files[0]))
+    return found
+
+
+def _runs(studies: Sequence[collect.Study]) -> list[tuple[groups.Group, Run]]:
+    return [(g, run) for study in studies for g in study.groups for run in g.runs]
+
+
+def _settings(studies: Sequence[collect.Study]) -> tables.Table:
+    """Every setting that differs from the default in any group."""
+    found = [group for study in studies for group in study.groups]
+    rows = []
+    for key, value in groups.shaping(defaults.get_config().to_dict(), {}).items():
+        if any(group.shaping[key] != value for group in found):
+            cells = [compare.Cell(settings.text(group.shaping[key])) for group in found]
+            rows.append((compare.Cell(key), compare.Cell(_default(value)), *cells))
+    header = ("setting", "default", *(group.name for group in found))
+    caption = "Settings that differ from the defaults; all others are the defaults of the package."
+    return tables.Table("settings", caption, header, tuple(rows))
+
+
+def _default(value: settings.Value | None) -> str:
+    return "" if value is None else settings.text(value)  # the number of images has none
+
+
+def _environments(studies: Sequence[collect.Study]) -> tables.Table:
+    rows = []
+    for group, one in _runs(studies):
+        for start in one.starts or [{}]:
+            packages = start.get("packages", {})
+            cells = (
+                group.name,
+                str(one.config["seed"]),
+                f"{one.step} of {one.num_steps}",
+                str(start.get("step", "not recorded")),
+                str(start.get("commit") or start.get("gsjax", "not recorded")),
+                start.get("python", "not recorded"),
+                packages.get("jax", "not recorded"),
+                start.get("devices", "not recorded"),
+                start.get("processor", "not recorded"),
+            )
+            rows.append(tuple(compare.Cell(cell) for cell in cells))
+    header = ("run", "seed", "steps", "start at", "commit", "Python", "JAX", "devices", "processor")
+    return tables.Table("environment", "Where it ran.", header, tuple(rows))

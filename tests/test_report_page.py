@@ -1,0 +1,268 @@
+"""The job report as a process, and the page that it writes."""
+
+import csv
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+from PIL import Image
+from report_runs import diagnosed, result, write_plan, write_run
+
+from gsjax import defaults
+from gsjax.errors import UserError
+from gsjax.report import collect, report
+
+LABEL = "a \"b\" <i>&amp; | 'c'"
+
+
+def _report(workdir, *arguments):
+    command = [sys.executable, "-m", "gsjax.main", "--job", "report", "--workdir", str(workdir)]
+    return subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error::UserWarning:matplotlib"},
+    )
+
+
+class _Page(html.parser.HTMLParser):
+    """Tags that match, identifiers, what is asked for, and the texts of tables."""
+
+    _VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.asked, self.tables, self.texts = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in self._VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(names) == len(set(names)), (tag, names)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+                self.asked.append(value)
+            self.asked += re.findall(r"url\(([^)]*)\)", value or "")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th", "button"):
+            self.tables[-1][-1][-1] += data
+        elif self.open and self.open[-1] == "style":
+            self.asked += re.findall(r"url\(([^)]*)\)|(@import)", data)
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with a sweep, loose runs and damage, and what the report says of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    members = [(f"gs-{seed}", LABEL, seed, None) for seed in (5, 6)]
+    members += [(f"plain-{seed}", "SimCLR", seed, None) for seed in (5, 6)]
+    members.append(("never", "SimCLR-GS, never run", 5, None))
+    write_plan(folder / "sweep", members, title="Does <it> help & how?", shows=("Table 1",))
+    for name, _, seed, _ in members[:4]:
+        measure = "ioa" if name.startswith("gs") else "none"
+        entries = {
+            "linear": [
+                result("linear", "photos", {"top1": 60.0 + seed}),
+                result("linear", "photos", {"top1": 35.0}, step=None),
+            ],
+            "diagnostics": [diagnosed(0.01 * seed)],
+        }
+        run = write_run(
+            folder / "sweep" / name,
+            40.0 + seed + (measure == "ioa"),
+            seed=seed,
+            measure=measure,
+            records=[{"step": 10, "train/loss": 3.0}, {"step": 20, "train/loss": None}],
+            results=entries,
+        )
+        Image.new("RGB", (1500, 30), "#446688").save(run / "examples.png")
+    places = {"x": [0.0, 1.0], "y": [0.0, 1.0], "label": [0, 1], "class_names": ["<a>", "b&"]}
+    (run / "diagnostics").mkdir()
+    (run / "diagnostics" / "map.json").write_text(json.dumps(places))
+    (run / "diagnostics" / "neighbours.png").write_text("no picture")
+    write_run(folder / "half", done=50)
+    (write_run(folder / "bad", 10.0) / "config.json").write_text("{")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_run(elsewhere / "other", 70.0, config={"data.source": "cifar10"})
+    (folder / "report" / "figures").mkdir(parents=True)
+    (folder / "report" / "old.csv").write_text("1")
+    (folder / "report" / "figures" / "old.png").write_text("1")
+    (folder / "report" / "notes.txt").write_text("mine")
+    done = _report(folder, f"--config.report.runs={elsewhere}", "--config.report.diagnostics=false")
+    assert done.returncode == 0, done.stderr
+    return folder / "report", done
+
+
+def test_the_job_says_what_came_out_and_what_is_damaged(written):
+    folder, done = written
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert f"written to {folder / 'index.html'}" == lines[-1]
+    assert any(
+        line.startswith(f"{LABEL}: kNN top-1 46.50 (0.71) %, +1.00 points (95 % interval +1.00 to")
+        for line in lines
+    )
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert len(left_out) == 2
+    assert "bad" in left_out[0] and "neighbours.png is damaged" in left_out[1]
+
+
+def test_the_report_is_made_anew_and_leaves_what_is_not_its_own(written):
+    folder, _ = written
+    names = sorted(file.name for file in folder.iterdir())
+    assert "old.csv" not in names and not (folder / "figures" / "old.png").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert {"index.html", "tables.md", "settings.csv", "environment.csv", "table_1.csv"} < set(
+        names
+    )
+    assert {"study_1.csv", "study_1_differences.csv", "study_1_runs.csv"} < set(names)
+    figures = sorted((folder / "figures").iterdir())
+    assert len(figures) == 6 + 1 + 1
+    for file in figures:
+        with Image.open(file) as image:
+            image.verify()
+
+
+def test_the_page_is_whole_and_asks_for_nothing(written):
+    text = (written[0] / "index.html").read_text()
+    page = _Page(text)
+    assert len(page.ids) == len(set(page.ids)) > 10
+    assert page.asked and all(
+        asked.startswith(("#", "data:image/", "data:,")) for asked in page.asked
+    )
+    fragments = {asked[1:] for asked in page.asked if asked.startswith("#")}
+    assert fragments <= set(page.ids)
+    links = set(re.findall(r"https?://[^\"'\s<)]+", text))
+    assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_the_page_begins_with_what_was_compared_and_what_came_out(written):
+    page = _Page((written[0] / "index.html").read_text())
+    text = " ".join(" ".join(page.texts).split())
+    start = text.index("What was compared, and what came out")
+    after = text[start : start + 400]
+    assert f"Does <it> help & how?: {LABEL}; SimCLR on photos" in after
+    assert "4 finished runs" in after and "not told apart" not in after
+    assert "never: not run" in text and "half: unfinished, step 50 of 100" in text
+
+
+def _csv_files(folder):
+    files = folder.glob("*.csv")
+    return {file.name: list(csv.reader(io.StringIO(file.read_text()))) for file in files}
+
+
+def test_the_page_the_csv_files_and_tables_md_hold_the_same(written):
+    folder, _ = written
+    page = _Page((folder / "index.html").read_text())
+    files = _csv_files(folder)
+    assert sorted(page.tables) == sorted(files.values())
+    markdown, tables = (folder / "tables.md").read_text(), []
+    for line in markdown.splitlines():
+        if line.startswith("| "):
+            cells = [re.sub(r"\\([|<])", r"\1", c) for c in re.split(r"(?<!\\) \| ", line[2:-2])]
+            tables[-1].append(cells) if tables and tables[-1] else tables.append([cells])
+        elif tables and tables[-1]:
+            tables.append([])
+    tables = [[table[0], *table[2:]] for table in tables if table]
+    assert sorted(tables) == sorted(files.values())
+    cells = {row[0]: row for row in files["study_1.csv"]}
+    assert cells[LABEL][2] == "46.50 (0.71)"
+    assert cells["SimCLR-GS, never run"][1:3] == ["0", "missing"]
+    assert cells["raw pixels"][2] == "30.00"
+
+
+def test_cells_are_sorted_by_the_number_that_they_show(written):
+    text = (written[0] / "index.html").read_text()
+    cells = re.findall(r'<td data-value="([^"]+)">([^<]+)<', text)
+    assert len(cells) > 20
+    for value, shown in cells:
+        assert float(shown.split()[0]) == pytest.approx(float(value), abs=0.0051, rel=0.006)
+
+
+def test_pictures_are_at_most_as_wide_as_the_page(written):
+    text = (written[0] / "index.html").read_text()
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert 'alt="a &#34;b&#34; &lt;i&gt;' in text
+
+
+def test_nothing_to_report_on_is_one_line_and_status_2(tmp_path):
+    done = _report(tmp_path / "missing")
+    assert (done.returncode, done.stdout) == (2, "")
+    folder = tmp_path / "missing"
+    assert done.stderr == f"gsjax: error: --job report: there is no folder {folder}\n"
+
+
+@pytest.mark.parametrize("name", ["empty", "bad"])
+def test_where_nothing_can_be_read_nothing_is_written(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (write_run(tmp_path / "bad", 10.0) / "config.json").write_text("{")
+    with pytest.raises(UserError, match=f"^--job report: .*{name} holds neither a run nor a sweep"):
+        report.run(defaults.get_config(), str(tmp_path / name))
+    assert not (tmp_path / name / "report").exists()
+
+
+def test_only_the_report_itself_needs_what_draws(tmp_path):
+    write_run(tmp_path / "run", 10.0)
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("matplotlib", "jinja2", "umap"))  # as if they were not installed
+import gsjax.pretrain
+from gsjax import defaults, errors
+from gsjax.report import report
+try:
+    report.run(defaults.get_config(), sys.argv[1])
+except errors.UserError as error:
+    sys.exit(str(error))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    line = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"--job report: .*matplotlib.*; pip install 'gsjax\[report\]'", line)
+    assert not (tmp_path / "report").exists()
+
+
+def test_diagnostics_are_run_where_a_checkpoint_has_none(tmp_path, monkeypatch):
+    write_run(tmp_path / "new", 40.0)
+    write_run(tmp_path / "old", 40.0, seed=6, results={"diagnostics": [diagnosed(step=50)]})
+    write_run(tmp_path / "done", 40.0, seed=7, results={"diagnostics": [diagnosed()]})
+    write_run(tmp_path / "begun", seed=8, done=0)
+    gone = write_run(tmp_path / "gone", 40.0, seed=9)
+    shutil.rmtree(gone / "checkpoints" / "100")
+    (gone / "checkpoints" / "100.tmp").mkdir()
+    calls = []
+
+    def run(command, check):
+        calls.append(command[-1])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    assert not report._diagnose(studies)
+    assert sorted(calls) == [str(tmp_path / "new"), str(tmp_path / "old")]
