@@ -33,6 +33,15 @@ def names() -> tuple[str, ...]:
     return tuple(pathlib.PurePath(file).stem for _, file in _PHOTOS)
 
 
+def photographs() -> dict[str, np.ndarray]:
+    """The whole photographs by name, each uint8 [H, W, 3] with its longer side at most 640.
+
+    Raises:
+      UserError: one is missing.
+    """
+    return dict(zip(names(), (_load(package, file) for package, file in _PHOTOS), strict=True))
+
+
 def tiles(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the tiles of a split.
 
