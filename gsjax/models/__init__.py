@@ -1,0 +1,1 @@
+"""Networks: encoders, heads, and layers that are fast on CPUs."""

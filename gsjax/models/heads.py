@@ -63,7 +63,9 @@ class Predictor(nn.Module):
     Attributes:
       hidden_dim: features of the first layer.
       out_dim: features of the second, those of the embedding.
-      dtype, axis_name, cpu_kernels: as in `Projector`.
+      dtype: as in `Projector`.
+      axis_name: as in `Projector`.
+      cpu_kernels: as in `Projector`.
     """
 
     hidden_dim: int

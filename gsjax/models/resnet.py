@@ -26,11 +26,19 @@ def at_least_float32(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation, with the ReLU that follows it if `relu`.
+    """Batch normalisation, with the ReLU that follows it.
 
     Variables are those of `flax.linen.BatchNorm`: params `scale` and `bias`, batch_stats `mean`
-    and `var` (biased), all [C]. Statistics are those of the batch over all devices of
-    `axis_name`; `cpu_kernels` chooses a backward pass that is faster on CPUs.
+    and `var` (biased), all [C].
+
+    Attributes:
+      dtype: of the result.
+      relu: whether a ReLU follows.
+      use_scale: whether there is a scale.
+      use_bias: whether there is a bias.
+      scale_init: of the scale.
+      axis_name: mapped axis over whose devices the batch's statistics are taken, or None.
+      cpu_kernels: whether to take a backward pass that is faster on CPUs.
     """
 
     dtype: jax.typing.DTypeLike = jnp.float32
@@ -67,7 +75,15 @@ class BatchNorm(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut."""
+    """Two 3x3 convolutions and the shortcut.
+
+    Attributes:
+      features: output channels.
+      stride: of the first convolution.
+      conv: makes a convolution of (features, kernel size, stride, name).
+      norm: makes a batch normalisation.
+      last_scale_init: of the last normalisation's scale.
+    """
 
     features: int
     stride: int
@@ -87,7 +103,15 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and the shortcut; the output has 4 * features channels."""
+    """1x1, 3x3 and 1x1 convolutions and the shortcut.
+
+    Attributes:
+      features: channels within; the output has four times as many.
+      stride: of the 3x3 convolution.
+      conv: as in `BasicBlock`.
+      norm: as in `BasicBlock`.
+      last_scale_init: as in `BasicBlock`.
+    """
 
     features: int
     stride: int
