@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Processes of the tests; each takes 2 to 4 GB of memory.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 # Python 3.11 has its own pins because jax 0.10 is the last release for it.
@@ -9,21 +11,25 @@ VERSION = $$($(BIN)/python -c 'import sys; print("311" if sys.version_info < (3,
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   -c constraints/py$(VERSION).txt
 
+# A file's tests share what they have trained: they stay in one process.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format build clean
+.PHONY: help demo test test-all lint format docs build clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo 'Another Python: make test PYTHON=python3.13 VENV=.venv313'
 
-demo: $(VENV)/.installed  ## pre-train the embedded demonstration on the CPU, into runs/demo
+demo: $(VENV)/.installed  ## pre-train the embedded demonstration on the CPU, report in runs/demo
 	$(BIN)/python -m gsjax.main --config configs/demo.py --workdir runs/demo
+	$(BIN)/python -m gsjax.main --job report --workdir runs/demo
 
 test: lint  ## lint, then all tests but the slow ones (more options: PYTEST_ARGS="-x -k losses")
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-test-all: lint  ## lint, then all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test-all: lint $(VENV)/.installed-docs  ## lint, then all tests
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style, format and types
 	$(BIN)/ruff check
@@ -34,13 +40,18 @@ format: $(VENV)/.installed-dev  ## format, and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The variable silences the theme's announcement of its successor: warnings here are of our pages.
+docs: $(VENV)/.installed-docs  ## build the guide and the API reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
+	@echo 'open site/index.html'
+
 build: $(VENV)/.installed-dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove the environment, build products and tool caches; runs/ stays
 	@if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	rm -rf build dist gsjax.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find gsjax configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist site gsjax.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find gsjax configs docs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # gsjax/__init__.py is here because the installed version number comes from it.
 $(VENV)/.installed: pyproject.toml gsjax/__init__.py $(wildcard constraints/*.txt)
@@ -50,9 +61,13 @@ $(VENV)/.installed: pyproject.toml gsjax/__init__.py $(wildcard constraints/*.tx
 	  { echo "error: gsjax needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 	    "name a newer one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[report]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
 	@touch $@

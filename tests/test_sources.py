@@ -240,6 +240,17 @@ def test_photos_are_the_same_each_time():
     assert (first[labels == rocket].mean() < first.mean()) and first.std() > 40
 
 
+def test_whole_photographs_hold_their_tiles():
+    whole = photos.photographs()
+    assert tuple(whole) == photos.names()
+    tiles, labels = photos.tiles("test", 64)
+    for label, photo in enumerate(whole.values()):
+        assert photo.dtype == np.uint8 and max(photo.shape[:2]) <= 640
+        tile = tiles[labels == label][0]
+        places = np.argwhere((photo[:-63, :-63] == tile[0, 0]).all(axis=-1))
+        assert any((photo[y : y + 64, x : x + 64] == tile).all() for y, x in places)
+
+
 def test_photos_mistakes(monkeypatch):
     _fails(_data("photos"), "validation", "'validation'", "train, test")
     _fails(_data("photos", image_size=300), "train", "image_size=300", "224")
