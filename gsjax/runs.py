@@ -56,11 +56,6 @@ class Run:
         """Whether the whole training was done."""
         return self.step >= self.num_steps
 
-    def last(self, metric: str) -> float | None:
-        """The value that a metric ended with."""
-        curve = self.curves.get(metric)
-        return curve[-1][1] if curve else None
-
 
 # What a summary holds: all but the place of the work directory.
 _WRITTEN = [field.name for field in dataclasses.fields(Run) if field.name != "folder"]

@@ -138,11 +138,11 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
     members: list[Member] = []
     for seed, value, arm in _combinations(sweep):
         changes = {**sweep.overrides, **arm.overrides, "seed": seed}
-        name = f"{_slug(arm.label)}-seed{seed}"
+        name = f"{slug(arm.label)}-seed{seed}"
         if value is not None:
             changes[sweep.axis] = value
             point = f"{sweep.axis.rpartition('.')[2]}_{_in_path(value)}"
-            name = f"{_slug(arm.label)}-{point}-seed{seed}"
+            name = f"{slug(arm.label)}-{point}-seed{seed}"
         try:
             config = settings.load(str(folder / f"{arm.config}.py"))
             settings.override(config, {key: str(part) for key, part in changes.items()})
@@ -170,5 +170,6 @@ def _in_path(value: settings.Value) -> str:
     return re.sub(r"[^\w.+-]+", "_", settings.text(value))
 
 
-def _slug(label: str) -> str:
+def slug(label: str) -> str:
+    """A label as a part of a file's name."""
     return re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")

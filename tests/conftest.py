@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -21,6 +22,18 @@ REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
 def repo_root() -> pathlib.Path:
     """The root of the clone."""
     return REPO_ROOT
+
+
+def copy_parts(target: pathlib.Path, *names: str) -> pathlib.Path:
+    """Copies files and folders of the clone into a new folder, without what tools have made."""
+    target.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in names:
+        if (REPO_ROOT / name).is_dir():
+            shutil.copytree(REPO_ROOT / name, target / name, ignore=ignored)
+        else:
+            shutil.copy(REPO_ROOT / name, target)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import types
 import nbclient
 import nbformat
 import pytest
+from conftest import copy_parts
 from ipykernel import kernelspec
 
 NOTEBOOKS = ("evaluate", "graded_similarity", "pretrain_own_folder")
@@ -19,16 +20,10 @@ OWN = "https://example.org/somebody/fork"
 
 
 @pytest.fixture
-def tree(repo_root, tmp_path):
+def tree(tmp_path):
     """A copy of what the notebooks and colab/update.py need of the clone."""
-    root = tmp_path / "clone"
-    root.mkdir()
-    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
-        shutil.copy(repo_root / name, root)
-    for name in ("colab", "configs", "gsjax"):
-        ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-        shutil.copytree(repo_root / name, root / name, ignore=ignored)
-    return root
+    texts = ("pyproject.toml", "README.md", "CONTRIBUTING.md")
+    return copy_parts(tmp_path / "clone", *texts, "colab", "configs", "gsjax")
 
 
 def read(root, name):

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +11,7 @@ import venv
 import zipfile
 
 import pytest
+from conftest import copy_parts
 
 import gsjax
 
@@ -67,14 +67,9 @@ def test_missing_dependency_of_a_submodule_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_wheel_works_without_the_clone(repo_root, tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repo_root / name, source)
-    for name in ("gsjax", "configs", "tests"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(repo_root / name, source / name, ignore=ignored)
+def test_wheel_works_without_the_clone(tmp_path):
+    texts = ("pyproject.toml", "README.md", "LICENSE")
+    source = copy_parts(tmp_path / "source", *texts, "gsjax", "configs", "tests")
     pip = (sys.executable, "-m", "pip")
     options = ("--quiet", "--no-deps", "--disable-pip-version-check")
     _run(*pip, "wheel", *options, "--no-build-isolation", "-w", tmp_path / "dist", source)

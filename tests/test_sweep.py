@@ -271,7 +271,9 @@ def test_an_added_evaluation_is_made_up_for_without_training(sequential, tmp_pat
     for name in ("metrics.jsonl", "environment.json"):
         assert (after / name).read_bytes() == (before / name).read_bytes()
     # The monitor measured the same encoder on the same pictures.
-    assert run.results["knn"][0]["scores"]["knn/top1"] == pytest.approx(run.last("knn/top1"))
+    assert run.results["knn"][0]["scores"]["knn/top1"] == pytest.approx(
+        run.curves["knn/top1"][-1][1]
+    )
 
     shutil.rmtree(after)
     run = json.loads((sequential[0] / f"{NAMES[0]}.json").read_text())

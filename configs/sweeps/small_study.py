@@ -7,6 +7,13 @@ Hours of two CPU cores: a SimCLR member takes one, a SimSiam member 45 minutes, 
 
 from gsjax.sweeps import Arm, Sweep
 
+SMALL = {
+    "encoder.width": 16,
+    "batch_size": 128,
+    "knn.every_epochs": 1.5385,  # 601 steps
+    "checkpoint.every_steps": 200,
+}
+
 
 def get_sweep():
     return Sweep(
@@ -23,10 +30,5 @@ def get_sweep():
             Arm("SimSiam-GS", "simsiam_gs_cifar10", {"num_steps": 1200}),
         ),
         seeds=(5, 6, 7),
-        overrides={
-            "encoder.width": 16,
-            "batch_size": 128,
-            "knn.every_epochs": 1.5385,  # 601 steps
-            "checkpoint.every_steps": 200,
-        },
+        overrides=SMALL,
     )

@@ -20,6 +20,7 @@ from gsjax.report import compare, draw
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group
 from gsjax.runs import Run
+from gsjax.sweeps import slug
 
 _TEXT = "#010203"  # stands for the page's text colour in the SVG
 _SIZE = (4.6, 3.2)  # inches
@@ -121,7 +122,7 @@ class Panels:
         if error is not None:
             note += f" Mean distance to the dashed line: {compare.number(error)}."
         return self._try(
-            f"calibration_{i}_{_slug(group.name)}",
+            f"calibration_{i}_{slug(group.name)}",
             f"{group.name}: distance by overlap",
             note,
             lambda axes: draw.calibration(
@@ -138,7 +139,7 @@ class Panels:
         else:
             return None
         return self._try(
-            f"map_{i}_{_slug(group.name)}",
+            f"map_{i}_{slug(group.name)}",
             f"{group.name}: map of the representations",
             f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
             lambda axes: draw.plane(axes, json.loads(file.read_text())),
@@ -216,7 +217,3 @@ def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
             if entry["step"] is not None and entry["step"] == run.step:
                 return run, entry
     return None
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")

@@ -62,8 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         page.write(folder, sections, tables.thesis_tables(studies), background, damaged, made)
     for line in damaged:
         metrics.say(f"left out: {line}")
-    for study in studies:
-        for line in compare.headline(study):
+    for section in sections:
+        for line in section.lines:
             metrics.say(line)
     metrics.say(f"written to {folder / 'index.html'}")
 
@@ -90,7 +90,7 @@ def _diagnose(studies: Sequence[collect.Study]) -> bool:
     Each in a process of its own, because JAX's number type is one for a whole process.
     """
     made = False
-    for found in (run for study in studies for group in study.groups for run in group.runs):
+    for _, found in _runs(studies):
         done = [entry["step"] for entry in found.results.get("diagnostics", [])]
         if not found.folder or not found.step or found.step in done:
             continue
