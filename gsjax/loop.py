@@ -1,19 +1,28 @@
-"""What training loops share: the clock, stopping on a signal, the profiler's trace."""
+"""What training loops share: the clock, the watch over each step, the profiler's trace."""
 
+import collections
 import contextlib
-import signal
-import sys
-import threading
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
 import ml_collections
+import numpy as np
 from clu import metric_writers
 from etils import epath
+from jax.sharding import Mesh
 
-from gsjax import metrics, step
+from gsjax import checkpoints, metrics, parallel, step
+from gsjax.data.input_pipeline import Batch
+from gsjax.errors import UserError
+from gsjax.interrupts import Request, Stopped
+
+_NAMED = 8  # images that a message names
+# embedding_std * sqrt(D): healthy runs have 0.35 and more, also at their lowest
+_COLLAPSED = 0.1
+_COLLAPSED_READINGS = 3
 
 
 class Clock:
@@ -72,46 +81,118 @@ def log(
 def leave(done: int, number: int) -> NoReturn:
     """Ends the program after a signal's request."""
     metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
-    sys.exit(128 + number)
+    raise Stopped(number)
 
 
-class Stop:
-    """The signal that asked to stop, 0 while none did, and when it came."""
+class NotFinite(Exception):
+    """Something in a step was not finite; the state is still the one before it.
 
-    signal = 0
-    time = 0.0
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; a later one kills.
-
-    What follows within a second is the same request: a cluster signals every process of a job, and
-    the parent of a sweep's member hands it on.
-
-    Of several processes each would stop at a step of its own, so there a signal just kills.
+    Attributes:
+      step: number of that step, from 1.
+      metric: which was not: `loss`, `grad_norm` or, if they were finite, `parameters`.
+      index: int64 [B] of the step's images in their source, over all hosts.
     """
-    stop = Stop()
-    former: dict[int, Any] = {}
 
-    def ask(number, frame):
-        now = time.monotonic()
-        if not stop.signal:
-            stop.signal, stop.time = number, now
-            print("stopping after this step; once more to leave at once", file=sys.stderr)
-        elif now - stop.time > 1:
-            for each, handler in former.items():
-                signal.signal(each, handler)
-            signal.raise_signal(number)
+    def __init__(self, step: int, metric: str, index: np.ndarray) -> None:
+        super().__init__(step, metric, index)
+        self.step, self.metric, self.index = step, metric, index
 
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for each, handler in former.items():
-            signal.signal(each, handler)
+    def told(self, folder: epath.Path) -> UserError:
+        """Writes the images of the step to a file and returns what to tell the user."""
+        file = folder / "not_finite.json"
+        found = {"step": self.step, "metric": self.metric, "images": self.index.tolist()}
+        if parallel.is_primary():
+            with checkpoints.told(file):
+                checkpoints.write_text(file, json.dumps(found) + "\n")
+        some = ", ".join(map(str, self.index[:_NAMED]))
+        return UserError(
+            f"step {self.step}: {self.metric} not finite; what was good, up to step "
+            f"{self.step - 1}, is kept. The step's {len(self.index)} images are in {file} by index "
+            f"({some}, ...). Usually the learning rate is too high or its warm-up too short; with "
+            "bfloat16 float32 may help. Both need another --workdir"
+        )
+
+
+class Watch:
+    """Looks a step late whether all was finite, and whether this or another host was interrupted.
+
+    A step late, because reading a step's values waits for it: the devices work on the next one
+    meanwhile.
+    """
+
+    def __init__(self, asked: Request, mesh: Mesh) -> None:
+        self._asked = asked
+        self._any_host = parallel.create_any_host(mesh) if jax.process_count() > 1 else None
+        self._indices: collections.deque = collections.deque()  # of batches not yet used
+        self._unread: collections.deque = collections.deque()  # steps
+        self._signal = 0
+
+    def feed(self, batches: Iterable[Batch], *names: str) -> Iterator[Batch]:
+        """The columns `names` of the batches that the steps will be taken on, in their order."""
+        for batch in batches:
+            self._indices.append(batch["index"])
+            yield {name: batch[name] for name in names}
+
+    def after_step(self, done: int, values: dict[str, jax.Array]) -> int:
+        """Takes `finite` out of the values of the step just started.
+
+        Returns:
+          The signal that asks to stop, the same on every host at the same step; or 0.
+
+        Raises:
+          NotFinite: the step before was not.
+        """
+        vote = self._any_host(self._asked.signal) if self._any_host else None
+        self._unread.append((done, values.pop("finite"), values, self._indices.popleft(), vote))
+        self._read(1)
+        return self._signal or (0 if self._any_host else self._asked.signal)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal came, for what may be left before its end.
+
+        One of several hosts cannot leave what the others wait in; there it never raises.
+        """
+        if not self._any_host:
+            self._asked.check()
+
+    def settle(self) -> None:
+        """Looks at the last step as well, before its state is measured or saved.
+
+        Raises:
+          NotFinite: it was not.
+        """
+        self._read(0)
+
+    def _read(self, left: int) -> None:
+        while len(self._unread) > left:
+            done, finite, values, index, vote = self._unread.popleft()
+            if not finite:
+                bad = [n for n in ("loss", "grad_norm") if not np.isfinite(values[n])]
+                everywhere = parallel.gather((index,))[0]
+                raise NotFinite(done, bad[0] if bad else "parameters", everywhere)
+            if vote is not None:
+                self._signal = self._signal or int(vote)
+
+
+class CollapseWarning:
+    """Says once, in words, that the embeddings have shrunk to a point."""
+
+    def __init__(self, dim: int) -> None:
+        self._full = dim**-0.5
+        self._low = 0  # readings in a row
+        self._said = False
+
+    def look(self, done: int, spread: float) -> None:
+        """Takes a reading of `embedding_std`."""
+        self._low = self._low + 1 if spread < _COLLAPSED * self._full else 0
+        if self._low == _COLLAPSED_READINGS and not self._said:
+            self._said = True
+            metrics.say(
+                f"warning: at step {done} the embeddings have nearly collapsed: their spread is "
+                f"{spread:.2g}, where {self._full:.2g} fills the sphere. Try a lower "
+                "optimizer.learning_rate or a longer schedule.warmup_epochs; for SimSiam "
+                "projector.last_bn=true; for SimCLR-GS similarity.scale=0.5"
+            )
 
 
 class Trace:

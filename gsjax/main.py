@@ -10,7 +10,7 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from gsjax import settings, sweeps
+from gsjax import interrupts, settings, sweeps
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS, Job
 
@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config n
 _JOB = flags.DEFINE_string("job", "pretrain", f"One of: {', '.join(JOBS)}.")
 _SWEEP_INDEX = flags.DEFINE_integer("sweep_index", None, "Run this one member of a sweep.")
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "Several processes: HOST:PORT of the first, or auto on TPU pods and SLURM."
+    "coordinator", "", "Several processes: HOST:PORT of the first, or auto on pods."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
@@ -36,6 +36,7 @@ usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config
   --sweep_index I    run one member of a sweep, from 0 (the job array of a cluster)
   --coordinator HOST:PORT --num_processes N --process_id I
                      one process of several; --coordinator auto on TPU pods and SLURM
+                     (several tasks of an srun are found without it)
 
 jobs:
 {jobs}
@@ -48,6 +49,9 @@ example:
   python -m gsjax.main --config configs/simclr_gs_cifar10.py --config.num_epochs=100
   python -m gsjax.main --workdir runs/simclr_gs_cifar10 --job linear
   python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
+
+exit status: 0 done, 2 something to mend (one line says what), 130 after Ctrl-C, 143 after SIGTERM
+(the step is saved, the same command goes on; a second Ctrl-C leaves at once)
 
 settings and their defaults:
 {settings}
@@ -98,8 +102,9 @@ def _start(dtype: str) -> None:
 
 
 def _run_job(job: Job, config: ml_collections.ConfigDict) -> None:
-    _start(config.encoder.dtype)
-    job.load()(config, _workdir())
+    with interrupts.leaving_at_once():
+        _start(config.encoder.dtype)
+        job.load()(config, _workdir())
 
 
 def _run_sweep(job: Job, plan: sweeps.Plan, argv: list[str]) -> None:
@@ -108,8 +113,9 @@ def _run_sweep(job: Job, plan: sweeps.Plan, argv: list[str]) -> None:
         job.load()(plan, _workdir(), argv[1:])
     else:
         member = plan.member(index)
-        _start(member.config.encoder.dtype)
-        job.load("run_member")(plan, member, _workdir())
+        with interrupts.leaving_at_once():
+            _start(member.config.encoder.dtype)
+            job.load("run_member")(plan, member, _workdir())
 
 
 def _run(start: Callable[[], None]) -> None:

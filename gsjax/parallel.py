@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gsjax.errors import UserError
 
 AXIS = "batch"  # the one mesh axis; collectives of the step name it
+_PEER_TIMEOUT = 20  # seconds after which the others end because a process is gone
 
 
 def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id: int = 0) -> None:
@@ -23,8 +25,9 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
 
     Args:
       dtype: `encoder.dtype`; "float64" switches JAX to 64 bits.
-      coordinator: HOST:PORT of process 0, "auto" where JAX finds it by itself (TPU pods, SLURM),
-        or "" for a single process.
+      coordinator: HOST:PORT of process 0; "auto" where JAX finds it by itself (TPU pods, SLURM,
+        Kubernetes with `jax[k8s]`); or "" for a single process, unless the environment names
+        several, which is as "auto".
       num_processes: of the whole run.
       process_id: of this process.
     """
@@ -34,6 +37,8 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_enable_x64", dtype == "float64")
+    if not coordinator and num_processes == 1 and _environment_names_several():
+        coordinator = "auto"
     if not coordinator:
         if num_processes != 1 or process_id:
             raise UserError(
@@ -41,13 +46,25 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
             )
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update(
+        "jax_enable_preemption_service", False
+    )  # it takes SIGTERM; interrupts.py does
+    known = coordinator != "auto"
     try:
-        if coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator if known else None,
+            num_processes if known else None,
+            process_id if known else None,
+            heartbeat_timeout_seconds=_PEER_TIMEOUT,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--coordinator {coordinator}: {error}") from error
+
+
+def _environment_names_several() -> bool:
+    """Whether `srun` or a TPU pod has started this process as one of several."""
+    workers = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in workers
 
 
 def create_mesh(
@@ -69,7 +86,7 @@ def create_mesh(
 
 def data_parallel(
     function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles a per-device function with explicit collectives, as `jax.pmap` did.
 
     Replication is not checked: a per-device gradient stays that of the local loss, and the function
@@ -85,6 +102,19 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's part [b, ...] of a batch on its devices; returns global arrays [B, ...]."""
     sharding = NamedSharding(mesh, P(AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def create_any_host(mesh: Mesh) -> Callable[[int], jax.Array]:
+    """Compiles this host's number -> the largest of all hosts, int32 [] on every device.
+
+    Every host has to call it equally often. It only starts the exchange: who reads the answer later
+    does not wait for it.
+    """
+    largest = data_parallel(
+        lambda numbers: lax.pmax(numbers[0], AXIS), mesh, in_specs=P(AXIS), out_specs=P()
+    )
+    count = len(mesh.local_devices)
+    return lambda number: largest(shard(np.full(count, number, np.int32), mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -107,6 +137,13 @@ def sync_hosts(name: str) -> None:
     """Waits until all hosts are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Concatenates the hosts' rows of each column, so that every host has all."""
+    if jax.process_count() == 1:
+        return columns
+    return multihost_utils.process_allgather(columns, tiled=True)
 
 
 def is_primary() -> bool:

@@ -12,10 +12,10 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 
-from gsjax import checkpoints, environment, loop, metrics, parallel, pictures, step
+from gsjax import checkpoints, environment, interrupts, loop, metrics, parallel, pictures, step
 from gsjax.data import input_pipeline, order, sources
 from gsjax.errors import UserError
-from gsjax.evaluate.monitor import create_monitor
+from gsjax.evaluate.monitor import create_monitor, has_measured
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
 
@@ -61,21 +61,31 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
         if state is None:
             state = create(init_key)
         first = done = int(state.step)
-        if first >= num_steps:
+
+        def knn_is_due(done: int) -> bool:
+            return done == num_steps or bool(knn_steps and done % knn_steps == 0)
+
+        # A signal may have cut short the measurement that belongs to the restored step.
+        owed = monitor if first and knn_is_due(first) and not has_measured(folder, first) else None
+        if first < num_steps or owed:
+            environment.note_start(folder, first)
+            metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
+            writer = metrics.create_writer(folder, first)
+            stack.enter_context(contextlib.closing(writer))
+            if owed:
+                writer.write_scalars(first, owed.measure(state))
+                writer.flush()
+        else:
             metrics.say(f"finished: the encoder after {first} steps is there, nothing to do")
+        if first >= num_steps:
             if monitor:
                 monitor.report(folder)
             return state
-        environment.note_start(folder, first)
-        metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
 
-        writer = stack.enter_context(contextlib.closing(metrics.create_writer(folder, first)))
-        train_step = step.create_train_step(config, method, optimizer, mesh)
         batches = input_pipeline.train_batches(
             source, config, first, num_steps, jax.process_index(), jax.process_count()
         )
         stack.enter_context(contextlib.closing(batches))
-        stop = stack.enter_context(loop.stop_on_signal())
         stream: Iterator = batches
         if first == 0:
             batch = next(batches)
@@ -84,40 +94,60 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                 _write_examples(batch, source, config, method, key, folder, writer)
             if monitor and config.knn.baselines:
                 writer.write_scalars(0, monitor.baselines(state))
-        stream = ({name: batch[name] for name in ("views", "boxes")} for batch in stream)
-        stream = parallel.prefetch(stream, mesh)
+        asked = interrupts.Request()
+        watch = loop.Watch(asked, mesh)
+        stream = parallel.prefetch(watch.feed(stream, "views", "boxes"), mesh)
+        batch = next(stream)
         metrics.say("compiling the step; a second start takes it from the cache")
+        program = step.create_train_step(config, method, optimizer, mesh)
+        train_step = program.lower(state, batch, key).compile()
+        stream = itertools.chain([batch], stream)
+        collapse = loop.CollapseWarning(config.projector.out_dim)
         progress = metrics.Progress(config.method, num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         trace = stack.enter_context(loop.Trace(config.profile, folder))
         clock = loop.Clock(config.batch_size, first)
         stopping = 0
-        while done < num_steps and not stopping:
-            trace.before(done + 1, state)
-            with clock.waiting():
-                batch = next(stream)
-            state, values = train_step(state, batch, key)
-            done += 1
-            clock.after_step(done, values)
-            stopping = stop.signal
-            last = done == num_steps or stopping
-            if done % config.log.every_steps == 0 or last:
-                scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
-                progress.describe(_summary(scalars))
-            progress.update(done)
-            if done == num_steps:
-                progress.close()
-            if monitor and (done == num_steps or (knn_steps and done % knn_steps == 0)):
-                try:
-                    writer.write_scalars(done, monitor.measure(state))
-                except UserError:  # damaged test pictures must not cost the training
+        stack.enter_context(interrupts.deferred(asked))
+        try:
+            while done < num_steps and not stopping:
+                trace.before(done + 1, state)
+                with clock.waiting():
+                    batch = next(stream)
+                state, values = train_step(state, batch, key)
+                done += 1
+                clock.after_step(done, values)
+                stopping = watch.after_step(done, values)
+                last = done == num_steps or stopping
+                if done % config.log.every_steps == 0 or last:
+                    scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
+                    collapse.look(done, scalars["train/embedding_std"])
+                    progress.describe(_summary(scalars))
+                progress.update(done)
+                if done == num_steps:
+                    progress.close()
+                if monitor and knn_is_due(done):
+                    watch.settle()
+                    try:
+                        scalars = monitor.measure(state, watch.check)
+                    except UserError:  # damaged test pictures must not cost the training
+                        saved.save(done, state)
+                        raise
+                    except interrupts.Stopped as error:
+                        saved.save(done, state)
+                        loop.leave(done, error.signal)
+                    writer.write_scalars(done, scalars)
+                    writer.flush()
+                    clock.restart(done)
+                if last or done % config.checkpoint.every_steps == 0:
+                    watch.settle()
                     saved.save(done, state)
-                    raise
-                writer.flush()
-                clock.restart(done)
-            if last or done % config.checkpoint.every_steps == 0:
-                saved.save(done, state)
-                clock.restart(done)
+                    clock.restart(done)
+        except loop.NotFinite as error:
+            good = int(state.step)
+            if good > first:
+                saved.save(good, state.replace(finite=jnp.array(True)))
+            raise error.told(folder) from error
     if done < num_steps:
         loop.leave(done, stopping)
     if monitor:

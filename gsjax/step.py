@@ -1,6 +1,5 @@
 """The training state and the compiled data-parallel step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -27,12 +26,15 @@ class TrainState:
       params: {module: parameters}.
       batch_stats: {module: running statistics of its BN}.
       opt_state: of the optimiser.
+      finite: [] bool, whether loss, gradients and parameters have been so in every step. Once they
+        were not, nothing changes any more.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    finite: jax.Array
 
 
 def create_state(
@@ -40,7 +42,47 @@ def create_state(
 ) -> TrainState:
     """Returns the state before the first step."""
     params, batch_stats = method.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    return first_state(params, batch_stats, optimizer)
+
+
+def first_state(
+    params: Any, batch_stats: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Returns the state of step 0 with these parameters."""
+    zero, finite = jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    return TrainState(zero, params, batch_stats, optimizer.init(params), finite)
+
+
+def update(
+    state: TrainState,
+    loss: jax.Array,
+    grads: Any,
+    batch_stats: Any,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes a step of the optimiser, unless loss, gradients or what comes out are not finite.
+
+    Args:
+      state: before the step.
+      loss: [] of the global batch.
+      grads: of the global batch, like `state.params`.
+      batch_stats: after the step.
+      optimizer: makes updates of the gradients.
+
+    Returns:
+      The state after the step, and the metrics `loss`, `grad_norm` and `finite`. A state that is
+      not finite any more is the last good one, however many steps are taken on it.
+    """
+    grad_norm = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The very step may overflow, though it began with finite gradients.
+    norms = jnp.stack([loss, grad_norm, optax.tree.norm((params, batch_stats))])
+    finite = state.finite & jnp.isfinite(norms).all()
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, finite)
+    kept = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, state)
+    metrics = {"loss": loss, "grad_norm": grad_norm, "finite": finite}
+    return kept.replace(finite=finite), metrics
 
 
 def keys(config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:
@@ -107,10 +149,11 @@ def create_train_step(
     method: Method,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """Compiles (state, batch, key) -> (state, metrics) over the devices of `mesh`.
 
-    The batch holds `views` uint8 [B, 2, S, S, 3] and `boxes` float32 [B, 2, 4], split over the
+    `metrics["finite"]` is `state.finite`, which cannot be read once the state is donated on. The
+    batch holds `views` uint8 [B, 2, S, S, 3] and `boxes` float32 [B, 2, 4], split over the
     devices; state, key and metrics are replicated, the state is donated. Every device
     differentiates the mean loss of its own anchors, then the gradients are averaged, which gives
     the gradient of the mean over the global batch.
@@ -127,12 +170,9 @@ def create_train_step(
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (batch_stats, metrics)), grads = gradient(state.params)
-        grads = lax.pmean(grads, AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics["loss"] = lax.pmean(loss, AXIS)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        loss, grads = lax.pmean((loss, grads), AXIS)
+        state, taken = update(state, loss, grads, batch_stats, optimizer)
+        return state, metrics | taken
 
     return parallel.data_parallel(
         train_step, mesh, in_specs=(P(), P(AXIS), P()), out_specs=(P(), P()), donate=(0,)

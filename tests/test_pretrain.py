@@ -70,9 +70,9 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
-def command(workdir, *arguments, devices=1):
-    xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION}"
-    environment = os.environ | {"XLA_FLAGS": xla_flags}
+def command(workdir, *arguments, devices=1, fast=True, environment=None):
+    xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION * fast}"
+    environment = (environment or os.environ) | {"XLA_FLAGS": xla_flags}
     return subprocess.Popen(
         [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), *arguments],
         stdout=subprocess.PIPE,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -83,6 +82,7 @@ def extract(
     mesh: Mesh,
     label: str,
     indices: np.ndarray | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Features:
     """Encodes pictures over all devices and hosts; every host gets all rows.
 
@@ -95,6 +95,7 @@ def extract(
       mesh: the devices.
       label: what the progress line says.
       indices: ascending int64 [n], the pictures to encode; None for all.
+      check: called between batches; what it raises ends the extraction.
 
     Returns:
       Exactly one row for each picture; those that cannot be decoded are marked.
@@ -112,7 +113,7 @@ def extract(
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     for i, batch in enumerate(batches):
         encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
-        part = gather((local_rows(encoded), batch["label"], batch["index"]))
+        part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
         feature, labels, index = (column[part[2] >= 0] for column in part)
         if rows is None:
             rows = Features(
@@ -124,6 +125,7 @@ def extract(
         place = np.searchsorted(wanted, index)
         rows.feature[place], rows.label[place], rows.valid[place] = feature, labels, True
         progress.update(i + 1)
+        check()
     progress.close()
     assert rows is not None  # no source is empty
     return rows
@@ -160,10 +162,3 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """This host's rows of an array that is split over the devices."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
-
-
-def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Concatenates the hosts' rows, so that every host has all."""
-    if jax.process_count() == 1:
-        return columns
-    return multihost_utils.process_allgather(columns, tiled=True)

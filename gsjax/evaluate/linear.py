@@ -15,12 +15,12 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, checkpoints, loop, metrics, parallel
+from gsjax import augment, checkpoints, interrupts, loop, metrics, parallel
 from gsjax.data import input_pipeline, order, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, store
 from gsjax.parallel import AXIS
-from gsjax.step import TrainState
+from gsjax.step import TrainState, first_state, update
 
 # Per 256 images; thesis 5.1.
 _LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
@@ -121,7 +121,7 @@ def _train(
             "kernel": _WEIGHT_STD * jax.random.normal(key, shape, dtype),
             "bias": jnp.zeros(shape[1], dtype),
         }
-        return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
+        return first_state(params, {}, optimizer)
 
     data = _train_config(config)
     train_step = create_train_step(job, data.augment, optimizer)
@@ -141,28 +141,33 @@ def _train(
             train, data, first, num_steps, jax.process_index(), jax.process_count(), num_views=1
         )
         stack.enter_context(contextlib.closing(batches))
-        used = ({name: batch[name] for name in ("views", "label")} for batch in batches)
-        stream = parallel.prefetch(used, job.mesh)
-        stop = stack.enter_context(loop.stop_on_signal())
+        asked = interrupts.Request()
+        watch = loop.Watch(asked, job.mesh)
+        stream = parallel.prefetch(watch.feed(batches, "views", "label"), job.mesh)
         progress = metrics.Progress("linear", num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         clock = loop.Clock(batch_size, first)
         stopping = 0
-        while done < num_steps and not stopping:
-            with clock.waiting():
-                batch = next(stream)
-            state, values = train_step(state, job.variables, batch, key)
-            done += 1
-            clock.after_step(done, values)
-            stopping = stop.signal
-            last = done == num_steps or stopping
-            if done % config.log.every_steps == 0 or last:
-                scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
-                progress.describe(f"loss {scalars['train/loss']:.3f}")
-            progress.update(done)
-            if last or done % config.checkpoint.every_steps == 0:
-                saved.save(done, state)
-                clock.restart(done)
+        stack.enter_context(interrupts.deferred(asked))
+        try:
+            while done < num_steps and not stopping:
+                with clock.waiting():
+                    batch = next(stream)
+                state, values = train_step(state, job.variables, batch, key)
+                done += 1
+                clock.after_step(done, values)
+                stopping = watch.after_step(done, values)
+                last = done == num_steps or stopping
+                if done % config.log.every_steps == 0 or last:
+                    scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
+                    progress.describe(f"loss {scalars['train/loss']:.3f}")
+                progress.update(done)
+                if last or done % config.checkpoint.every_steps == 0:
+                    watch.settle()
+                    saved.save(done, state)
+                    clock.restart(done)
+        except loop.NotFinite as error:
+            raise error.told(job.folder) from error
     if done < num_steps:
         loop.leave(done, stopping)
     return jax.device_get(state.params)
@@ -193,13 +198,12 @@ def create_train_step(
             logits = product + params["bias"][None]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             hits = jnp.argmax(logits, axis=1) == batch["label"]
-            return jnp.mean(losses), {"loss": jnp.mean(losses), "top1": 100 * jnp.mean(hits)}
+            return jnp.mean(losses), 100 * jnp.mean(hits)
 
-        grads, values = jax.grad(loss_fn, has_aux=True)(state.params)
-        grads, values = lax.pmean((grads, values), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, state.batch_stats, opt_state), values
+        values_and_grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, top1), grads = lax.pmean(values_and_grads, AXIS)
+        state, metrics = update(state, loss, grads, state.batch_stats, optimizer)
+        return state, metrics | {"top1": top1}
 
     return parallel.data_parallel(
         train_step,

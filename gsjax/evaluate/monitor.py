@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,9 +36,11 @@ class Monitor:
     encoder: nn.Module
     mesh: Mesh
 
-    def measure(self, state: step.TrainState) -> dict[str, float]:
-        """Returns `knn/top1` of the encoder, in percent."""
-        accuracy = self._accuracy("kNN", self._encode_fn, step.encoder_variables(state))
+    def measure(
+        self, state: step.TrainState, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Returns `knn/top1` of the encoder, in percent; `check` may raise between batches."""
+        accuracy = self._accuracy("kNN", self._encode_fn, step.encoder_variables(state), check)
         metrics.say(f"step {int(state.step)}: kNN accuracy {accuracy:.2f} %")
         return {"knn/top1": accuracy}
 
@@ -63,7 +66,13 @@ class Monitor:
     def _encode_fn(self) -> features.EncodeFn:
         return features.create_encode_fn(self.encoder, *step.pixels(self.config), self.mesh)
 
-    def _accuracy(self, label: str, encode_fn: features.EncodeFn, variables: Any) -> float:
+    def _accuracy(
+        self,
+        label: str,
+        encode_fn: features.EncodeFn,
+        variables: Any,
+        check: Callable[[], None] = lambda: None,
+    ) -> float:
         bank, queries = (
             features.report(
                 source,
@@ -75,11 +84,18 @@ class Monitor:
                     self.config.features.batch_size,
                     self.mesh,
                     f"{label}: {part}",
+                    check=check,
                 ),
             ).decoded()
             for part, source in (("bank", self.bank), ("queries", self.queries))
         )
         return knn.accuracy(bank, queries, self.protocol)["top1"]
+
+
+def has_measured(workdir: epath.Path, step: int) -> bool:
+    """Whether the run's `metrics.jsonl` holds the accuracy after `step` steps."""
+    records = [json.loads(line) for line in metrics.read_lines(workdir)]
+    return any(record["step"] == step and "knn/top1" in record for record in records)
 
 
 def create_monitor(

@@ -84,7 +84,7 @@ def draw(job: evaluation.Evaluation, source: Source, num_images: int) -> Pairs:
             )
             outputs = embed_fn(job.params, job.batch_stats, *inputs, key)
             embedded = [features.local_rows(output)[:local] for output in outputs]
-            parts.append(features.gather((batch["index"], batch["boxes"], *embedded)))
+            parts.append(parallel.gather((batch["index"], batch["boxes"], *embedded)))
             progress.update(i + 1)
     indices, boxes, anchor, target = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not (np.isfinite(anchor).all() and np.isfinite(target).all()):

@@ -1,0 +1,160 @@
+"""Several processes on one machine, as hosts of one training: together from start to end."""
+
+import hashlib
+import json
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import tiny_tfds
+from test_pretrain import SMALL, command, final_state, finish, flags, records, trained, wait_for
+
+from gsjax import settings
+from gsjax.data import input_pipeline, sources
+
+PEER_LIMIT = 30.0  # seconds from a process' death to the end of the others
+
+
+def together(workdir, count, *arguments, devices=1, environment=None):
+    """Starts the processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        command(
+            workdir,
+            f"--coordinator=localhost:{port}",
+            f"--num_processes={count}",
+            f"--process_id={i}",
+            *arguments,
+            devices=devices,
+            environment=environment,
+        )
+        for i in range(count)
+    ]
+
+
+def quiet(output):
+    """What a host that is not the first prints, apart from the collectives' library."""
+    return [line for line in output.splitlines() if "Gloo" not in line]
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_batches_of_several_hosts_are_those_of_one(hosts):
+    config = settings.load(None)
+    settings.override(config, SMALL)
+    source = sources.open_source(config.data, config.data.split)
+
+    def digests(batches):
+        return [
+            [hashlib.sha256(batch[name].tobytes()).hexdigest() for name in sorted(batch)]
+            for batch in batches
+        ]
+
+    def joined(parts):
+        for one_step in zip(*parts, strict=True):
+            names = one_step[0]
+            yield {name: np.concatenate([part[name] for part in one_step]) for name in names}
+
+    one = digests(input_pipeline.train_batches(source, config, 0, 3))
+    parts = [input_pipeline.train_batches(source, config, 0, 3, i, hosts) for i in range(hosts)]
+    assert digests(joined(parts)) == one
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    finish(command(workdir, *flags()))
+    return workdir
+
+
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step(alone, tmp_path):
+    processes = together(tmp_path, 2, *flags())
+    wait_for(processes[1], lambda: (tmp_path / "metrics.jsonl").exists() and records(tmp_path))
+    processes[1].send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    outputs = [finish(process, status=143) for process in processes]
+    assert time.monotonic() - begin < 10
+    stopped = records(tmp_path)[-1]["step"]
+    assert stopped < 12
+    assert f"stopped and saved at step {stopped}" in outputs[0]
+    assert quiet(outputs[1]) == []
+    outputs = [finish(process) for process in together(tmp_path, 2, *flags())]
+    assert f"from step {stopped}" in outputs[0]
+    rows = trained(tmp_path)
+    assert [row["step"] for row in rows] == [*range(1, 13), 12]
+    first, whole = rows[0]["train/loss"], trained(alone)[0]["train/loss"]
+    np.testing.assert_allclose(first, whole, rtol=1e-5)
+
+
+def test_a_killed_peer_ends_the_others_and_a_restart_goes_on_exactly(tmp_path):
+    long = flags(num_steps="12", checkpoint__every_steps="2")
+    for process in together(tmp_path / "whole", 2, *long):
+        finish(process)
+    processes = together(tmp_path / "killed", 2, *long)
+    wait_for(processes[1], (tmp_path / "killed/checkpoints/4/manifest.sha256").exists)
+    processes[1].kill()
+    begin = time.monotonic()
+    output, errors = processes[0].communicate(timeout=120)
+    assert time.monotonic() - begin < PEER_LIMIT
+    assert processes[0].returncode != 0, output
+    processes[1].communicate()
+    for process in together(tmp_path / "killed", 2, *long):
+        finish(process)
+    assert trained(tmp_path / "killed") == trained(tmp_path / "whole")
+    one, other = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts,devices", [(2, 1), (2, 2), (4, 1), (4, 2)])
+def test_fifty_steps_are_those_of_one_process_in_float64(hosts, devices, tmp_path):
+    """Train, monitor, save, evaluate; only the first host writes and prints."""
+    long = flags(
+        num_steps="50", encoder__dtype="float64", knn__every_epochs="0.16",
+        checkpoint__every_steps="20",
+    )  # fmt: skip
+    finish(command(tmp_path / "one", *long))
+    outputs = [
+        finish(process) for process in together(tmp_path / "several", hosts, *long, devices=devices)
+    ]
+    assert f"{hosts} hosts" in outputs[0]
+    assert [quiet(output) for output in outputs[1:]] == [[]] * (hosts - 1)
+    one, several = (
+        {row["step"]: row["train/loss"] for row in records(tmp_path / name) if "train/loss" in row}
+        for name in ("one", "several")
+    )
+    assert sorted(several) == list(range(1, 51))
+    np.testing.assert_allclose(
+        [several[step] for step in sorted(several)], [one[step] for step in sorted(one)], rtol=1e-9
+    )
+    knn = [
+        [(row["step"], row["knn/top1"]) for row in records(tmp_path / name) if "knn/top1" in row]
+        for name in ("one", "several")
+    ]
+    assert knn[0] == knn[1]
+    assert [step for step, _ in knn[0]] == [25, 50]
+    outputs = [
+        finish(process)
+        for process in together(tmp_path / "several", hosts, "--job=knn", devices=devices)
+    ]
+    assert [quiet(output) for output in outputs[1:]] == [[]] * (hosts - 1)
+    (result,) = json.loads((tmp_path / "several/results/knn.json").read_text())
+    assert result["scores"]["knn/top1"] == pytest.approx(knn[0][-1][1])
+
+
+@pytest.mark.slow
+def test_hosts_with_uneven_shards_end_together(tmp_path):
+    """23 records in three files: one host reads 11, the other 12, both end three epochs."""
+    tiny_tfds.write(tmp_path / "data")
+    uneven = flags(
+        data__source="tiny", data__data_dir=str(tmp_path / "data"), data__memory_gb="0",
+        data__labelled_split="", data__test_split="", batch_size="4", num_steps="15",
+    )  # fmt: skip
+    for process in together(tmp_path / "run", 2, *uneven):
+        finish(process)
+    assert [row["step"] for row in records(tmp_path / "run")] == list(range(1, 16))

@@ -1,0 +1,156 @@
+"""Ctrl-C and SIGTERM at every stage: what is saved, what is said, how long it takes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_pretrain import command, final_state, finish, flags, records, trained, wait_for
+
+LIMIT = 10.0  # seconds from the signal to the end
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+BUSY = """
+import contextlib, hashlib
+from gsjax import interrupts
+with interrupts.leaving_at_once():
+    with {block}:
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # many minutes in C, as a compilation
+"""
+
+
+def busy(block):
+    """A process whose main thread cannot run Python's signal handlers."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(block=block)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    return process
+
+
+def ended(process, number, begin):
+    """Waits for the end; returns standard output and the error lines."""
+    output, errors = process.communicate(timeout=300)
+    assert time.monotonic() - begin < LIMIT
+    assert process.returncode == STATUS[number], errors
+    return output, errors.splitlines()
+
+
+def test_a_second_ctrl_c_leaves_at_once_also_from_c():
+    process = busy("interrupts.deferred(interrupts.Request())")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)  # of the same request
+    time.sleep(1.2)
+    assert process.poll() is None
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = ended(process, signal.SIGINT, begin)
+    assert time.monotonic() - begin < 1
+    assert errors == ["gsjax: left at once by SIGINT"]
+
+
+def test_where_nothing_is_to_be_saved_one_signal_ends_also_c():
+    process = busy("contextlib.nullcontext()")
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = ended(process, signal.SIGTERM, begin)
+    assert time.monotonic() - begin < 1
+    assert errors == ["gsjax: stopped by SIGTERM; the same command starts again"]
+
+
+def test_an_ignored_signal_stays_ignored():
+    script = (
+        "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from gsjax import interrupts\n"
+        "request = interrupts.Request()\n"
+        "with interrupts.leaving_at_once(), interrupts.deferred(request):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    assert not request.signal\n"
+        "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run with kNN after steps 4, 8 and 12."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(command(workdir, *flags(**KNN)))
+    return workdir
+
+
+KNN = {"knn__every_epochs": "0.0256"}  # 4 of 156 steps
+SLOW_KNN = KNN | {"features__batch_size": "1"}  # 7,000 batches
+
+
+def rows(workdir):
+    return len(records(workdir)) if (workdir / "metrics.jsonl").exists() else 0
+
+
+def same_as(whole, workdir):
+    assert trained(workdir) == trained(whole)
+    for a, b in zip(final_state(whole), final_state(workdir), strict=True):
+        assert (a == b).all()
+
+
+def test_sigterm_in_compilation(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # it does compile
+    process = command(tmp_path / "run", *flags(), environment=environment, fast=False)
+    while not process.stdout.readline().startswith("compiling"):
+        assert process.poll() is None
+    time.sleep(0.5)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, errors = ended(process, signal.SIGTERM, begin)
+    assert "1/12" not in output
+    assert len(errors) == 1 and "by SIGTERM" in errors[0]
+
+
+def test_sigterm_in_the_knn_of_a_training(whole, tmp_path):
+    """The step is saved; the measurement that was cut short is made by the next start."""
+    process = command(tmp_path, *flags(**SLOW_KNN))
+    wait_for(process, lambda: rows(tmp_path) >= 4)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = ended(process, signal.SIGTERM, begin)
+    assert "stopped and saved at step 4" in output
+    assert "kNN accuracy" not in output
+    assert "from step 4" in finish(command(tmp_path, *flags(**KNN)))
+    same_as(whole, tmp_path)
+
+
+def test_ctrl_c_in_the_last_knn_of_a_training(whole, tmp_path):
+    process = command(tmp_path, *flags(features__batch_size="1"))
+    wait_for(
+        process, lambda: (tmp_path / "metrics.jsonl").exists() and len(records(tmp_path)) == 12
+    )
+    time.sleep(0.5)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = ended(process, signal.SIGINT, begin)
+    assert "stopped and saved at step 12" in output
+    assert "trained encoder" in finish(command(tmp_path, *flags()))
+    assert records(tmp_path)[-1] == records(whole)[-1]
+
+
+def test_sigterm_in_an_evaluation(whole):
+    evaluate = ["--job=knn", "--config.features.keep=false"]
+    process = command(whole, *evaluate, "--config.features.batch_size=1")
+    while not process.stdout.readline().startswith("workdir"):
+        assert process.poll() is None
+    time.sleep(1)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = ended(process, signal.SIGTERM, begin)
+    assert errors == ["gsjax: stopped by SIGTERM; the same command starts again"]
+    assert not list((whole / "results").iterdir())
+    assert "top1" in finish(command(whole, *evaluate))

@@ -1,0 +1,124 @@
+"""NaN, infinity and collapse in a training: the state before is kept, and the user is told."""
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from test_pretrain import records, small_config
+from test_step import batch_of
+from test_step import small_config as step_config
+
+from gsjax import interrupts, loop, methods, optimizers, parallel, step
+from gsjax.data import input_pipeline, sources
+from gsjax.errors import UserError
+from gsjax.pretrain import pretrain
+
+# The parameters leave the range of float32 after some steps.
+DIVERGING = {
+    "optimizer__name": "sgd",
+    "optimizer__learning_rate": "1e6",
+    "optimizer__weight_decay": "10",
+    "optimizer__scaling": "none",
+    "schedule__warmup_epochs": "0",
+    "data__labelled_split": "",
+    "data__test_split": "",
+}
+
+
+def saved(workdir, number):
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir / "checkpoints" / str(number) / "default")
+
+
+def steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_diverging_run_stops_with_its_images_and_the_last_good_state(tmp_path):
+    config = small_config(**DIVERGING, checkpoint__every_steps="1000")
+    with pytest.raises(UserError, match=r"^step \d+: \w+ not finite") as told:
+        pretrain(config, str(tmp_path / "run"))
+    found = json.loads((tmp_path / "run/not_finite.json").read_text())
+    assert str(told.value).startswith(f"step {found['step']}: {found['metric']} not finite")
+    assert steps(tmp_path / "run") == [found["step"] - 1]
+    source = sources.open_source(config.data, config.data.split)
+    batches = input_pipeline.train_batches(source, config, found["step"] - 1, config.num_steps)
+    assert found["images"] == next(batches)["index"].tolist()
+    batches.close()
+    # The same state as a run has that saves after every step.
+    often = small_config(**DIVERGING, checkpoint__every_steps="1", checkpoint__keep="20")
+    with pytest.raises(UserError):
+        pretrain(often, str(tmp_path / "often"))
+    assert steps(tmp_path / "often") == list(range(1, found["step"]))
+    good, same = (saved(tmp_path / name, found["step"] - 1) for name in ("run", "often"))
+    assert jax.tree.structure(good) == jax.tree.structure(same)
+    for a, b in zip(jax.tree.leaves(good), jax.tree.leaves(same), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_array_equal(a, b)
+    # A second start meets the same step again, and still nothing is lost.
+    with pytest.raises(UserError, match=rf"^step {found['step']}:"):
+        pretrain(config, str(tmp_path / "run"))
+    assert steps(tmp_path / "run") == [found["step"] - 1]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_no_step_after_a_nan_changes_the_state(devices):
+    config = step_config("simclr", "ioa", "lars", "float32")
+    mesh = parallel.create_mesh(config.batch_size, jax.devices()[:devices])
+    optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
+    method = methods.create_method(config, "cpu")
+    key = jax.random.key(4)
+    state = step.create_state_fn(method, optimizer, mesh)(jax.random.key(3))
+    train_step = step.create_train_step(config, method, optimizer, mesh)
+    good = batch_of(config)
+    bad = {**good, "boxes": good["boxes"].copy()}
+    bad["boxes"][-1] = np.nan  # of one image, on the last device
+    watch = loop.Watch(interrupts.Request(), mesh)
+    batches = ({**batch, "index": np.arange(16)} for batch in (good, bad, good))
+    fed = (parallel.shard(batch, mesh) for batch in watch.feed(batches, "views", "boxes"))
+    state, values = train_step(state, next(fed), key)
+    watch.after_step(1, values)
+    before = jax.device_get(state)
+    assert before.finite and before.step == 1
+    state, values = train_step(state, next(fed), key)
+    assert np.isnan(values["loss"])
+    watch.after_step(2, values)  # looks at the step before, which was good
+    state, values = train_step(state, next(fed), key)
+    assert np.isfinite(values["loss"])
+    with pytest.raises(loop.NotFinite) as error:
+        watch.after_step(3, values)
+    assert (error.value.step, error.value.metric) == (2, "loss")
+    after = jax.device_get(state)
+    assert not after.finite
+    for a, b in zip(
+        jax.tree.leaves(before.replace(finite=after.finite)), jax.tree.leaves(after), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_collapse_is_told_once_in_words(tmp_path, capsys):
+    """One picture many times, without augmentation: the embeddings are one point."""
+    (tmp_path / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    for i in range(32):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    config = small_config(
+        data__source="folder", data__data_dir=str(tmp_path / "pictures"), data__split="",
+        data__labelled_split="", data__test_split="", augment__min_scale="1", augment__flip="0",
+        augment__jitter="0", augment__grey="0", num_steps="8",
+    )  # fmt: skip
+    pretrain(config, str(tmp_path / "run"))
+    told = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: at step 3 ")
+    assert max(row["train/embedding_std"] for row in records(tmp_path / "run")) < 0.03
+
+
+def test_healthy_spread_is_not_called_collapse(capsys):
+    warning = loop.CollapseWarning(128)
+    for done, spread in enumerate([0.001, 0.001, 0.04, 0.001, 0.001, 0.03]):
+        warning.look(done, spread)
+    assert capsys.readouterr().out == ""
