@@ -8,8 +8,9 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from gsjax import defaults, settings
+from gsjax.defaults import SETTINGS
 from gsjax.jobs import JOBS
+from gsjax.schema import Kind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The reading order of the modules that lie directly in the package; a module that is not named
@@ -17,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GROUPS = {
     "The method": ("similarity", "losses", "augment", "methods", "optimizers"),
     "Training": ("pretrain", "step", "loop", "parallel", "checkpoints", "metrics", "pictures"),
-    "Command line": ("main", "defaults", "settings", "jobs", "errors"),
+    "Command line": ("main", "defaults", "schema", "settings", "jobs", "errors"),
 }
 _OTHER = "More"
 _OVERVIEW = "reference/index.md"
@@ -89,7 +90,7 @@ def fill(page: str) -> str:
     """
     tables = {
         "configs": config_table,
-        "harmless": harmless_list,
+        "free": free_list,
         "jobs": job_table,
         "settings": settings_tables,
     }
@@ -97,23 +98,34 @@ def fill(page: str) -> str:
 
 
 def settings_tables() -> str:
-    """A table for each group of settings: key, default, comment."""
-    described = re.findall(r"^  (\S+) = (.+)\n      (.+)$", settings.describe(), re.MULTILINE)
+    """A table for each group of settings, with all that `gsjax.defaults` says of them."""
     groups: dict[str, list] = {}
-    for key, default, comment in described:
+    for key, setting in SETTINGS.items():
         name = key.partition(".")[0] if "." in key else "general"
-        groups.setdefault(name, []).append((_code(key), _code(default), _text(comment)))
-    return "\n\n".join(
-        f"### {name}\n\n{_table(('Setting', 'Default', 'What'), rows)}"
-        for name, rows in groups.items()
-    )
+        may_change = "may change" if setting.kind is Kind.FREE else ""
+        groups.setdefault(name, []).append(
+            (
+                _code(key),
+                _code(setting.written),
+                _text(setting.allowed),
+                _text(setting.help),
+                may_change,
+            )
+        )
+    head = ("Setting", "Default", "Values", "What", "Second start")
+    return "\n\n".join(f"### {name}\n\n{_table(head, rows)}" for name, rows in groups.items())
 
 
-def harmless_list() -> str:
+def free_list() -> str:
     """The settings that may change between two starts, as a sentence part."""
-    return ", ".join(
-        _code(f"{name}.*" if name in defaults.get_config() else name) for name in defaults.HARMLESS
-    )
+    of_groups: dict[str, list] = {}
+    for key in SETTINGS:
+        of_groups.setdefault(key.partition(".")[0], []).append(key)
+    names = []
+    for group, keys in of_groups.items():
+        free = [key for key in keys if SETTINGS[key].kind is Kind.FREE]
+        names += [f"{group}.*"] if free == keys and free != [group] else free
+    return ", ".join(map(_code, names))
 
 
 def job_table() -> str:

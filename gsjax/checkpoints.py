@@ -39,15 +39,15 @@ def told(path: epath.Path) -> Iterator[None]:
 
 
 def claim(
-    workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | None]
+    workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | str | None]
 ) -> None:
     """Writes `config.json`, or compares it with that of the checkpoints that are there.
 
     Args:
       workdir: made if it is not there.
       config: the whole configuration.
-      facts: what else decides the order of the images: their number, and the number of hosts
-        where it matters.
+      facts: what else decides which images come: their number, a digest of their files' names,
+        and the number of hosts where it matters.
 
     Raises:
       UserError: the directory cannot be written, or belongs to a run that trains something else;
@@ -56,18 +56,20 @@ def claim(
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if file.exists() and saved_steps(workdir):
+        steps = saved_steps(workdir)
+        if file.exists() and steps:
             former = json.loads(file.read_text())
             differences = settings.shaping_differences(former["config"], config.to_dict())
             differences += [
                 f"{name}: {former['data'][name]} -> {value}"
                 for name, value in facts.items()
-                if former["data"][name] != value
+                if former["data"].get(name, value) != value  # an older run may lack it
             ]
             if differences:
                 raise UserError(
-                    f"{workdir} holds a run with other settings ({'; '.join(differences)}); "
-                    "choose another --workdir or the former settings"
+                    f"{workdir} holds a run with other settings ({'; '.join(differences)}); take "
+                    "the former settings, or a new --workdir; to go on from these weights there, "
+                    f"add --config.checkpoint.load={workdir / 'checkpoints' / str(steps[-1])}"
                 )
         parallel.sync_hosts("config.json is compared")
         if parallel.is_primary():

@@ -45,7 +45,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
     method = create_method(config, mesh.devices.flat[0].platform)
     monitor = create_monitor(config, source, method.modules["encoder"], mesh)
     hosts = jax.process_count() if source.shards else None
-    checkpoints.claim(folder, config, {"num_images": source.num_examples, "hosts": hosts})
+    facts = {"num_images": source.num_examples, "file_names": source.names_digest, "hosts": hosts}
+    checkpoints.claim(folder, config, facts)
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"data     {source.name}, {source.num_examples} images")
     metrics.say(f"workdir  {folder}")

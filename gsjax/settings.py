@@ -6,7 +6,6 @@ data can tell is checked where they are opened.
 
 import difflib
 import json
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,61 +14,11 @@ import ml_collections
 from etils import epath
 
 from gsjax import config_file, defaults
+from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
+from gsjax.schema import Kind, Value
 
-Value = int | float | str | bool
-
-_OF_MACHINE = ("data.memory_gb",)  # shapes a training's order, but no evaluation
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("simclr", "simsiam"),
-    "encoder.name": ("resnet18", "resnet34", "resnet50", "resnet101"),
-    "encoder.stem": ("imagenet", "cifar"),
-    "encoder.dtype": ("float32", "bfloat16", "float64"),
-    "similarity.measure": ("ioa", "iou", "none"),
-    "loss.siamese": ("mse", "cosine"),
-    "augment.crop": ("torchvision", "tf", "byol"),
-    "optimizer.name": ("lars", "sgd"),
-    "optimizer.scaling": ("linear", "sqrt", "none"),
-    "knn.preset": ("thesis", "instdisc"),
-    "retrieval.protocol": ("thesis", "aspect", "multiscale"),
-}
-# Numbers must lie in [low, high]; those not named in [0, _MAX_INT or _MAX_FLOAT].
-_MAX_INT, _MAX_FLOAT, _MAX_DIM = 2**31 - 1, 1e6, 2**16
-_RANGES: dict[str, tuple[float, float]] = {
-    "batch_size": (2, _MAX_INT),
-    "data.image_size": (8, 4096),
-    "encoder.width": (1, _MAX_DIM),
-    "projector.num_layers": (1, 100),
-    "projector.hidden_dim": (1, _MAX_DIM),
-    "projector.out_dim": (1, _MAX_DIM),
-    "predictor.hidden_dim": (1, _MAX_DIM),
-    "similarity.threshold": (0, 1),
-    "similarity.scale": (1e-6, _MAX_FLOAT),
-    "loss.temperature": (1e-6, _MAX_FLOAT),
-    "augment.min_scale": (1e-6, 1),
-    "augment.max_scale": (1e-6, 1),
-    "augment.flip": (0, 1),
-    "augment.jitter": (0, 1),
-    "augment.hue": (0, 0.5),
-    "augment.grey": (0, 1),
-    "augment.blur": (0, 1),
-    "augment.min_sigma": (1e-3, _MAX_FLOAT),
-    "optimizer.momentum": (0, 0.9999),
-    "features.batch_size": (1, _MAX_INT),
-    "linear.num_epochs": (1, _MAX_INT),
-    "linear.batch_size": (1, _MAX_INT),
-    "linear.momentum": (0, 0.9999),
-    "linear.min_scale": (1e-6, 1),
-    "linear.flip": (0, 1),
-    "transfer.max_iterations": (1, _MAX_INT),
-    "retrieval.image_size": (16, 65536),
-    "diagnostics.num_images": (2, _MAX_INT),
-    "checkpoint.every_steps": (1, _MAX_INT),
-    "checkpoint.keep": (1, _MAX_INT),
-    "log.every_steps": (1, _MAX_INT),
-    "profile.first_step": (1, _MAX_INT),
-}
+_DEFAULTS = {key: setting.default for key, setting in SETTINGS.items()}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,9 +43,9 @@ def load(path: str | None) -> ml_collections.ConfigDict:
     try:
         config = config_file.run(path, "get_config")
     except config_file.UnknownKey as error:
-        nearest = _nearest(error.key, flatten(defaults.get_config()))
         raise UserError(
-            f"{error.where}: unknown setting {error.key}; the nearest known one is {nearest}"
+            f"{error.where}: unknown setting {error.key}; the nearest known one is "
+            f"{_nearest(error.key)}"
         ) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{path}: get_config() must return the configuration it made")
@@ -127,10 +76,9 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) ->
     Raises:
       UserError: an unknown key, or a text that is no value of the key's type.
     """
-    known = flatten(defaults.get_config())
     for key, text in overrides.items():
-        _check_known(key, known)
-        value = _parse(key, text, known[key])
+        _check_known(key)
+        value = SETTINGS[key].parse(key, text)
         with config.unlocked():
             config.update_from_flattened_dict({key: value})
 
@@ -158,34 +106,15 @@ def of_evaluation(
         parent = epath.Path(chosen).expanduser().parent.parent
         folder = parent if (parent / "config.json").exists() else folder
     file = folder / "config.json"
-    try:
-        run = flatten(json.loads(file.read_text())["config"])
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no run (there is no config.json): name the --workdir of a "
-            "pre-training, or measure the untrained encoder with --config.checkpoint.load=none"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-    known = flatten(defaults.get_config())
-    for key, value in run.items():
-        is_shaping = not _is_harmless(key)
-        if key not in known:
-            if is_shaping:  # a harmless one that is gone is of no interest any more
-                raise UserError(f"{file} holds {key}, a setting that this gsjax does not know")
-            continue
-        try:
-            _check_value(key, value, known[key])
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
-        given = key in overrides
-        if is_shaping and given and key not in _OF_MACHINE:
-            if _parse(key, overrides[key], known[key]) != value:
+    for key, value in _of_run(file).items():
+        setting = SETTINGS[key]
+        if key in overrides:
+            if setting.kind is Kind.SHAPES and setting.parse(key, overrides[key]) != value:
                 raise UserError(
-                    f"{key}={overrides[key]} contradicts {file}, which has {value}: "
+                    f"{key}={overrides[key]} contradicts {file}, which has {_shown(value)}: "
                     "an evaluation takes it from there, leave it out"
                 )
-        if not given and (is_shaping or not path):
+        elif setting.kind is not Kind.FREE or not path:
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
     with config.unlocked():
@@ -193,43 +122,57 @@ def of_evaluation(
     return config
 
 
-def _is_harmless(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in defaults.HARMLESS)
-
-
-def _parse(key: str, text: str, default: Value) -> Value:
-    if isinstance(default, str):
-        return text
-    if isinstance(default, bool):
-        if text.lower() in ("true", "1", "yes", "false", "0", "no"):
-            return text.lower() in ("true", "1", "yes")
-        raise UserError(f"{key}: {text!r} is not true or false")
+def _of_run(file: epath.Path) -> dict[str, Value]:
+    """Returns {key: value} of a run's `config.json`, with the defaults of what it lacks."""
     try:
-        return type(default)(text)
-    except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        raise UserError(f"{key}: {text!r} is not {kind}") from None
+        run = flatten(json.loads(file.read_text())["config"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{file.parent} holds no run (there is no config.json): name the --workdir of a "
+            "pre-training, or measure the untrained encoder with --config.checkpoint.load=none"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    for key, value in run.items():
+        if key in SETTINGS:
+            try:
+                SETTINGS[key].check(key, value)
+            except UserError as error:
+                raise UserError(f"{file}: {error}") from error
+        elif not _is_free(key):  # a free one that is gone is of no interest any more
+            raise UserError(f"{file} holds {key}, a setting that this gsjax does not know")
+    return _DEFAULTS | {key: value for key, value in run.items() if key in SETTINGS}
 
 
-def _check_known(key: str, known: Mapping[str, Value]) -> None:
-    if key in known:
+def _is_free(key: str) -> bool:
+    """Whether a setting may change; one of another version is as its whole group is."""
+    group = [key] if key in SETTINGS else _group(key.partition(".")[0])
+    return bool(group) and all(SETTINGS[name].kind is Kind.FREE for name in group)
+
+
+def _group(name: str) -> list[str]:
+    return [key for key in SETTINGS if key.startswith(f"{name}.")]
+
+
+def _check_known(key: str) -> None:
+    if key in SETTINGS:
         return
-    if any(name.startswith(f"{key}.") for name in known):
+    if _group(key):
         raise UserError(f"{key} is a group of settings; set one of its keys, such as {key}.NAME=")
-    raise UserError(f"unknown setting {key}; the nearest known one is {_nearest(key, known)}")
+    raise UserError(f"unknown setting {key}; the nearest known one is {_nearest(key)}")
 
 
-def _nearest(key: str, known: Mapping[str, Value]) -> str:
+def _nearest(key: str) -> str:
     """Returns the known key that `key` was meant to be: misspelt, or in the wrong group."""
     leaf = key.rpartition(".")[2]
-    leaves = {name.rpartition(".")[2]: name for name in known}
+    leaves = {name.rpartition(".")[2]: name for name in SETTINGS}
     near_leaf = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.8)
     if near:
         return near[0]
     if near_leaf:
         return leaves[near_leaf[0]]
-    return difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+    return difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0)[0]
 
 
 def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -238,48 +181,21 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       UserError: an unknown key, a wrong type, or a value that cannot be.
     """
-    known = flatten(defaults.get_config())
     flat = flatten(config)
     for key in flat:
-        _check_known(key, known)
-    for key, default in known.items():
+        _check_known(key)
+    for key, setting in SETTINGS.items():
         if key not in flat:
             raise UserError(f"{key} is missing; start from gsjax.defaults.get_config()")
-        _check_value(key, flat[key], default)
+        setting.check(key, flat[key])
     for message in _contradictions(config):
         raise UserError(message)
     return config.lock()
 
 
-def _check_value(key: str, value: Any, default: Value) -> None:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-    allowed = (float, int) if isinstance(default, float) else (type(default),)
-    if type(value) not in allowed:
-        raise UserError(f"{key} is {value!r}; it must be {kinds[type(default)]}")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise UserError(f"{key} is {value!r}; it must be one of {', '.join(_CHOICES[key])}")
-    if isinstance(default, (int, float)) and not isinstance(default, bool):
-        low, high = _RANGES.get(key, (0, _MAX_INT if isinstance(default, int) else _MAX_FLOAT))
-        if not low <= value <= high:
-            bounds = f"from {low:g} to {high:g}"
-            if high >= _MAX_FLOAT:  # that bound is of interest only to who passes it
-                bounds = f"at most {high:.0f}" if value > high else f"at least {low:g}"
-            raise UserError(f"{key} is {value}; it must be {bounds}")
-    if key in ("data.mean", "data.std"):
-        triple(key, value)
-
-
 def triple(key: str, text: str) -> tuple[float, float, float]:
     """Reads three comma-separated numbers, one per colour channel."""
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"{key} is {text!r}; it must be three numbers with commas between"
-        ) from None
-    low = 1e-6 if key == "data.std" else 0
-    if not all(low <= part <= 1 for part in (red, green, blue)):
-        raise UserError(f"{key} is {text!r}; every number must be from {low:g} to 1")
+    red, green, blue = SETTINGS[key].numbers(key, text)
     return red, green, blue
 
 
@@ -324,22 +240,28 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists "key: old -> new" for what shapes training and differs.
+    """Lists "key: old -> new" for what may not change in a work directory and differs.
 
     A key that `old` lacks had the default: the setting is younger than the run.
     """
     shaping_old, shaping_new = shaping(old), shaping(new)
     return [
-        f"{key}: {shaping_old[key]} -> {shaping_new.get(key)}"
+        f"{key}: {_shown(shaping_old[key])} -> {_shown(shaping_new.get(key))}"
         for key in sorted(shaping_old)
         if shaping_old[key] != shaping_new.get(key)
     ]
 
 
+def _shown(value: Value | None) -> str:
+    if value is None:
+        return "unknown to this gsjax"
+    return str(value) if value != "" else '""'
+
+
 def shaping(config: Mapping[str, Any]) -> dict[str, Value]:
     """{key: value} of the settings that shape a training, with the defaults of those it lacks."""
-    flat = flatten(defaults.get_config()) | flatten(config)
-    return {key: value for key, value in flat.items() if not _is_harmless(key)}
+    flat = _DEFAULTS | flatten(config)
+    return {key: value for key, value in flat.items() if not _is_free(key)}
 
 
 def text(value: Value) -> str:
@@ -348,10 +270,10 @@ def text(value: Value) -> str:
 
 
 def describe() -> str:
-    """Returns one line per setting, its default and its comment, read from `gsjax.defaults`."""
-    source = pathlib.Path(defaults.__file__).read_text()
-    lines = re.findall(r"^    (\w+)\.(\w+) = (.+?)  # (.+)$", source, re.MULTILINE)
-    return "\n".join(
-        f"  {name if group == 'config' else f'{group}.{name}'} = {value}\n      {comment}"
-        for group, name, value, comment in lines
-    )
+    """Returns a few lines per setting: its default, what it may be, its class if it is free."""
+    lines = ["  (those with * may change when a training goes on in its --workdir)"]
+    for key, setting in SETTINGS.items():
+        mark = "*" if setting.kind is Kind.FREE else " "
+        allowed = f"  ({setting.allowed})" if setting.allowed else ""
+        lines += [f"{mark} {key} = {setting.written}{allowed}", f"      {setting.help}"]
+    return "\n".join(lines)

@@ -135,11 +135,14 @@ def test_thesis_warmup_is_ten_epochs():
     np.testing.assert_allclose(schedule(warmup // 2), 0.5 * 0.3 * 1024 / 256, rtol=1e-6)
 
 
-@pytest.mark.parametrize("group", ["features", "linear", "transfer", "retrieval", "diagnostics"])
+@pytest.mark.parametrize(
+    "group", ["features", "linear", "transfer", "retrieval", "diagnostics", "report"]
+)
 def test_every_setting_of_the_evaluations_is_read(group):
     """As `config.<group>.<name>`, or as `settings.<name>` in a function that takes the group."""
     read = set()
-    for path in (ROOT / "gsjax" / "evaluate").glob("*.py"):
+    folder = "report" if group == "report" else "evaluate"
+    for path in (ROOT / "gsjax" / folder).glob("*.py"):
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef):
                 continue

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 import gsjax
-from gsjax import defaults, methods, optimizers, parallel, settings, step
+from gsjax import defaults, methods, optimizers, parallel, schema, settings, step
 from gsjax.jobs import JOBS
 
 
@@ -80,17 +80,23 @@ def test_a_private_module_has_no_page(reference, tmp_path):
     assert list(reference.public_modules(package)) == ["package", "package.open"]
 
 
-def test_every_setting_is_in_the_table_with_its_default(pages):
-    known = settings.flatten(defaults.get_config())
-    rows = {row[0]: row for row in _rows(pages["configs.md"]) if row[0] in known}
-    assert {key: ast.literal_eval(row[1]) for key, row in rows.items()} == known
-    assert all(row[2] for row in rows.values())
+def test_every_setting_is_in_the_table_with_all_that_is_said_of_it(pages):
+    rows = {row[0]: row[1:] for row in _rows(pages["configs.md"]) if row[0] in defaults.SETTINGS}
+    flat = settings.flatten(defaults.get_config())
+    assert {key: ast.literal_eval(row[0]) for key, row in rows.items()} == flat
+    for key, (_, values, what, second_start) in rows.items():
+        setting = defaults.SETTINGS[key]
+        assert (values, what) == (setting.allowed, setting.help)
+        assert (second_start == "may change") == (setting.kind is schema.Kind.FREE)
 
 
-def test_every_harmless_setting_and_every_config_is_named(pages, repo_root):
+def test_the_free_settings_and_every_config_are_named(pages, repo_root):
     page = re.sub(r"&#(\d+);", lambda match: chr(int(match[1])), pages["configs.md"])
-    for name in defaults.HARMLESS:
-        assert f"<code>{name}</code>" in page or f"<code>{name}.*</code>" in page
+    listed = page.partition("may change, because")[2].partition("\n\n")[2].partition("\n")[0]
+    names = [re.sub(r"</?code>", "", name) for name in listed.split(", ")]
+    for key, setting in defaults.SETTINGS.items():
+        is_listed = key in names or f"{key.partition('.')[0]}.*" in names
+        assert is_listed == (setting.kind is schema.Kind.FREE), key
     files = {file.relative_to(repo_root).as_posix() for file in repo_root.glob("configs/**/*.py")}
     rows = {row[0]: row[1] for row in _rows(pages["configs.md"]) if row[0].startswith("configs/")}
     assert set(rows) == files

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from gsjax import defaults, settings
+from gsjax import defaults, schema, settings
 from gsjax.errors import UserError
 
 
@@ -44,16 +44,18 @@ def test_overrides_keep_the_type_of_the_default():
         ("knn.baselines", "maybe", "'maybe' is not true or false"),
         ("num_epochs", "-1", "num_epochs is -1; it must be at least 0"),
         ("encoder.width", "9" * 30, "from 1 to 65536"),
+        ("optimizer.learning_rate", "nan", "is nan; it must be at least 0"),
+        ("optimizer.learning_rate", "1e7", "at most 1000000"),
         ("similarity.threshold", "1.01", "from 0 to 1"),
         ("similarity.threshold", "-0.1", "from 0 to 1"),
         ("similarity.threshold", "nan", "from 0 to 1"),
         ("optimizer.learning_rate", "inf", "optimizer.learning_rate is inf"),
         ("loss.temperature", "0", "loss.temperature is 0"),
         ("method", "byol", "simclr, simsiam"),
-        ("data.mean", "0.5,0.5", "three numbers"),
+        ("data.mean", "0.5,0.5", "3 comma-separated numbers from 0 to 1"),
         ("data.std", "0,1,1", "from 1e-06 to 1"),
         ("data.mean", "nan,0,0", "from 0 to 1"),
-        ("seed", "99999999999", "seed is 99999999999"),
+        ("seed", "99999999999", "it must be at most 2147483647"),
         ("num_steps", "0", "num_epochs and num_steps"),
         ("augment.max_scale", "0.01", "augment.min_scale is above"),
         ("data.test_split", "", "data.test_split is empty"),
@@ -155,18 +157,57 @@ def test_differences_leave_out_what_does_not_shape_training():
     old = checked().to_dict()
     new = checked(log__every_steps="7", checkpoint__keep="9", knn__k="5").to_dict()
     assert settings.shaping_differences(old, new) == []
-    new = checked(seed="6", augment__grey="0.1", data__split="test").to_dict()
+    new = checked(seed="6", augment__grey="0.1", data__split="").to_dict()
     assert settings.shaping_differences(old, new) == [
         "augment.grey: 0.2 -> 0.1",
-        "data.split: train -> test",
+        'data.split: train -> ""',
         "seed: 5 -> 6",
     ]
 
 
+def test_every_setting_stands_in_the_table_with_its_class():
+    flat = settings.flatten(defaults.get_config())
+    assert flat == {key: setting.default for key, setting in defaults.SETTINGS.items()}
+    for key, setting in defaults.SETTINGS.items():
+        assert isinstance(setting.kind, schema.Kind), key
+        assert setting.help and "\n" not in setting.help, key
+        assert set(setting.choices) >= ({setting.default} if setting.choices else set()), key
+
+
+def test_a_setting_cannot_be_made_without_its_class():
+    with pytest.raises(TypeError):
+        schema.Setting(5, "initial weights")
+    assert [make(5, "").kind for make in (schema.shapes, schema.orders, schema.free)] == list(
+        schema.Kind
+    )
+
+
+# What the encoder depends on, told apart from the table: none of it may become free by a slip.
+SHAPING = (
+    "method", "seed", "batch_size", "num_epochs", "num_steps", "data.source", "data.split",
+    "data.image_size", "data.mean", "data.std", "encoder", "projector", "predictor", "similarity",
+    "loss", "augment", "optimizer", "schedule",
+)  # fmt: skip
+
+
+def test_the_classes_are_those_that_were_meant():
+    for key, setting in defaults.SETTINGS.items():
+        is_shaping = key in SHAPING or key.partition(".")[0] in SHAPING
+        expected = schema.Kind.SHAPES if is_shaping else schema.Kind.FREE
+        if key == "data.memory_gb":
+            expected = schema.Kind.ORDERS
+        assert setting.kind is expected, key
+
+
 def test_every_setting_is_described():
-    described = settings.describe()
-    for key in settings.flatten(defaults.get_config()):
-        assert f"  {key} = " in described
+    lines = settings.describe().splitlines()
+    for key, setting in defaults.SETTINGS.items():
+        (found,) = [line for line in lines if line[2:].startswith(f"{key} = {setting.written}")]
+        assert (found[0] == "*") == (setting.kind is schema.Kind.FREE)
+        assert all(choice in found for choice in setting.choices)
+        assert lines[lines.index(found) + 1].strip() == setting.help
+    assert "* log.every_steps = 10  (at least 1)" in lines
+    assert "  similarity.threshold = 0.5  (from 0 to 1)" in lines
 
 
 def write_run(folder, **overrides):
@@ -217,6 +258,25 @@ def test_an_evaluation_refuses_what_contradicts_the_run(tmp_path):
     file.write_text('{"config": {"new": {"deep": 3}}}')
     with pytest.raises(UserError, match=r"holds new.deep, a setting"):
         of_evaluation(tmp_path)
+
+
+def test_an_evaluation_takes_the_default_of_what_an_older_run_lacks(tmp_path):
+    write_run(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["config"]["encoder"]["stem"]
+    file.write_text(json.dumps(content))
+    config_file = tmp_path / "config.py"
+    config_file.write_text(
+        "from gsjax import defaults\n\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        "    config.encoder.stem = 'imagenet'\n"
+        "    return config\n"
+    )
+    assert of_evaluation(tmp_path, str(config_file)).encoder.stem == "cifar"
+    with pytest.raises(UserError, match="encoder.stem=imagenet contradicts"):
+        of_evaluation(tmp_path, encoder__stem="imagenet")
 
 
 def test_an_evaluation_of_another_runs_checkpoint(tmp_path):
