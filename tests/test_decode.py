@@ -1,13 +1,19 @@
 """Oracle: Pillow after the picture is turned upright and converted to RGB."""
 
 import io
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from gsjax.data.decode import decode_image
+from gsjax.data.decode import MAX_PIXELS, decode_image
 
 
 def _picture(height=61, width=83) -> Image.Image:
@@ -34,6 +40,34 @@ def _grey16() -> bytes:
     return _encode(Image.fromarray(values), "PNG")
 
 
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG file of compressed rows, for what Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def _deep(colour: int, channels: int) -> tuple[bytes, np.ndarray]:
+    """A PNG file of 16 bits and its values."""
+    values = np.random.default_rng(colour).integers(0, 65536, (20, 30, channels), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return _png(30, 20, 16, colour, zlib.compress(rows)), values
+
+
+def _four_channels(kind: str) -> bytes:
+    """A JPEG file of four channels: Adobe's inverted CMYK or YCCK, or one without its marker."""
+    encoded = _encode(_picture().convert("CMYK"), "JPEG", quality=90)
+    name = encoded.index(b"Adobe")
+    if kind == "YCCK":
+        return encoded[: name + 11] + b"\2" + encoded[name + 12 :]
+    length = int.from_bytes(encoded[name - 2 : name], "big")
+    return encoded[: name - 4] + encoded[name - 2 + length :]
+
+
 def _transparent() -> Image.Image:
     image = _picture().convert("RGBA")
     image.putalpha(Image.fromarray(np.arange(61 * 83).reshape(61, 83).astype(np.uint8)))
@@ -49,7 +83,10 @@ FORMATS = {
     "jpeg, no subsampling": lambda: _encode(_picture(), "JPEG", quality=95, subsampling=0),
     "jpeg, progressive": lambda: _encode(_picture(), "JPEG", progressive=True),
     "jpeg, grey": lambda: _encode(_picture().convert("L"), "JPEG"),
+    "jpeg, RGB": lambda: _encode(_picture(), "JPEG", keep_rgb=True),
     "jpeg, CMYK": lambda: _encode(_picture().convert("CMYK"), "JPEG"),
+    "jpeg, YCCK": lambda: _four_channels("YCCK"),
+    "jpeg, CMYK without Adobe's marker": lambda: _four_channels("bare"),
     "png": lambda: _encode(_picture(), "PNG"),
     "png, grey": lambda: _encode(_picture().convert("L"), "PNG"),
     "png, 1 bit": lambda: _encode(_picture().convert("1"), "PNG"),
@@ -57,6 +94,8 @@ FORMATS = {
     "png, palette and transparency": lambda: _palette("PNG", transparency=bytes(range(64))),
     "png, RGBA": lambda: _encode(_transparent(), "PNG"),
     "png, grey and alpha": lambda: _encode(_transparent().convert("LA"), "PNG"),
+    "png, 16-bit colour": lambda: _deep(2, 3)[0],
+    "png, 16-bit RGBA": lambda: _deep(6, 4)[0],
     "webp": lambda: _encode(_picture(), "WEBP"),
     "webp, RGBA": lambda: _encode(_transparent(), "WEBP", lossless=True),
     "bmp": lambda: _encode(_picture(), "BMP"),
@@ -103,6 +142,15 @@ def test_sixteen_bits_are_divided_by_257():
     np.testing.assert_array_equal(image, np.rint(values / 257)[..., None].repeat(3, -1))
 
 
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_sixteen_bits_of_colour_are_within_one(colour, channels):
+    """Pillow drops the low byte of colours: at most 1 away from the division by 257."""
+    encoded, values = _deep(colour, channels)
+    colours = values[..., :3] if channels > 2 else values[..., :1].repeat(3, -1)
+    image = decode_image(tf.constant(encoded)).numpy().astype(float)
+    np.testing.assert_allclose(image, colours / 257, atol=1)
+
+
 def test_the_content_decides_not_the_name(tmp_path):
     path = tmp_path / "picture.JPEG"
     path.write_bytes(_encode(_picture(), "PNG"))
@@ -123,8 +171,102 @@ def test_other_bytes_raise(encoded):
         decode_image(tf.constant(encoded))
 
 
-def test_an_image_bomb_is_refused():
+def test_other_formats_are_refused():
+    """Pillow's others are not tried: EPS for one runs a program."""
+    with pytest.raises(tf.errors.OpError):
+        decode_image(tf.constant(_encode(_picture(), "GIF")))
+
+
+def _png_bomb(side: int) -> bytes:
+    compressor = zlib.compressobj(1)
+    row = bytes(1 + side)
+    rows = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
+    return _png(side, side, 8, 0, rows)
+
+
+def _webp_bomb(side: int) -> bytes:
+    """Of a lossless picture of one colour a pixel takes no bits: only the header knows the size."""
+    bomb = bytearray(_encode(Image.new("RGB", (1, 1), (9, 99, 200)), "WEBP", lossless=True))
+    start = bomb.index(b"VP8L") + 9
+    bits = int.from_bytes(bomb[start : start + 4], "little") & ~((1 << 28) - 1)
+    bomb[start : start + 4] = (bits | (side - 1) | (side - 1) << 14).to_bytes(4, "little")
+    return bytes(bomb)
+
+
+def _bmp_bomb(side: int) -> bytes:
     bomb = bytearray(_encode(Image.new("L", (8, 8)), "BMP"))
-    bomb[18:22] = bomb[22:26] = (20_000).to_bytes(4, "little")
-    with pytest.raises(tf.errors.OpError, match="DecompressionBomb"):
-        decode_image(tf.constant(bytes(bomb)))
+    bomb[18:22] = bomb[22:26] = side.to_bytes(4, "little")
+    return bytes(bomb)
+
+
+BOMBS = {
+    "png": lambda: _png_bomb(20_000),
+    "png, orientation": lambda: _png_bomb(10_000) + b"eXIf",
+    "jpeg": lambda: _encode(Image.new("L", (12_000, 12_000)), "JPEG"),
+    "webp": lambda: _webp_bomb(12_000),
+    "bmp": lambda: _bmp_bomb(20_000),
+}
+
+REFUSE = """
+import pathlib, sys
+import numpy as np
+from gsjax import defaults
+from gsjax.data import input_pipeline, sources, transforms
+from gsjax.errors import UserError
+
+def peak():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+def use(folder, num_bombs):
+    config.data.source, config.data.data_dir = "folder", folder
+    source = sources.open_source(config.data, "")
+    batches = list(input_pipeline.train_batches(source, config, 0, 2))
+    taken = np.concatenate([batch["index"] for batch in batches])
+    bombs = [i for i in range(10) if "bomb" in source.picture_name(i).split("/")[-1]]
+    assert len(bombs) == num_bombs and len(taken) == 20 and not np.isin(bombs, taken).any()
+    (batch,) = input_pipeline.test_batches(source, transforms.central(16), 10)
+    assert (batch["index"] >= 0).sum() == 10 - num_bombs
+    for i in bombs:
+        try:
+            input_pipeline.load_images(source, [i])
+        except UserError:
+            continue
+        raise AssertionError("the bomb was decoded")
+
+config = defaults.get_config()
+config.batch_size, config.data.max_damaged = 10, 0.5
+use(sys.argv[1], 0)
+before = peak()
+use(sys.argv[2], 5)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="no /proc")
+def test_image_bombs_are_refused_from_their_headers(tmp_path):
+    """In training, features and example pictures, without the memory that they would take."""
+    for folder, count in (("sound", 10), ("bombs", 5)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            _picture().save(tmp_path / folder / f"{i}.png")
+    for i, bomb in enumerate(BOMBS.values()):
+        (tmp_path / f"bombs/bomb{i}.png").write_bytes(bomb())
+    process = subprocess.run(
+        [sys.executable, "-c", REFUSE, str(tmp_path / "sound"), str(tmp_path / "bombs")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": ""},
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count(".png cannot be decoded: ") == 5
+    assert "DecompressionBombWarning" not in process.stderr
+    assert float(process.stdout) < 200
+
+
+def test_the_limit_itself_is_no_bomb():
+    """A picture of just under the limit is decoded: its header alone decides."""
+    side = int(MAX_PIXELS**0.5)
+    assert decode_image(tf.constant(_png_bomb(side))).shape == (side, side, 3)
+    with pytest.raises(tf.errors.OpError, match="pixels"):
+        decode_image(tf.constant(_png_bomb(side + 1)))

@@ -458,9 +458,11 @@ def test_neighbours_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
     assert len(calls) == len(seen) == 4
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_damaged_pictures_are_replaced_up_to_a_share(tmp_path, capsys):
     write_pictures(tmp_path / "pictures", 20)
     (tmp_path / "pictures/007.png").write_bytes(b"damaged")
-    config = configured(UNTRAINED | unlabelled(tmp_path / "pictures"))
-    with pytest.raises(UserError, match=r"007.png cannot be decoded"):
-        run(config, tmp_path / "run")
+    settings = UNTRAINED | unlabelled(tmp_path / "pictures")
+    with pytest.raises(UserError, match=r"1 of the 20 pictures .*007.png"):
+        run(configured(settings), tmp_path / "run")
+    run(configured(settings | {"data.max_damaged": "0.05"}), tmp_path / "run")
+    assert "007.png cannot be decoded" in capsys.readouterr().err

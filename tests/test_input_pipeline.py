@@ -2,7 +2,6 @@ import threading
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tiny_tfds
 from PIL import Image
 
@@ -200,61 +199,6 @@ def test_test_batches_of_some_pictures(case):
     (whole,) = input_pipeline.test_batches(source, SIXTEEN, 23)
     images = np.concatenate([batch["image"] for batch in batches])
     np.testing.assert_array_equal(images[:5], whole["image"][wanted])
-
-
-@pytest.fixture
-def damaged(tmp_path):
-    """A folder of 12 pictures of which number 7 is cut off."""
-    for i in range(12):
-        Image.fromarray(tiny_tfds.pictures("train")[i]).save(tmp_path / f"{i:02}.png")
-    broken = tmp_path / "07.png"
-    broken.write_bytes(broken.read_bytes()[:80])
-    config = _config(4, source="folder", data_dir=str(tmp_path), split="")
-    return config, sources.open_source(config.data, "")
-
-
-def test_a_damaged_picture_is_named(damaged, tmp_path):
-    config, source = damaged
-    name = f"{tmp_path}/07.png cannot be decoded"
-    with pytest.raises(UserError, match=name):
-        _train(damaged, 0, 3)
-    with pytest.raises(UserError, match=name):
-        input_pipeline.load_images(source, [0, 7])
-    (tmp_path / "07.png").unlink()
-    with pytest.raises(UserError, match=name):
-        _train(damaged, 0, 3)
-
-
-def test_a_damaged_picture_is_named_in_sequence(tiny):
-    config = _config(4, source="tiny", data_dir=tiny, memory_gb=0.0)
-    source = sources.open_source(config.data, "train")
-    read = source.read
-
-    def damage(record):
-        picture, label = read(record)
-        # The 14th picture alone is 33 pixels high.
-        tall = tf.strings.substr(picture, 23, 1) == b"\x21"
-        return tf.where(tall, tf.strings.substr(picture, 0, 60), picture), label
-
-    object.__setattr__(source, "read", damage)
-    with pytest.raises(UserError, match="number 13 of tiny.*cannot be decoded"):
-        _train((config, source), 0, 10)
-    _has_all_but(13, 23, source)
-
-
-def _has_all_but(damaged, num_examples, source):
-    batches = list(input_pipeline.test_batches(source, SIXTEEN, 4))
-    index = np.concatenate([batch["index"] for batch in batches])
-    np.testing.assert_array_equal(
-        index[index >= 0], [i for i in range(num_examples) if i != damaged]
-    )
-    assert len(batches) == -(-num_examples // 4)
-
-
-def test_a_damaged_picture_is_left_out_of_test_batches(damaged, tmp_path):
-    _has_all_but(7, 12, damaged[1])
-    (tmp_path / "07.png").unlink()
-    _has_all_but(7, 12, damaged[1])
 
 
 def test_batch_sizes_that_do_not_fit(case):

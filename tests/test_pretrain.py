@@ -194,10 +194,14 @@ def test_folder_without_labels_has_no_monitor(finished, tmp_path):
         shape = (30 + i, 50, *(() if mode == "L" else (len(mode),)))
         picture = Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8), mode)
         picture.save(folder / f"{i}.{'webp' if i % 3 == 2 else 'jpg'}")
+    files = sorted(path for path in (tmp_path / "pictures").rglob("*.*"))
+    first = files[np.random.default_rng([5, 0]).permutation(40)[0]]  # the first example picture
+    first.write_bytes(first.read_bytes()[:100])
     output = finish(
         command(
             tmp_path / "run",
             *flags(
+                data__max_damaged="0.03",
                 data__source="folder",
                 data__data_dir=str(tmp_path / "pictures"),
                 data__split="",
@@ -207,6 +211,7 @@ def test_folder_without_labels_has_no_monitor(finished, tmp_path):
         )
     )
     assert "40 images" in output
+    assert (tmp_path / "run/examples.png").exists()
     assert len([line for line in output.splitlines() if "no labels" in line]) == 1
     rows = records(tmp_path / "run")
     assert rows[-1]["step"] == 12

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -112,7 +113,9 @@ def test_unknown_names_and_splits(tiny):
     _fails(_data("foldr", tiny), "train", "did you mean folder")
     for split in ("training", "train+tset", "train[:"):
         _fails(_data("tiny", tiny), split, repr(split), "train, test, unlabelled")
-    _fails(_data("tiny", tiny), "train[:0]", "empty")
+    _fails(
+        _data("tiny", tiny), "train[:0]", "'train[:0]' selects no picture", "train (23), test (5)"
+    )
 
 
 def test_a_data_set_that_is_not_prepared(tmp_path, monkeypatch):
@@ -133,6 +136,87 @@ def test_a_data_set_that_is_not_prepared(tmp_path, monkeypatch):
     (manual / "cars_train.tgz").touch()
     archives = "put cars_test.tgz, car_devkit.tgz, cars_test_annos_withlabels.mat into"
     _fails(_data("cars196", tmp_path), "train", f"{archives} {manual}")
+
+
+def test_a_data_dir_that_is_not_there(tmp_path):
+    for source in ("cifar10", "tiny"):
+        wrong = tmp_path / "wrong"
+        _fails(_data(source, wrong), "train", f"data_dir {wrong} does not exist", "correct it")
+        assert not wrong.exists()
+
+
+def _only(version, *names):
+    for file in version.iterdir():
+        if file.name not in names:
+            file.unlink()
+
+
+# What is done to the folder of the version, and what the message says of it.
+HALF_DONE = {
+    "interrupted": (lambda v: v.rename(v.with_name("incomplete.A1_1.0.0")), "incomplete.A1_1.0.0"),
+    "no info": (lambda v: (v / "dataset_info.json").unlink(), "dataset_info.json"),
+    "no features": (lambda v: (v / "features.json").unlink(), "unfinished or damaged"),
+    "empty info": (lambda v: (v / "dataset_info.json").write_bytes(b""), "Failed to load JSON"),
+    "cut info": (
+        lambda v: (v / "dataset_info.json").write_bytes(
+            (v / "dataset_info.json").read_bytes()[:200]
+        ),
+        "Failed to load JSON",
+    ),
+    "cut features": (
+        lambda v: (v / "features.json").write_bytes((v / "features.json").read_bytes()[:100]),
+        "JSONDecodeError",
+    ),
+    "files alone": (lambda v: _only(v, "tiny-test.tfrecord-00000-of-00003"), "unfinished"),
+}
+
+
+@pytest.mark.parametrize("name", HALF_DONE)
+def test_a_half_done_preparation_of_an_own_data_set(tiny, tmp_path, name):
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    damage, part = HALF_DONE[name]
+    damage(tmp_path / "tiny/1.0.0")
+    (version,) = (tmp_path / "tiny").iterdir()
+    command = f"tfds build tiny --data_dir={tmp_path}"
+    _fails(_data("tiny", tmp_path), "train", part, f"delete {version}, then", command)
+
+
+@pytest.mark.parametrize("file", ["", "features.json", "cifar10-train.tfrecord-00000-of-00001"])
+def test_a_half_done_preparation_of_a_known_data_set(tmp_path, file):
+    """TFDS would take such a folder for the prepared set, and fail later."""
+    version = tmp_path / "cifar10/3.0.2"
+    version.mkdir(parents=True)
+    if file:
+        (version / file).write_text("{}")
+    _fails(_data("cifar10", tmp_path), "train", "unfinished", f"delete {version}, then start")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+def test_a_damaged_file_of_a_prepared_data_set(request, tmp_path, kind, damage):
+    whole = request.getfixturevalue("tiny" if kind == "tfrecord" else "tiny_array_record")
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    version = tmp_path / "tiny/1.0.0"
+    path = version / f"tiny-train.{kind}-00001-of-00003"
+    content = path.read_bytes()
+    path.write_bytes(content[:-100] if damage == "cut" else b"")
+    if damage == "missing":
+        path.unlink()
+    message = f"{path} is missing or damaged", f"delete {version} and start again"
+    _fails(_data("tiny", tmp_path), "train", *message)
+    assert sources.open_source(_data("tiny", tmp_path), "test").num_examples == 5
+
+
+@pytest.mark.parametrize("kind", ["few", "slice"])
+def test_fewer_pictures_than_a_batch(tiny, tmp_path, kind):
+    config = defaults.get_config()
+    config.batch_size = 4
+    _write_pictures(tmp_path, "1.png", "2.png", "3.png")
+    config.data = _data("folder", tmp_path) if kind == "few" else _data("tiny", tiny)
+    split = "" if kind == "few" else "train[:3]"
+    source = sources.open_source(config.data, split)
+    with pytest.raises(UserError, match="batch_size=4 is more than the 3 images .*at most 3"):
+        input_pipeline.train_batches(source, config, 0, 1)
 
 
 def _write_pictures(root, *names):

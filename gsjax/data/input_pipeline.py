@@ -10,13 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from gsjax.data import crops, shards
+from gsjax.data.damage import ExampleFn, Replacements, read_key
 from gsjax.data.decode import decode_image
 from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
 from gsjax.data.sources import Source, check_labels
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 
-_PREFETCHED = 2  # batches ahead of the one in use
+_OVERLAPPING = 2  # batches decoded at once: the next one's pictures fill the end of the first
+_PREFETCHED = 1  # further batches ahead of the one in use
 
 Batch = dict[str, np.ndarray]
 
@@ -38,6 +40,9 @@ def train_batches(
     of the global batch. A source that is read in sequence gives each host an even share of its
     records, in an order shuffled by files and through a buffer.
 
+    A picture that cannot be decoded is replaced as `gsjax.data.damage` says, so that no count
+    changes: another one takes its place, with the crops' seed of that place.
+
     Args:
       source: the pictures.
       config: the whole config; its `batch_size` B counts the images of all hosts.
@@ -54,26 +59,30 @@ def train_batches(
 
     Raises:
       UserError: fewer images than a batch, a batch that the hosts cannot share evenly, or (while
-        iterating) a picture that cannot be decoded.
+        iterating) more damaged pictures than `data.max_damaged`, or a file of the data set that
+        cannot be read.
     """
     local_size = _local_size(config.batch_size, process_count)
     epoch_steps = steps_per_epoch(source, config.batch_size)
-    make_records = functools.partial(
-        sequential_records if source.shards else permuted_records,
+    make_records = sequential_records if source.shards else permuted_records
+    records = make_records(
         source,
         config.seed,
         config.batch_size,
         process_index,
         process_count,
+        start_step,
+        num_steps,
     )
-    make_example = functools.partial(
-        _views, config.seed, config.data.image_size, config.augment, num_views
+    example_fn = _example_fn(
+        source,
+        functools.partial(_views, config.seed, config.data.image_size, config.augment, num_views),
     )
-    dataset = _examples(source, make_records(start_step, num_steps), make_example)
-    batches = _batches(dataset, local_size, drop_remainder=True)
+    batches = _batches(_decoded(records, example_fn, local_size))
     if source.shards and start_step % epoch_steps and process_index == 0:
         batches = _timed_start(batches, source.name)
-    return _checked(source, batches, lambda i: make_records(start_step + i, start_step + i + 1))
+    replacements = Replacements(source, config.seed, config.data.max_damaged, example_fn)
+    return _completed(source, batches, replacements)
 
 
 def test_batches(
@@ -116,30 +125,30 @@ def test_batches(
         records = shards.in_order(source.shards).filter(lambda index, _: tf.gather(table, index))
     else:
         records = tf.data.Dataset.from_tensor_slices(wanted).map(lambda index: (index, index))
-    records = records.enumerate().filter(mine)
-    dataset = _examples(source, records, functools.partial(_transformed, transform))
-    batches = _batches(dataset.ignore_errors(), local_size, drop_remainder=False)
-    empty = {
-        name: np.zeros([0, *(side or 1 for side in spec.shape)], spec.dtype.as_numpy_dtype)
-        for name, spec in dataset.element_spec.items()
-    }
+    records = records.enumerate().filter(mine).batch(local_size)
+    example_fn = _example_fn(source, functools.partial(_transformed, transform))
+    dataset = _decoded(records, example_fn, local_size)
+    batches = (rows for _, _, rows in _batches(dataset))
+    empty = {name: np.asarray(column) for name, column in _no_rows(dataset.element_spec[2]).items()}
     return _padded(source, batches, empty, -(-len(wanted) // batch_size), local_size)
 
 
 def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
-    """Whole originals, each uint8 [H, W, 3], for the example pictures."""
+    """Whole originals, each uint8 [H, W, 3], for the example pictures.
+
+    Raises:
+      UserError: one cannot be decoded.
+    """
     images = []
     for index in map(int, indices):
-        if source.shards:
-            shard = next(s for s in source.shards if s.first <= index < s.first + s.take)
-            records = shards.in_order([shard]).skip(index - shard.first)
-            _, key = next(iter(records))
-        else:
-            key = tf.constant(index, tf.int64)
+        key = read_key(source, index)
         try:
             images.append(_decode(source.read(key)[0]).numpy())
         except tf.errors.OpError as error:
-            raise _undecodable(source, index) from error
+            raise UserError(
+                f"the picture {source.picture_name(index)} cannot be decoded: it is damaged, "
+                "missing or no JPEG, PNG, WebP or BMP; mend or remove it"
+            ) from error
     return images
 
 
@@ -181,31 +190,54 @@ def _transformed(
     return {"image": transform(index, _decode(picture))}
 
 
-def _examples(
-    source: Source,
-    records: tf.data.Dataset,
-    make_example: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
-) -> tf.data.Dataset:
-    """Reads and transforms records of (position, (index, key))."""
+def _example_fn(source: Source, transform_fn: Callable[..., Batch]) -> ExampleFn:
+    """The function (position, index, key) -> columns of one row."""
 
     @tf.autograph.experimental.do_not_convert
-    def example(position: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        index, key = record
+    def example(position: tf.Tensor, index: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
         picture, label = source.read(key)
-        return {**make_example(position, index, picture), "label": label, "index": index}
+        columns = transform_fn(position, index, picture)
+        return {**columns, "label": label, "index": index, "position": position}
 
-    return records.map(example, num_parallel_calls=os.cpu_count(), deterministic=True)
+    return example
 
 
-def _batches(dataset: tf.data.Dataset, local_size: int, drop_remainder: bool) -> Iterator[Batch]:
-    dataset = dataset.batch(local_size, drop_remainder=drop_remainder).prefetch(_PREFETCHED)
+def _decoded(records: tf.data.Dataset, example_fn: ExampleFn, local_size: int) -> tf.data.Dataset:
+    """(positions [b], indices [b], rows [<= b] of what can be decoded) of each batch of records.
+
+    Only what fails in `example_fn` has no row. An error of the records themselves, such as a file
+    of the data set that is gone, is one of the result.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def decode(positions: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> tuple:
+        indices, keys = record
+        examples = tf.data.Dataset.from_tensor_slices((positions, indices, keys)).map(
+            example_fn, num_parallel_calls=os.cpu_count(), deterministic=True
+        )
+        rows = examples.ignore_errors().batch(local_size)
+        none = tf.data.Dataset.from_tensors(_no_rows(rows.element_spec))
+        return positions, indices, rows.concatenate(none).take(1).get_single_element()
+
+    return records.map(decode, num_parallel_calls=_OVERLAPPING, deterministic=True)
+
+
+def _no_rows(spec: dict[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
+    """Columns [0, ...] of a batch; a side that only pictures could tell is 1."""
+    return {
+        name: tf.zeros([0, *(side or 1 for side in column.shape[1:])], column.dtype)
+        for name, column in spec.items()
+    }
+
+
+def _batches(dataset: tf.data.Dataset) -> Iterator:
     # Autotuning has a thread for which the end of every iterator waits, up to a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
-    return dataset.with_options(options).as_numpy_iterator()
+    return dataset.prefetch(_PREFETCHED).with_options(options).as_numpy_iterator()
 
 
-def _timed_start(batches: Iterator[Batch], name: str) -> Iterator[Batch]:
+def _timed_start(batches: Iterator, name: str) -> Iterator:
     start = time.monotonic()
     for number, batch in enumerate(batches):
         if number == 0:
@@ -214,47 +246,42 @@ def _timed_start(batches: Iterator[Batch], name: str) -> Iterator[Batch]:
         yield batch
 
 
-def _checked(
-    source: Source,
-    batches: Iterator[Batch],
-    records_of: Callable[[int], tf.data.Dataset],
+def _completed(
+    source: Source, batches: Iterator, replacements: Replacements
 ) -> Generator[Batch, None, None]:
-    """Passes batches on; when one fails, looks for its picture that cannot be decoded."""
-    number = 0
-    try:
-        for batch in batches:
-            check_labels(source, batch["label"])
-            yield batch
-            number += 1
-    except tf.errors.OpError as error:
-        for _, (index, key) in records_of(number):
-            try:
-                _decode(source.read(key)[0])
-            except tf.errors.OpError:
-                raise _undecodable(source, int(index)) from error
-        raise
-
-
-def _undecodable(source: Source, index: int) -> UserError:
-    return UserError(
-        f"the picture {source.picture_name(index)} cannot be decoded: it is damaged, missing or "
-        "no JPEG, PNG, WebP or BMP; mend or remove it"
-    )
+    """Gives every position its row: where the picture is damaged, that of another one."""
+    with shards.named(source.shards):
+        for positions, indices, rows in batches:
+            missing = np.flatnonzero(~np.isin(positions, rows["position"]))
+            if len(missing):
+                rows = {
+                    name: np.insert(column, missing - np.arange(len(missing)), 0, axis=0)
+                    for name, column in rows.items()
+                }
+                for place in missing:
+                    row = replacements.row(int(positions[place]), int(indices[place]))
+                    for name, column in rows.items():
+                        column[place] = row[name]
+            del rows["position"]
+            check_labels(source, rows["label"])
+            yield rows
 
 
 def _padded(
     source: Source, batches: Iterator[Batch], empty: Batch, num_batches: int, local_size: int
 ) -> Iterator[Batch]:
     """Fills every batch up to one size, and up to the number of batches of the other hosts."""
-    for _ in range(num_batches):
-        batch = next(batches, empty)
-        check_labels(source, batch["label"])
-        missing = local_size - len(batch["index"])
-        yield {
-            name: np.pad(
-                values,
-                [(0, missing)] + [(0, 0)] * (values.ndim - 1),
-                constant_values=0 if name == "image" else -1,
-            )
-            for name, values in batch.items()
-        }
+    with shards.named(source.shards):
+        for _ in range(num_batches):
+            batch = next(batches, empty)
+            check_labels(source, batch["label"])
+            missing = local_size - len(batch["index"])
+            yield {
+                name: np.pad(
+                    values,
+                    [(0, missing)] + [(0, 0)] * (values.ndim - 1),
+                    constant_values=0 if name == "image" else -1,
+                )
+                for name, values in batch.items()
+                if name != "position"
+            }

@@ -33,9 +33,10 @@ def permuted_records(
     start_step: int,
     num_steps: int,
 ) -> tf.data.Dataset:
-    """(position, (index, index)) of this host's images in steps start_step, ..., num_steps - 1.
+    """(positions [b], (indices [b], indices [b])) of this host's images of each step.
 
-    The position counts the images of the whole training, over all hosts.
+    The steps are start_step, ..., num_steps - 1; b = batch_size / process_count. The position
+    counts the images of the whole training, over all hosts.
     """
     local_size = batch_size // process_count
     epoch_steps = steps_per_epoch(source, batch_size)
@@ -56,7 +57,7 @@ def permuted_records(
         indices.set_shape([local_size])
         return positions, (indices, indices)
 
-    return tf.data.Dataset.range(start_step, num_steps).map(positions_and_indices).unbatch()
+    return tf.data.Dataset.range(start_step, num_steps).map(positions_and_indices)
 
 
 def sequential_records(
@@ -68,7 +69,7 @@ def sequential_records(
     start_step: int,
     num_steps: int,
 ) -> tf.data.Dataset:
-    """(position, (index, raw record)), as `permuted_records`, read from shuffled shards."""
+    """(positions, (indices, raw records)), as `permuted_records`, read from shuffled shards."""
     local_size = batch_size // process_count
     epoch_steps = steps_per_epoch(source, batch_size)
     share = shards.host_share(source.shards, process_index, process_count)
@@ -86,4 +87,5 @@ def sequential_records(
         return records.enumerate().skip(skip).map(with_position)
 
     epochs = tf.data.Dataset.range(start_step // epoch_steps, -(-num_steps // epoch_steps))
-    return epochs.flat_map(epoch_records).take((num_steps - start_step) * local_size)
+    records = epochs.flat_map(epoch_records).take((num_steps - start_step) * local_size)
+    return records.batch(local_size, drop_remainder=True)

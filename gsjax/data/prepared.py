@@ -3,15 +3,26 @@
 import difflib
 import functools
 import os
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from gsjax.data.shards import from_instructions, gigabytes, in_order, size
+from gsjax.data.shards import (
+    Shard,
+    from_instructions,
+    gigabytes,
+    in_order,
+    named,
+    size,
+    unusable,
+)
 from gsjax.data.sources import Source, in_memory
 from gsjax.errors import UserError
+
+_RETRIES = 7  # of TFDS' downloads: its own 10 mean 3.5 minutes without network, these 25 s
 
 # Archives that TFDS cannot download: ImageNet asks for a log-in, the host of Stanford Cars is gone.
 _BY_HAND = {
@@ -36,7 +47,10 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
             f"{data.source} has no split {split!r}; it has {', '.join(builder.info.splits)}"
         ) from error
     if not parts:
-        raise UserError(f"{name} is empty")
+        splits = ", ".join(
+            f"{key} ({value.num_examples})" for key, value in builder.info.splits.items()
+        )
+        raise UserError(f"{name} selects no picture: {data.source} has {splits}")
     features = builder.info.features
     image_keys = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
     if not image_keys:
@@ -71,6 +85,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
             raise UserError(f"{data.source} has several labels a picture: prepare it as tfrecord")
         decoders = {image_key: tfds.decode.SkipDecoding()}
         records = builder.as_data_source(split=split, decoders=decoders)
+        _check_files(records, parts)
 
         def fetch(index: int) -> tuple[bytes, np.int32]:
             example = records[int(index)]
@@ -88,7 +103,9 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         )
     if gigabytes(parts) > data.memory_gb:
         return make(labels=None, read=parse, shards=parts)
-    pictures, labels = zip(*(parse(batch) for _, batch in in_order(parts).batch(1024)), strict=True)
+    with named(parts):
+        batches = [parse(batch) for _, batch in in_order(parts).batch(1024)]
+    pictures, labels = zip(*batches, strict=True)
     return in_memory(
         name,
         data.source,
@@ -99,6 +116,19 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         labelled,
         files,
     )
+
+
+def _check_files(records: Sequence, parts: Sequence[Shard]) -> None:
+    """Reads the first record of each array_record file.
+
+    Raises:
+      UserError: a file is missing or damaged; later that would look like damaged pictures.
+    """
+    for part in parts:
+        try:
+            records[part.first]
+        except Exception as error:  # whatever the reader makes of the bytes it finds
+            raise unusable(part.path, f"{type(error).__name__}: {error}") from error
 
 
 def _label_kind(features: tfds.features.FeaturesDict) -> tuple[str, tuple[str, ...] | None]:
@@ -142,19 +172,22 @@ def _any_hot(labels: tf.SparseTensor, num_classes: int) -> tf.Tensor:
 def prepared_builder(data: ml_collections.ConfigDict):
     """The TFDS builder of a data set that is on disk, after preparing it if that is possible."""
     data_dir = os.path.expanduser(data.data_dir) or None
-    try:
-        builder = tfds.builder(data.source, data_dir=data_dir)
-    except (ValueError, ImportError) as error:  # DatasetNotFoundError is a ValueError
-        known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(data.source, ["folder", "photos", *known], n=1)
+    # In a bucket, a folder exists once something is in it.
+    if data_dir and "://" not in data_dir and not os.path.isdir(data_dir):
         raise UserError(
-            f"data.source={data.source} is no TFDS data set, nor folder or photos"
-            + (f"; did you mean {near[0]}?" if near else "")
-        ) from error
-    if builder.is_prepared():
-        return builder
+            f"the data_dir {data_dir} does not exist: correct it, or make the folder "
+            f"(mkdir -p {data_dir}) for TFDS to prepare {data.source} there"
+        )
     where = data_dir or str(tfds.core.constants.DATA_DIR)
     command = f"tfds build {data.source} --data_dir={where}"
+    try:
+        builder = tfds.builder(data.source, data_dir=data_dir)
+    except Exception as error:  # of TFDS, of a damaged file of the data set, or of its own code
+        raise _cannot_open(data.source, where, command, error) from error
+    if builder.is_prepared():
+        return builder
+    if tf.io.gfile.exists(str(builder.data_path)):
+        raise _half_done(data.source, str(builder.data_path), command, "no dataset_info.json")
     archives = _BY_HAND.get(builder.name, ())
     manual = os.path.join(where, "downloads", "manual")
     missing = [name for name in archives if not tf.io.gfile.exists(os.path.join(manual, name))]
@@ -165,12 +198,46 @@ def prepared_builder(data: ml_collections.ConfigDict):
             f"put {what} into {manual} and run {command}"
         )
     print(f"{data.source} is not in {where}: TFDS downloads and prepares it", flush=True)
+    left = tf.io.gfile.glob(os.path.join(os.path.dirname(builder.data_path), "incomplete.*"))
+    if left:
+        print(f"an interrupted preparation has left {', '.join(left)}: delete it", flush=True)
     try:
+        from tensorflow_datasets.core.download import downloader
+
+        downloader.MAX_RETRIES = _RETRIES
         builder.download_and_prepare()
     except Exception as error:  # whatever the network, the disk or a data set's own code raises
-        reason = str(error).strip().split("\n")[0]
+        reason = _reason(error)
         raise UserError(
-            f"{data.source} is not in {where} and could not be prepared "
-            f"({type(error).__name__}: {reason}); to try by hand: {command}"
+            f"{data.source} is not in {where} and could not be prepared ({reason}): "
+            f"mend that (network, free disk) and start again, or run {command} where there is a "
+            f"network and copy {os.path.join(where, builder.name)} from there"
         ) from error
     return builder
+
+
+def _cannot_open(source: str, where: str, command: str, error: Exception) -> UserError:
+    """Why TFDS makes no builder: its files are damaged, its code fails, or there is no such set."""
+    name = source.split(":")[0]
+    with_files = [f for f, _, files in tf.io.gfile.walk(os.path.join(where, name)) if files]
+    if with_files:
+        return _half_done(source, with_files[0], command, _reason(error))
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] in known:
+        return UserError(f"{source} cannot be opened by TFDS ({_reason(error)})")
+    near = difflib.get_close_matches(source, ["folder", "photos", *known], n=1)
+    return UserError(
+        f"data.source={source} is no TFDS data set, nor folder or photos, and {where} has none of "
+        "that name" + (f"; did you mean {near[0]}?" if near else "")
+    )
+
+
+def _half_done(source: str, folder: str, command: str, reason: str) -> UserError:
+    return UserError(
+        f"the preparation of {source} in {folder} is unfinished or damaged ({reason}): "
+        f"delete {folder}, then start again or run {command}, or copy the data set anew"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"

@@ -1,12 +1,18 @@
 """TFRecord files read in sequence: for data sets that are too large to keep in memory."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from gsjax.errors import UserError
+
 _SHUFFLE_BUFFER = 16384  # encoded pictures
+_TOO_FEW = tf.errors.FailedPreconditionError  # of assert_cardinality
 _OPEN_FILES = 16  # read in turn, so that the buffer holds pictures of several shards
 
 
@@ -43,8 +49,15 @@ def gigabytes(shards: Iterable[Shard]) -> float:
 
 
 def size(path: str) -> int:
-    """The bytes of a file."""
-    return tf.io.gfile.stat(path).length
+    """The bytes of a file.
+
+    Raises:
+      UserError: it is not there.
+    """
+    try:
+        return tf.io.gfile.stat(path).length
+    except tf.errors.NotFoundError as error:
+        raise unusable(path, "there is no such file") from error
 
 
 def host_share(
@@ -101,4 +114,46 @@ def _columns(shards: Sequence[Shard]) -> tuple[tf.Tensor, ...]:
 @tf.autograph.experimental.do_not_convert
 def _open(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
     records = tf.data.TFRecordDataset(path).skip(skip).take(take)
+    # A file that was cut between two records would just end.
+    records = records.apply(tf.data.experimental.assert_cardinality(take))
     return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + take), records)
+
+
+@contextlib.contextmanager
+def named(shards: Sequence[Shard]) -> Iterator[None]:
+    """Names the file that is to blame where reading the shards fails: TensorFlow does not.
+
+    Raises:
+      UserError: one of the files is missing or damaged.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, _TOO_FEW) as error:
+        needed: dict[str, int] = {}
+        for shard in shards:
+            needed[shard.path] = max(needed.get(shard.path, 0), shard.skip + shard.take)
+        for path, least in needed.items():
+            try:
+                records = tf.data.TFRecordDataset(path)
+                held = int(records.reduce(np.int64(0), lambda number, _: number + 1))
+            except tf.errors.OpError as reason:
+                raise unusable(path, plain(reason)) from error
+            if held < least:
+                raise unusable(path, f"it holds {held} records of at least {least}") from error
+        raise
+
+
+def unusable(path: str, reason: str) -> UserError:
+    """The error that a file of a prepared data set is missing or damaged."""
+    return UserError(
+        f"{path} is missing or damaged ({reason}): copy it anew, or delete {os.path.dirname(path)} "
+        "and start again, so that TFDS prepares the data set anew"
+    )
+
+
+def plain(error: tf.errors.OpError) -> str:
+    """The line of TensorFlow's message that says what went wrong."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL)
+    around = ("Graph execution error", "Detected at", "Traceback", "Hint:")
+    lines = [line for line in text.strip().splitlines() if line[:1].strip()]
+    return next((ln.strip() for ln in lines[::-1] if not ln.startswith(around)), "unknown")

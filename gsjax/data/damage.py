@@ -1,0 +1,106 @@
+"""What takes the place of a picture that cannot be decoded in training."""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from gsjax.data import shards
+from gsjax.data.sources import Source
+from gsjax.errors import UserError
+
+# From (position, index, key) to the columns of a row.
+ExampleFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+
+_STREAM = 1  # keeps the draws apart from those of (seed, epoch)
+_NAMED = 5  # damaged pictures that the last message names
+
+# What fails for reasons that lie outside of the picture.
+_NOT_THE_PICTURE = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+)
+
+
+class Replacements:
+    """Finds other pictures for the places of damaged ones, names these and counts them.
+
+    Which picture takes a place is a function of the seed and the position, so neither a resume nor,
+    with random access, the number of hosts changes it. Each host counts what it meets itself, from
+    its start on.
+    """
+
+    def __init__(self, source: Source, seed: int, max_share: float, example_fn: ExampleFn) -> None:
+        """Replaces until more than max_share of the source's pictures are known to be damaged."""
+        self._source, self._seed, self._max_share = source, seed, max_share
+        self._row_fn = tf.function(example_fn, autograph=False)
+        self._damaged: dict[int, None] = {}  # in the order in which they were found
+
+    def row(self, position: int, index: int) -> dict[str, np.ndarray]:
+        """The columns of the row at a position whose own picture has failed.
+
+        That picture is tried once more, because storage can fail for a moment.
+
+        Raises:
+          UserError: too many pictures are damaged, or one cannot be read for another reason.
+        """
+        known = len(self._damaged)
+        generator = np.random.default_rng([self._seed, position, _STREAM])
+        taken = index
+        while (row := self._decode(position, taken)) is None:
+            taken = int(generator.integers(self._source.num_examples))
+        for number, found in enumerate(list(self._damaged)[known:], known + 1):
+            # On the host that met it: the others do not know. Not into the progress line.
+            tqdm.write(
+                f"damaged  {self._source.picture_name(found)} cannot be decoded: "
+                f"{self._source.picture_name(taken)} takes its place "
+                f"({number} of {self._source.num_examples} pictures so far)",
+                file=sys.stderr,
+            )
+        return row
+
+    def _decode(self, position: int, index: int) -> dict[str, np.ndarray] | None:
+        """The columns of a picture; None, and noted, if it is damaged."""
+        if index in self._damaged:
+            return None
+        key = read_key(self._source, index)
+        try:
+            row = self._row_fn(tf.constant(position, tf.int64), tf.constant(index, tf.int64), key)
+            return {name: column.numpy() for name, column in row.items()}
+        except _NOT_THE_PICTURE as error:
+            raise UserError(
+                f"{self._source.picture_name(index)} cannot be read, which may not be its fault "
+                f"({shards.plain(error)}): start again when memory and storage are in order"
+            ) from error
+        except tf.errors.OpError:
+            self._damaged[index] = None
+            self._check_share()
+            return None
+
+    def _check_share(self) -> None:
+        count, total = len(self._damaged), self._source.num_examples
+        if count <= self._max_share * total and count < total:
+            return
+        names = ", ".join(self._source.picture_name(i) for i in list(self._damaged)[:_NAMED])
+        more = f" and {count - _NAMED} more" if count > _NAMED else ""
+        raise UserError(
+            f"{count} of the {total} pictures of {self._source.name} ({count / total:.2%}) cannot "
+            f"be decoded, more than data.max_damaged={self._max_share:g}: {names}{more}; they are "
+            "damaged, missing or no JPEG, PNG, WebP or BMP: mend or remove them, or raise "
+            "--config.data.max_damaged"
+        )
+
+
+def read_key(source: Source, index: int) -> tf.Tensor:
+    """What `source.read` takes for a picture: its index or, without random access, its record."""
+    if not source.shards:
+        return tf.constant(index, tf.int64)
+    shard = next(s for s in source.shards if s.first <= index < s.first + s.take)
+    with shards.named([shard]):
+        _, record = next(iter(shards.in_order([shard]).skip(index - shard.first)))
+    return record

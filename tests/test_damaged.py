@@ -1,0 +1,247 @@
+"""Damaged pictures and files in training: what takes their place, what is said, what stops."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_tfds
+from PIL import Image
+
+from gsjax import defaults
+from gsjax.data import crops, input_pipeline, sources, transforms
+from gsjax.errors import UserError
+
+DAMAGED = (3, 7, 20)  # of the 23 pictures
+STEPS = 12  # more than two epochs of five steps
+
+
+def _open(kind, folder):
+    config = defaults.get_config()
+    config.batch_size, config.data.max_damaged = 4, 0.5
+    config.data.source = "folder" if kind == "folder" else "tiny"
+    config.data.data_dir = str(folder)
+    config.data.memory_gb = 0.0 if kind == "sequence" else 4.0
+    return config, sources.open_source(config.data, "" if kind == "folder" else "train")
+
+
+def _damage_records(folder):
+    """Cuts the pictures of some records; the files themselves stay sound."""
+    number = 0
+    for path in sorted(folder.glob("tiny/1.0.0/tiny-train*")):
+        records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records:
+                example = tf.train.Example.FromString(record)
+                if number in DAMAGED:
+                    picture = example.features.feature["picture"].bytes_list
+                    picture.value[0] = b"" if number == 7 else picture.value[0][:60]
+                writer.write(example.SerializeToString())
+                number += 1
+
+
+def _damage_files(folder):
+    cut, empty, missing = (folder / f"{i:02}.png" for i in DAMAGED)
+    cut.write_bytes(cut.read_bytes()[:60])
+    empty.write_bytes(b"")
+    missing.unlink()
+
+
+@pytest.fixture(params=["memory", "sequence", "folder"])
+def case(request, tmp_path):
+    """A source with three damaged pictures, and its batches from before they were damaged."""
+    kind = request.param
+    if kind == "folder":
+        for i, image in enumerate(tiny_tfds.pictures("train")):
+            Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    else:
+        tiny_tfds.write(tmp_path, num_shards=4)
+    config, source = _open(kind, tmp_path)
+    sound = _train(config, source, 0, STEPS)
+    if kind == "folder":
+        _damage_files(tmp_path)  # the source is open already: one is missing from it now
+    else:
+        _damage_records(tmp_path)
+        config, source = _open(kind, tmp_path)
+    return config, source, sound
+
+
+def _train(config, source, start, stop, *host, **settings):
+    return list(input_pipeline.train_batches(source, config, start, stop, *host, **settings))
+
+
+def _assert_equal(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def _substitute(seed, position):
+    """The first sound picture of those that are drawn from (seed, position)."""
+    generator = np.random.default_rng([seed, position, 1])
+    while (index := int(generator.integers(23))) in DAMAGED:
+        pass
+    return index
+
+
+def test_another_picture_takes_the_place(case):
+    """Sound rows stay bit by bit; the others are crops, drawn for their place, of another."""
+    config, source, sound = case
+    replaced = 0
+    for step, (batch, before) in enumerate(zip(_train(*case[:2], 0, STEPS), sound, strict=True)):
+        is_damaged = np.isin(before["index"], DAMAGED)
+        for name, column in batch.items():
+            assert (column.shape, column.dtype) == (before[name].shape, before[name].dtype)
+            np.testing.assert_array_equal(column[~is_damaged], before[name][~is_damaged])
+        for place in np.flatnonzero(is_damaged):
+            index = _substitute(config.seed, 4 * step + place)
+            assert batch["index"][place] == index
+            (picture,) = input_pipeline.load_images(source, [index])
+            seed = tf.constant([config.seed, 4 * step + place], tf.int64)
+            boxes = crops.random_resized_crop_boxes(seed, picture.shape[:2], config.augment)
+            np.testing.assert_array_equal(batch["boxes"][place], boxes)
+            for view, box in zip(batch["views"][place], boxes, strict=True):
+                np.testing.assert_array_equal(view, crops.crop_and_resize(picture, box, 32))
+            np.testing.assert_array_equal(batch["size"][place], picture.shape[:2])
+            assert batch["label"][place] == (index % 3 if config.data.source == "tiny" else -1)
+            replaced += 1
+    assert replaced >= 5
+
+
+def test_a_resume_and_more_hosts_change_nothing(case):
+    config, source, _ = case
+    whole = _train(config, source, 0, STEPS)
+    for start in (4, 7):
+        _assert_equal(_train(config, source, start, STEPS), whole[start:])
+    _assert_equal(
+        [{**b, "views": b["views"][:, :1], "boxes": b["boxes"][:, :1]} for b in whole],
+        _train(config, source, 0, STEPS, num_views=1),
+    )
+    if not source.shards:
+        parts = [_train(config, source, 0, STEPS, host, 4) for host in range(4)]
+        joined = [
+            {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+            for batches in zip(*parts, strict=True)
+        ]
+        _assert_equal(joined, whole)
+
+
+def test_each_is_named_once(case, capfd):
+    config, source, _ = case
+    _train(config, source, 0, STEPS)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+    for number, line in enumerate(lines, 1):
+        assert f"takes its place ({number} of 23 pictures so far)" in line
+    for index in DAMAGED:
+        name = f"damaged  {source.picture_name(index)} cannot be decoded: "
+        assert sum(name in line for line in lines) == 1
+    assert len(lines) == len(DAMAGED)
+
+
+def test_training_stops_above_the_share(case):
+    config, source, _ = case
+    config.data.max_damaged = 3 / 23
+    assert len(_train(config, source, 0, STEPS)) == STEPS
+    config.data.max_damaged = 2.99 / 23
+    with pytest.raises(UserError) as error:
+        _train(config, source, 0, STEPS)
+    message = str(error.value)
+    assert "3 of the 23 pictures" in message and "(13.04%)" in message
+    assert "--config.data.max_damaged" in message and "mend or remove them" in message
+    assert all(source.picture_name(index) in message for index in DAMAGED)
+
+
+def test_features_leave_them_out(case):
+    _, source, _ = case
+    for batch_size in (1, 4, 23):
+        batches = list(input_pipeline.test_batches(source, transforms.central(16), batch_size))
+        assert len(batches) == -(-23 // batch_size)
+        index = np.concatenate([batch["index"] for batch in batches])
+        expected = [i for i in range(23) if i not in DAMAGED]
+        np.testing.assert_array_equal(index[index >= 0], expected)
+
+
+def test_nothing_but_damaged_pictures_ends(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    config, source = _open("folder", tmp_path)
+    config.data.max_damaged = 1.0
+    with pytest.raises(UserError, match="6 of the 6 pictures.* and 1 more"):
+        _train(config, source, 0, 1)
+
+
+@pytest.fixture
+def sound_folder(tmp_path):
+    for i, image in enumerate(tiny_tfds.pictures("train")):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    return _open("folder", tmp_path)
+
+
+def _failing(source, error, times):
+    """Lets the first readings of number 5 fail."""
+    read, failed = source.read, []
+
+    def fail(index):
+        if index == 5 and len(failed) < times:
+            failed.append(index)
+            raise error
+        return index
+
+    def flaky(index):
+        return read(tf.ensure_shape(tf.numpy_function(fail, [index], tf.int64), []))
+
+    object.__setattr__(source, "read", flaky)
+    return failed
+
+
+def test_storage_that_fails_for_a_moment_changes_nothing(sound_folder, capfd):
+    config, source = sound_folder
+    sound = _train(config, source, 0, STEPS)
+    failed = _failing(source, OSError("try again"), times=1)
+    _assert_equal(_train(config, source, 0, STEPS), sound)
+    assert failed == [5]
+    assert "damaged" not in capfd.readouterr().err
+
+
+def test_what_is_not_the_pictures_fault_is_not_taken_for_damage(sound_folder):
+    config, source = sound_folder
+    _failing(source, MemoryError("none left"), times=99)
+    with pytest.raises(UserError, match=r"05.png.* not be its fault \(MemoryError: none"):
+        _train(config, source, 0, STEPS)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def _cut_between_records(path):
+    first, *_ = tf.data.TFRecordDataset(str(path))
+    path.write_bytes(path.read_bytes()[: len(first.numpy()) + 16])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("when", ["in memory", "training", "features"])
+@pytest.mark.parametrize("damage", [_cut, _cut_between_records, _flip, lambda path: path.unlink()])
+def test_a_damaged_file_of_the_data_set_is_named(tmp_path, damage, when):
+    """It is no damaged picture: a part of the data set is not there."""
+    tiny_tfds.write(tmp_path, num_shards=3)
+    config, source = _open("sequence", tmp_path)
+    folder = tmp_path / "tiny/1.0.0"
+    path = folder / "tiny-train.tfrecord-00001-of-00003"
+    damage(path)
+    with pytest.raises(UserError) as error:
+        if when == "in memory":
+            _open("memory", tmp_path)
+        elif when == "training":
+            _train(config, source, 0, STEPS)
+        else:
+            list(input_pipeline.test_batches(source, transforms.central(16), 4))
+    message = str(error.value)
+    assert message.startswith(f"{path} is missing or damaged (")
+    assert f"delete {folder} and start again" in message
+    assert "\n" not in message and "{{" not in message and "[Op:" not in message
