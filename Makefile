@@ -22,8 +22,8 @@ help:  ## show this list
 	@echo 'Another Python: make test PYTHON=python3.13 VENV=.venv313'
 
 demo: $(VENV)/.installed  ## pre-train the embedded demonstration on the CPU, report in runs/demo
-	$(BIN)/python -m gsjax.main --config configs/demo.py --workdir runs/demo
-	$(BIN)/python -m gsjax.main --job report --workdir runs/demo
+	$(BIN)/python -m gsjax.main --config configs/demo.py --workdir runs/demo --config.platform=cpu
+	$(BIN)/python -m gsjax.main --job report --workdir runs/demo --config.platform=cpu
 
 test: lint  ## lint, then all tests but the slow ones (more options: PYTEST_ARGS="-x -k losses")
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

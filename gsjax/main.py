@@ -95,15 +95,17 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
         _fail(str(error))
 
 
-def _start(dtype: str) -> None:
+def _start(config: ml_collections.ConfigDict) -> None:
     from gsjax import parallel  # imports JAX, only once the settings are known to be good
 
+    dtype = config.encoder.dtype
     parallel.start(dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    parallel.choose_platform(config.platform)
 
 
 def _run_job(job: Job, config: ml_collections.ConfigDict) -> None:
     with interrupts.leaving_at_once():
-        _start(config.encoder.dtype)
+        _start(config)
         job.load()(config, _workdir())
 
 
@@ -114,7 +116,7 @@ def _run_sweep(job: Job, plan: sweeps.Plan, argv: list[str]) -> None:
     else:
         member = plan.member(index)
         with interrupts.leaving_at_once():
-            _start(member.config.encoder.dtype)
+            _start(member.config)
             job.load("run_member")(plan, member, _workdir())
 
 

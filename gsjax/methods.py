@@ -171,7 +171,7 @@ def create_method(config: ml_collections.ConfigDict, platform: str) -> Method:
     head = {"dtype": config.encoder.dtype, "cpu_kernels": cpu_kernels}
     simsiam = config.method == "simsiam"
     modules: dict[str, nn.Module] = {
-        "encoder": create_encoder(config.encoder, cpu_kernels),
+        "encoder": create_encoder(config.encoder, cpu_kernels, config.remat),
         "projector": Projector(
             **config.projector,
             # google-research/simclr scales the normalised embedding, facebookresearch/simsiam not.

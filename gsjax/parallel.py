@@ -4,6 +4,7 @@ import collections
 import itertools
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ from gsjax.errors import UserError
 
 AXIS = "batch"  # the one mesh axis; collectives of the step name it
 _PEER_TIMEOUT = 20  # seconds after which the others end because a process is gone
+_EXTRAS = {
+    "gpu": "pip install 'gsjax[cuda12]' (or cuda13)",
+    "tpu": "pip install 'gsjax[tpu]'",
+}
 
 
 def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id: int = 0) -> None:
@@ -65,6 +70,37 @@ def _environment_names_several() -> bool:
     """Whether `srun` or a TPU pod has started this process as one of several."""
     workers = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES", "")
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or "," in workers
+
+
+def choose_platform(platform: str) -> None:
+    """Takes the CPU where `config.platform` is cpu; else makes sure that its devices are there.
+
+    To be called before anything else asks JAX for devices. With "auto" the CPU is fine, but told,
+    unless JAX_PLATFORMS asks for it.
+
+    Raises:
+      UserError: JAX finds other devices than those asked for, or fails to start them.
+    """
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        return
+    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+    among = f" with JAX_PLATFORMS={asked}" if asked else ""
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:
+        raise UserError(f"JAX cannot start its devices{among}: {error}") from error
+    if platform not in ("auto", found):
+        raise UserError(
+            f"platform is {platform}, but JAX{among} finds no {platform.upper()}, only {found}: "
+            f"{_EXTRAS[platform]}, see that its driver works, or take --config.platform=cpu"
+        )
+    if found == "cpu" and not asked and is_primary():
+        print(
+            "gsjax: warning: no accelerator found, the CPU computes; if one is there: "
+            f"{' or '.join(_EXTRAS.values())}; if not, --config.platform=cpu silences this",
+            file=sys.stderr,
+        )
 
 
 def create_mesh(

@@ -12,7 +12,17 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 
-from gsjax import checkpoints, environment, interrupts, loop, metrics, parallel, pictures, step
+from gsjax import (
+    checkpoints,
+    environment,
+    interrupts,
+    loop,
+    memory,
+    metrics,
+    parallel,
+    pictures,
+    step,
+)
 from gsjax.data import input_pipeline, order, sources
 from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor, has_measured
@@ -51,11 +61,13 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
     metrics.say(f"data     {source.name}, {source.num_examples} images")
     metrics.say(f"workdir  {folder}")
 
+    train_step: jax.stages.Compiled | None = None
     with contextlib.ExitStack() as stack:
         saved = checkpoints.Checkpoints(
             folder, config.checkpoint.keep, config.checkpoint.keep_every
         )
         stack.enter_context(contextlib.closing(saved))
+        stack.enter_context(memory.told_out_of_memory(lambda: memory.of_step(config, train_step)))
         create = step.create_state_fn(method, optimizer, mesh)
         init_key, key = step.keys(config)
         state = saved.restore(config.checkpoint.load, create.eval_shape(init_key))

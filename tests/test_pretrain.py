@@ -326,6 +326,7 @@ _, overrides = settings.split_overrides(sys.argv[2:])
 config = settings.load(None)
 settings.override(config, overrides)
 parallel.start(config.encoder.dtype)
+recorded(settings.check(config), lambda config: parallel.choose_platform(config.platform))
 recorded(settings.check(config), lambda config: pretrain.pretrain(config, sys.argv[1]))
 settings.override(config, {"method": "simsiam", "projector.last_bn": "true",
                            "similarity.measure": "none", "augment.blur": "0.5"})

@@ -181,9 +181,15 @@ def prepared_builder(data: ml_collections.ConfigDict):
     where = data_dir or str(tfds.core.constants.DATA_DIR)
     command = f"tfds build {data.source} --data_dir={where}"
     try:
-        builder = tfds.builder(data.source, data_dir=data_dir)
+        name, _ = tfds.core.naming.parse_builder_name_kwargs(data.source)
+        builder = None if name.namespace else tfds.builder(data.source, data_dir=data_dir)
     except Exception as error:  # of TFDS, of a damaged file of the data set, or of its own code
         raise _cannot_open(data.source, where, command, error) from error
+    if builder is None:  # TFDS would fetch the code of whoever published it, and run it
+        raise UserError(
+            f"data.source={data.source} is a community data set, whose code TFDS would fetch and "
+            "run: prepare it where you trust it, and name it without the namespace"
+        )
     if builder.is_prepared():
         return builder
     if tf.io.gfile.exists(str(builder.data_path)):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, metrics, parallel
+from gsjax import augment, memory, metrics, parallel
 from gsjax.data import input_pipeline
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
@@ -112,8 +112,9 @@ def extract(
     rows: Features | None = None
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     for i, batch in enumerate(batches):
-        encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
-        part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
+        with memory.told_out_of_memory(lambda: _smaller(batch_size, devices)):
+            encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
+            part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
         feature, labels, index = (column[part[2] >= 0] for column in part)
         if rows is None:
             rows = Features(
@@ -129,6 +130,12 @@ def extract(
     progress.close()
     assert rows is not None  # no source is empty
     return rows
+
+
+def _smaller(batch_size: int, devices: int) -> str:
+    if batch_size > devices:
+        return f"{batch_size} pictures are encoded at once; take a smaller features.batch_size"
+    return "one picture is too large for the encoder; take a smaller size of the pictures"
 
 
 def report(source: Source, rows: Features, need_all: bool = False) -> Features:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from gsjax import metrics
+from gsjax import memory, metrics
 from gsjax.data import transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, evaluation, logistic, scores
@@ -64,15 +64,16 @@ def _evaluate(
         )
 
     def fit(feature, label, l2, progress):
-        return logistic.fit(
-            feature,
-            label,
-            num_classes,
-            l2,
-            max_iterations=settings.max_iterations,
-            memory_gb=settings.memory_gb,
-            progress=progress.update,
-        )
+        with memory.told_out_of_memory(lambda: _smaller(name, feature, settings)):
+            return logistic.fit(
+                feature,
+                label,
+                num_classes,
+                l2,
+                max_iterations=settings.max_iterations,
+                memory_gb=settings.memory_gb,
+                progress=progress.update,
+            )
 
     progress = metrics.Progress(f"{name}: l2 grid", len(logistic.GRID), inner=True)
     grid = fit(rows["train"].feature, rows["train"].label, logistic.GRID, progress)
@@ -127,6 +128,13 @@ def _evaluate(
             "refit_converged": bool(final.converged[0]),
         },
     )
+
+
+def _smaller(name: str, feature: np.ndarray, settings: ml_collections.ConfigDict) -> str:
+    rows = f"logistic regression on {len(feature)} x {feature.shape[1]} features of {name}"
+    if settings.memory_gb:
+        return f"{rows}; lower transfer.memory_gb={settings.memory_gb:g}"
+    return f"{rows}; take a part of them with transfer.max_examples"
 
 
 def score(metric: str, logits: np.ndarray, labels: np.ndarray) -> float:

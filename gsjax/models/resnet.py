@@ -152,6 +152,8 @@ class ResNet(nn.Module):
         their shortcuts (Goyal et al., arXiv:1706.02677, 5.1).
       axis_name: mapped axis over whose devices training takes BN statistics, or None.
       cpu_kernels: compute with `gsjax.models.cpu`; parameters and values are the same.
+      remat: keep only the blocks' inputs for the backward pass of training, which computes the rest
+        anew (Chen et al., arXiv:1604.06174); variables and values are the same.
     """
 
     stage_sizes: Sequence[int]
@@ -162,6 +164,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = True
     axis_name: str | None = "batch"
     cpu_kernels: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -184,9 +187,10 @@ class ResNet(nn.Module):
         x = norm(relu=True, name="bn1")(x, train)
         if self.stem == "imagenet":
             x = max_pool(x)
+        block = nn.remat(self.block, static_argnums=(2,)) if self.remat and train else self.block
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
-                x = self.block(
+                x = block(
                     features=self.width * 2**i,
                     stride=2 if i > 0 and j == 0 else 1,
                     conv=conv,
@@ -227,7 +231,9 @@ ARCHITECTURES: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottlene
 }
 
 
-def create_encoder(settings: ml_collections.ConfigDict, cpu_kernels: bool) -> ResNet:
+def create_encoder(
+    settings: ml_collections.ConfigDict, cpu_kernels: bool, remat: bool = False
+) -> ResNet:
     """Builds the encoder of a `config.encoder` group; float64 needs `jax_enable_x64`."""
     stage_sizes, block = ARCHITECTURES[settings.name]
     return ResNet(
@@ -238,4 +244,5 @@ def create_encoder(settings: ml_collections.ConfigDict, cpu_kernels: bool) -> Re
         dtype=settings.dtype,
         zero_init_residual=settings.zero_init_residual,
         cpu_kernels=cpu_kernels,
+        remat=remat,
     )

@@ -48,7 +48,8 @@ def picture(title: str, file: epath.Path) -> Picture:
       UserError: it is damaged.
     """
     try:
-        image = Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
+        # No other format: for some of them Pillow runs a program on the file.
+        image = Image.open(io.BytesIO(file.read_bytes()), formats=["PNG"]).convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow's words for what is no picture, or torn
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     if image.width > _MAX_WIDTH:

@@ -1,0 +1,121 @@
+"""Out of memory: real refusals of the allocator become one line that says what to do."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FAST_COMPILATION
+from PIL import Image
+
+from gsjax import memory, parallel, settings
+from gsjax.data import sources, transforms
+from gsjax.errors import UserError
+from gsjax.evaluate import features
+
+HUGE = 2**21  # a matrix of so many rows and columns takes 16 TiB
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (40, 40), (30 * i, 5, 200)).save(folder / f"{i}.png")
+    return folder
+
+
+def sorted_outer_product(x):
+    """Needs [HUGE, HUGE] floats."""
+    return jnp.sort(jnp.sin(x)[:, None] * jnp.cos(x)[None, :], axis=0)[0]
+
+
+def changed(**overrides):
+    config = settings.load(None)
+    settings.override(config, {key.replace("__", "."): str(v) for key, v in overrides.items()})
+    return config
+
+
+def test_step_too_large_for_the_memory_ends_in_one_line(pictures, tmp_path):
+    def limit():  # more than the process takes by itself, less than the step, on any machine
+        resource.setrlimit(resource.RLIMIT_AS, (60 * 2**30, 60 * 2**30))
+
+    arguments = {
+        "data.source": "folder", "data.data_dir": pictures, "data.split": "",
+        "data.labelled_split": "", "data.test_split": "", "data.image_size": 2048,
+        "batch_size": 4, "encoder.width": 32, "log.example_pairs": 0,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "gsjax.main", "--workdir", str(tmp_path / "run")]
+    command += [f"--config.{key}={value}" for key, value in arguments.items()]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+        env=os.environ | {"XLA_FLAGS": FAST_COMPILATION},
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gsjax: error: out of device memory: the step of batch_size=4 needs 1")
+    for part in (
+        " GiB on each device", "remat=true", "more devices than 1", "encoder.dtype=bfloat16",
+        "a smaller batch_size changes it", "Out of memory allocating",
+    ):  # fmt: skip
+        assert part in line
+
+
+def test_figures_are_xlas():
+    compiled = jax.jit(sorted_outer_product).lower(jnp.zeros(HUGE)).compile()
+    text = memory.of_step(changed(), compiled)
+    found = compiled.memory_analysis()
+    assert found.temp_size_in_bytes >= 4 * HUGE**2
+    whole = found.temp_size_in_bytes + 4 * HUGE + 4 * HUGE  # argument and result
+    assert f"needs {whole / 2**30:.1f} GiB" in text
+    assert f"{found.temp_size_in_bytes / 2**30:.1f} of them" in text
+    assert "needs more than a device has" in memory.of_step(changed(), None)
+
+
+def test_what_is_done_already_is_not_proposed():
+    text = memory.of_step(changed(remat=True, encoder__dtype="bfloat16"), None)
+    assert "remat" not in text and "bfloat16" not in text and "more devices" in text
+
+
+def test_other_errors_pass():
+    def fail(x):
+        raise ValueError("RESOURCE_EXHAUSTED: not XLA's")
+
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.told_out_of_memory(lambda: "never"):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        jax.jit(lambda x: jax.pure_callback(fail, shape, x))(1.0).block_until_ready()
+    with pytest.raises(ZeroDivisionError), memory.told_out_of_memory(lambda: "never"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "advice"),
+    [(8, "8 pictures are encoded at once; take a smaller features.batch_size"),
+     (1, "one picture is too large")],
+)  # fmt: skip
+def test_features_say_what_to_lower(pictures, batch_size, advice):
+    config = changed(data__source="folder", data__data_dir=pictures)
+    source = sources.open_source(config.data, "")
+    mesh = parallel.create_mesh(1, jax.devices()[:1])
+
+    def encode(variables, images):
+        x = jnp.resize(images.astype(jnp.float32), HUGE)
+        return jnp.zeros((len(images), 2)) + sorted_outer_product(x)[0]
+
+    batch = jax.sharding.PartitionSpec(parallel.AXIS)
+    encode_fn = parallel.data_parallel(
+        encode, mesh, in_specs=(jax.sharding.PartitionSpec(), batch), out_specs=batch
+    )
+    with pytest.raises(UserError, match=advice) as caught:
+        features.extract(
+            encode_fn, np.zeros(1), source, transforms.central(16), batch_size, mesh, "test"
+        )
+    assert "\n" not in str(caught.value)
