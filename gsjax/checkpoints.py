@@ -1,41 +1,23 @@
-"""Checkpoints of the training state by Orbax, and the work directory's `config.json`."""
+"""Checkpoints of the training state by Orbax, and the work directory's `config.json`.
 
-import contextlib
+A checkpoint is complete with its manifest, and used only if its bytes are those of the manifest.
+"""
+
 import json
-import uuid
-from collections.abc import Iterator
+import os
+import re
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from absl import logging
+from clu import metric_writers
 from etils import epath
 
 import gsjax
-from gsjax import parallel, settings
+from gsjax import files, manifest, metrics, parallel, settings
 from gsjax.errors import UserError
-
-
-def absolute(path: str) -> epath.Path:
-    """Returns a local path made absolute, and gs://... as it is."""
-    expanded = epath.Path(path).expanduser()
-    return expanded if "://" in expanded.as_posix() else expanded.absolute()
-
-
-def write_text(file: epath.Path, text: str) -> None:
-    """Writes a file that is there whole, or as it was before, also where two write it at once."""
-    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
-    new.write_text(text)
-    new.replace(file)
-
-
-@contextlib.contextmanager
-def told(path: epath.Path) -> Iterator[None]:
-    """Turns the errors of writing files into one line that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def claim(
@@ -74,47 +56,49 @@ def claim(
         parallel.sync_hosts("config.json is compared")
         if parallel.is_primary():
             content = {"gsjax": gsjax.__version__, "config": config.to_dict(), "data": facts}
-            write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+            files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:
     """Returns the steps of the complete checkpoints in a work directory."""
-    folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return [step for step in _steps(workdir) if manifest.exists(_path(workdir, step))]
 
 
 def find(workdir: epath.Path, load: str) -> epath.Path | None:
     """Returns the checkpoint that an evaluation's `checkpoint.load` names, None for `none`.
 
+    The first host looks for all. `latest` is the newest that is as it was written.
+
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or it is damaged.
     """
     if load == "none":
         return None
-    steps = saved_steps(workdir)
+    return epath.Path(parallel.from_primary(lambda: _find(workdir, load).as_posix()))
+
+
+def _find(workdir: epath.Path, load: str) -> epath.Path:
     if load != "latest" and not load.isdecimal():
-        path = absolute(load)
+        path = files.absolute(load)
         if not path.exists() or not path.name.isdecimal():
             raise UserError(
                 f"checkpoint.load: there is no checkpoint {path}; give the path of a "
                 "checkpoints/<step>, latest, none or a step"
             )
-        return path
-    if not steps:
-        raise UserError(
-            f"{workdir} holds no checkpoint: train first (--job pretrain), name another --workdir, "
-            "or measure the untrained encoder with checkpoint.load=none"
-        )
-    chosen = steps[-1] if load == "latest" else int(load)
-    if chosen not in steps:
-        raise UserError(
-            f"checkpoint.load: no checkpoint of step {load} in {workdir / 'checkpoints'} "
-            f"({', '.join(map(str, steps))})"
-        )
-    return workdir / "checkpoints" / str(chosen)
+        return _checked(path)
+    if load == "latest":
+        newest = _newest(workdir)
+        if newest is None:
+            raise UserError(
+                f"{workdir} holds no checkpoint: train first (--job pretrain), name another "
+                "--workdir, or measure the untrained encoder with checkpoint.load=none"
+            )
+        return newest
+    if int(load) not in saved_steps(workdir):
+        raise _no_step(workdir, load)
+    return _checked(_path(workdir, int(load)))
 
 
 def restore(path: epath.Path, target: Any) -> Any:
@@ -153,63 +137,165 @@ class Checkpoints:
     """The checkpoints `workdir/checkpoints/<step>` of a run."""
 
     def __init__(self, workdir: epath.Path, keep: int, keep_every: int) -> None:
-        self._folder = workdir / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, create=True
-        )
-        self._manager = ocp.CheckpointManager(self._folder.as_posix(), options=options)
+        self._workdir = workdir
+        self._keep, self._keep_every = keep, keep_every
+        self._damaged: set[int] = set()  # complete, but passed over
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts to write the state after `step` steps."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+    def save(self, step: int, state: Any, writer: metric_writers.MetricWriter) -> None:
+        """Writes the state after `step` steps, then removes older checkpoints.
+
+        The metrics reach the disk first, and a checkpoint counts once its manifest is written,
+        which the first host does when all have written their part.
+
+        Raises:
+          UserError: the disk is full or fails; what was there before is still there.
+        """
+        path = _path(self._workdir, step)
+        writer.flush()
+        if parallel.is_primary():
+            with files.told(path):
+                manifest.remove(path)  # what was left of a save or has been damaged
+                path.mkdir(parents=True)
+        parallel.sync_hosts(f"checkpoint {step} can be written")
+        _write(path, state)
+        parallel.sync_hosts(f"checkpoint {step} is written")
+        if parallel.is_primary():
+            with files.told(path):
+                metrics.sync(self._workdir)
+                manifest.write(path)
+            self._damaged.discard(step)
+            self._remove_older(step)
+        parallel.sync_hosts(f"checkpoint {step} is complete")
+
+    def _remove_older(self, newest: int) -> None:
+        good = [step for step in saved_steps(self._workdir) if step not in self._damaged]
+        kept = [step for step in good if step <= newest][-self._keep :]
+        if self._keep_every:
+            kept += [step for step in good if step % self._keep_every == 0]
+        for step in _steps(self._workdir):
+            if step < newest and step not in kept:
+                path = _path(self._workdir, step)
+                try:
+                    manifest.remove(path)
+                except OSError as error:
+                    metrics.say(f"warning: {path} cannot be removed: {error.strerror or error}")
 
     def restore(self, load: str, target: Any) -> Any:
         """Returns the state that `checkpoint.load` names, or None for a fresh start.
 
         A directory with checkpoints goes on from them, also when `load` is the path that its first
-        start began from.
+        start began from: from the newest that is as it was written.
 
         Args:
           load: latest, none, a step or a path.
           target: the state's shapes, types and shardings.
 
         Raises:
-          UserError: there is no such checkpoint, or one of another model; or `load` is `none` and
-            the directory holds checkpoints.
+          UserError: there is no such checkpoint, or it is damaged or one of another model; or
+            `load` is `none` and the directory holds checkpoints.
         """
-        latest = self._manager.latest_step()
-        if load == "none":
-            if latest is not None:
-                raise UserError(
-                    f"checkpoint.load is none, but {self._folder} holds checkpoints up to step "
-                    f"{latest}; choose another --workdir, or checkpoint.load=latest to go on"
-                )
-            return None
-        if load.isdecimal():
-            if latest is not None and int(load) < latest:
-                raise UserError(
-                    f"checkpoint.load={load}, but {self._folder} goes on to step {latest}; to "
-                    f"branch off, give a new --workdir and checkpoint.load={self._folder / load}"
-                )
-            if int(load) not in self._manager.all_steps():
-                steps = ", ".join(map(str, self._manager.all_steps())) or "none"
-                raise UserError(
-                    f"checkpoint.load: no checkpoint of step {load} in {self._folder} ({steps})"
-                )
-            return restore(self._folder / load, target)
-        if latest is not None:
-            return restore(self._folder / str(latest), target)
-        if load == "latest":
-            return None
-        path = absolute(load)
-        if not path.exists():
-            raise UserError(f"checkpoint.load: there is no checkpoint {path}")
-        return restore(path, target)
+        chosen = parallel.from_primary(lambda: self._choose(load))
+        return None if chosen is None else restore(epath.Path(chosen), target)
 
-    def close(self) -> None:
-        """Waits until what was started is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def _choose(self, load: str) -> str | None:
+        steps = saved_steps(self._workdir)
+        if load == "none" and steps:
+            raise UserError(
+                f"checkpoint.load is none, but {self._workdir / 'checkpoints'} holds checkpoints "
+                f"up to step {steps[-1]}; choose another --workdir, or checkpoint.load=latest to "
+                "go on"
+            )
+        if load.isdecimal():
+            if steps and int(load) < steps[-1]:
+                raise UserError(
+                    f"checkpoint.load={load}, but {self._workdir / 'checkpoints'} goes on to step "
+                    f"{steps[-1]}; to branch off, give a new --workdir and "
+                    f"checkpoint.load={_path(self._workdir, int(load))}"
+                )
+            if int(load) not in steps:
+                raise _no_step(self._workdir, load)
+            chosen: epath.Path | None = _checked(_path(self._workdir, int(load)))
+        else:
+            chosen = _newest(self._workdir)
+        first = int(chosen.name) if chosen else 0
+        self._damaged = {step for step in steps if step > first}
+        begin = f"going on from step {first}" if chosen else "beginning anew"
+        for step in _steps(self._workdir):
+            if step > first and step not in steps:
+                path = _path(self._workdir, step)
+                metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
+        if chosen is None and load not in ("latest", "none"):
+            path = files.absolute(load)
+            if not path.exists():
+                raise UserError(f"checkpoint.load: there is no checkpoint {path}")
+            chosen = _checked(path)
+        return chosen.as_posix() if chosen else None
+
+
+def _write(path: epath.Path, state: Any) -> None:
+    """Writes a state by Orbax, whose threads tell a full disk in many words and several errors."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(path / "default", args=ocp.args.StandardSave(state))
+    except Exception as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(number[1])) if number else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} cannot be written: {reason}; the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _path(workdir: epath.Path, step: int) -> epath.Path:
+    return workdir / "checkpoints" / str(step)
+
+
+def _steps(workdir: epath.Path) -> list[int]:
+    """Of all checkpoints, also incomplete ones."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _newest(workdir: epath.Path) -> epath.Path | None:
+    """The newest complete checkpoint that is as it was written; names those that are not."""
+    warnings: list[str] = []
+    for step in reversed(saved_steps(workdir)):
+        path = _path(workdir, step)
+        fault = manifest.fault(path)
+        if fault is None:
+            for warning in warnings:
+                metrics.say(f"warning: {warning}: going on from step {step}")
+            return path
+        if not manifest.exists(path):  # a training beside this evaluation has just removed it
+            return _newest(workdir)
+        warnings.append(f"checkpoint {path} is damaged ({fault})")
+    if warnings:
+        raise UserError(
+            f"{'; '.join(warnings)}; there is no other to go on from: bring back a copy, or choose "
+            "another --workdir"
+        )
+    return None
+
+
+def _checked(path: epath.Path) -> epath.Path:
+    """Returns the path of a checkpoint that is named if it is as it was written."""
+    if not manifest.exists(path):
+        raise UserError(f"{path} is no complete checkpoint: it has no {manifest.FILE}")
+    fault = manifest.fault(path)
+    if fault:
+        raise UserError(f"{path} is damaged ({fault}): name another with checkpoint.load")
+    return path
+
+
+def _no_step(workdir: epath.Path, load: str) -> UserError:
+    steps = ", ".join(map(str, saved_steps(workdir))) or "none"
+    return UserError(
+        f"checkpoint.load: no checkpoint of step {load} in {workdir / 'checkpoints'} ({steps})"
+    )
 
 
 def _leaves(tree: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, metrics, parallel
+from gsjax import files, metrics, parallel
 from gsjax.errors import UserError
 
 _FILE = "environment.json"
@@ -44,8 +44,8 @@ def note_start(workdir: epath.Path, step: int) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     kept = [start for start in read(workdir) if start["step"] < step]
     starts = [*kept, {"step": step, "time": now, **describe()}]
-    with checkpoints.told(file):
-        checkpoints.write_text(file, json.dumps(starts, indent=1) + "\n")
+    with files.told(file):
+        files.write_text(file, json.dumps(starts, indent=1) + "\n")
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from clu import metric_writers
 from etils import epath
 from jax.sharding import Mesh
 
-from gsjax import checkpoints, metrics, parallel, step
+from gsjax import files, metrics, parallel, step
 from gsjax.data.input_pipeline import Batch
 from gsjax.errors import UserError
 from gsjax.interrupts import Request, Stopped
@@ -102,8 +102,8 @@ class NotFinite(Exception):
         file = folder / "not_finite.json"
         found = {"step": self.step, "metric": self.metric, "images": self.index.tolist()}
         if parallel.is_primary():
-            with checkpoints.told(file):
-                checkpoints.write_text(file, json.dumps(found) + "\n")
+            with files.told(file):
+                files.write_text(file, json.dumps(found) + "\n")
         some = ", ".join(map(str, self.index[:_NAMED]))
         return UserError(
             f"step {self.step}: {self.metric} not finite; what was good, up to step "

@@ -1,11 +1,12 @@
 """Where metrics go: TensorBoard and `metrics.jsonl` through CLU, and the terminal's progress."""
 
+import contextlib
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from clu import metric_writers
 from etils import epath
 from tqdm import tqdm
 
-from gsjax import parallel
+from gsjax import files, parallel
+from gsjax.data import OpError
 from gsjax.errors import UserError
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: nothing that is there is cut
@@ -25,23 +27,39 @@ def read_lines(workdir: epath.Path) -> list[str]:
     """Returns the whole lines of `metrics.jsonl`; a disk that was full may have torn the last."""
     file = workdir / _FILE
     try:
-        lines = file.read_text().splitlines() if file.exists() else []
+        text = file.read_text() if file.exists() else ""
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is damaged: move it away") from error
-    return [line for line in lines if line.endswith("}")]
+    return [line for line in text.splitlines() if line.endswith("}")]
 
 
 def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
     """Takes the metrics `names` of a step out of `metrics.jsonl`, because they come anew."""
-    records = [json.loads(line) for line in read_lines(workdir)]
-    if not parallel.is_primary() or not records:
+    if not parallel.is_primary():
         return
-    kept = [
-        {n: v for n, v in record.items() if n not in names} if record["step"] == step else record
-        for record in records
-    ]
-    text = "".join(json.dumps(record) + "\n" for record in kept if len(record) > 1)
-    (workdir / _FILE).write_text(text)
+    kept = []
+    for line in read_lines(workdir):
+        record = json.loads(line)
+        if record["step"] == step and names & record.keys():
+            record = {name: value for name, value in record.items() if name not in names}
+            line = json.dumps(record)
+        if len(record) > 1:
+            kept.append(line)
+    _rewrite(workdir, kept)
+
+
+def sync(workdir: epath.Path) -> None:
+    """Waits until what was flushed to `metrics.jsonl` has reached the disk."""
+    if (workdir / _FILE).exists():
+        files.sync(workdir / _FILE)
+
+
+def _rewrite(workdir: epath.Path, lines: Sequence[str]) -> None:
+    """Makes `metrics.jsonl` hold just these lines, at once."""
+    file = workdir / _FILE
+    text = "".join(f"{line}\n" for line in lines)
+    if file.exists() and file.read_text() != text:
+        files.write_text(file, text)
 
 
 class JsonLines(metric_writers.MetricWriter):
@@ -50,10 +68,8 @@ class JsonLines(metric_writers.MetricWriter):
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         """Cuts what an interrupted run wrote after the step that training goes on from."""
         lines = read_lines(workdir) if restored_step else []
-        kept = [line for line in lines if json.loads(line)["step"] <= restored_step]
-        file = workdir / _FILE
-        file.write_text("".join(f"{line}\n" for line in kept))
-        self._file = file.open("a")
+        _rewrite(workdir, [line for line in lines if json.loads(line)["step"] <= restored_step])
+        self._file = (workdir / _FILE).open("a")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         record: dict[str, float | None] = {"step": step}
@@ -93,13 +109,46 @@ class JsonLines(metric_writers.MetricWriter):
         self._file.close()
 
 
+class _Writer(metric_writers.MultiWriter):
+    """TensorBoard and `metrics.jsonl`; a disk that cannot be written is told in one line."""
+
+    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
+        self._workdir = workdir
+        with self._told():
+            board = metric_writers.SummaryWriter(workdir.as_posix())
+            super().__init__([board, JsonLines(workdir, restored_step)])
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            with files.told(self._workdir):
+                yield
+        except OpError as error:  # of TensorBoard's files
+            reason = error.message.splitlines()[0]
+            raise UserError(f"{self._workdir} cannot be written: {reason}") from error
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        with self._told():
+            super().write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        with self._told():
+            super().write_images(step, images)
+
+    def flush(self) -> None:
+        with self._told():
+            super().flush()
+
+    def close(self) -> None:
+        with self._told():
+            super().close()
+
+
 def create_writer(workdir: epath.Path, restored_step: int) -> metric_writers.MetricWriter:
     """Returns the writer of a run; on other hosts than the first it writes nothing."""
     if not parallel.is_primary():
         return metric_writers.MultiWriter([])
-    return metric_writers.MultiWriter(
-        [metric_writers.SummaryWriter(workdir.as_posix()), JsonLines(workdir, restored_step)]
-    )
+    return _Writer(workdir, restored_step)
 
 
 def say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -185,3 +186,26 @@ def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 def is_primary() -> bool:
     """Whether this is the host that prints and writes metrics."""
     return jax.process_index() == 0
+
+
+def from_primary(function: Callable[[], Any]) -> Any:
+    """Calls a function on the first host alone, and returns on all what it returned there.
+
+    Args:
+      function: its result can be written as JSON. A UserError of it ends all hosts, with one
+        message.
+    """
+    if jax.process_count() == 1:
+        return function()
+    answer: dict[str, Any] = {}
+    try:
+        if is_primary():
+            answer["result"] = function()
+    finally:
+        text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.array(len(text))))
+        text = np.asarray(multihost_utils.broadcast_one_to_all(np.resize(text, length)))
+    answer = json.loads(text.tobytes())
+    if "result" not in answer:
+        sys.exit(2)
+    return answer["result"]

@@ -15,7 +15,9 @@ from etils import epath
 from gsjax import (
     checkpoints,
     environment,
+    files,
     interrupts,
+    lock,
     loop,
     memory,
     metrics,
@@ -42,9 +44,15 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
       The final state.
 
     Raises:
-      UserError: devices, data or the work directory do not fit the settings.
+      UserError: devices, data or the work directory do not fit the settings; or another training
+        holds the work directory.
     """
-    folder = checkpoints.absolute(workdir)
+    folder = files.absolute(workdir)
+    with lock.held(folder, "pretrain"):
+        return _pretrain(config, folder)
+
+
+def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.TrainState:
     mesh = parallel.create_mesh(config.batch_size)
     source = sources.open_source(config.data, config.data.split)
     epoch_steps = order.steps_per_epoch(source, config.batch_size)
@@ -66,7 +74,6 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
         saved = checkpoints.Checkpoints(
             folder, config.checkpoint.keep, config.checkpoint.keep_every
         )
-        stack.enter_context(contextlib.closing(saved))
         stack.enter_context(memory.told_out_of_memory(lambda: memory.of_step(config, train_step)))
         create = step.create_state_fn(method, optimizer, mesh)
         init_key, key = step.keys(config)
@@ -144,22 +151,22 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
                     try:
                         scalars = monitor.measure(state, watch.check)
                     except UserError:  # damaged test pictures must not cost the training
-                        saved.save(done, state)
+                        saved.save(done, state, writer)
                         raise
                     except interrupts.Stopped as error:
-                        saved.save(done, state)
+                        saved.save(done, state, writer)
                         loop.leave(done, error.signal)
                     writer.write_scalars(done, scalars)
                     writer.flush()
                     clock.restart(done)
                 if last or done % config.checkpoint.every_steps == 0:
                     watch.settle()
-                    saved.save(done, state)
+                    saved.save(done, state, writer)
                     clock.restart(done)
         except loop.NotFinite as error:
             good = int(state.step)
             if good > first:
-                saved.save(good, state.replace(finite=jnp.array(True)))
+                saved.save(good, state.replace(finite=jnp.array(True)), writer)
             raise error.told(folder) from error
     if done < num_steps:
         loop.leave(done, stopping)

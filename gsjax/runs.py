@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, environment, metrics, settings
+from gsjax import checkpoints, environment, files, metrics, settings
 from gsjax.errors import UserError
 from gsjax.evaluate.evaluation import check_results, read_results
 
@@ -103,8 +103,8 @@ def write_summary(run: Run, file: epath.Path) -> None:
         job: [_portable(entry) for entry in entries] for job, entries in run.results.items()
     }
     content["gsjax"] = gsjax.__version__
-    with checkpoints.told(file):
-        checkpoints.write_text(file, json.dumps(content, sort_keys=True) + "\n")
+    with files.told(file):
+        files.write_text(file, json.dumps(content, sort_keys=True) + "\n")
 
 
 def read_summary(file: epath.Path) -> Run:

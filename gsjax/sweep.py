@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax import checkpoints, defaults, metrics, parallel, runs, settings
+from gsjax import checkpoints, defaults, files, metrics, parallel, runs, settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 from gsjax.sweeps import Member, Plan
@@ -40,7 +40,7 @@ def run_all(plan: Plan, workdir: str, arguments: Sequence[str]) -> None:
       UserError: a summary is there that is of other settings, before anything runs; or members
         have failed, which are named.
     """
-    folder = checkpoints.absolute(workdir)
+    folder = files.absolute(workdir)
     for member in plan.members:
         finished(plan, member, folder)
     write_plan(plan, folder)
@@ -67,7 +67,7 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
     Raises:
       UserError: as the pre-training and the evaluations.
     """
-    folder = checkpoints.absolute(workdir)
+    folder = files.absolute(workdir)
     own, summary = folder / member.name, folder / f"{member.name}.json"
     if finished(plan, member, folder):
         metrics.say(f"finished: {summary} is there, nothing to do")
@@ -151,10 +151,10 @@ def write_plan(plan: Plan, folder: epath.Path) -> None:
     }
     text = json.dumps(content, indent=1) + "\n"
     file = folder / PLAN_FILE
-    with checkpoints.told(folder):
+    with files.told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists() or file.read_text() != text:
-            checkpoints.write_text(file, text)
+            files.write_text(file, text)
 
 
 def _run_process(arguments: Sequence[str]) -> int:

@@ -31,6 +31,7 @@ def write_run(
     done = steps if done is None else done
     if done:
         (folder / "checkpoints" / str(done)).mkdir(parents=True)
+        (folder / "checkpoints" / str(done) / "manifest.sha256").write_text("")
     lines = []
     if untrained is not None:
         lines.append({"step": 0, "knn/pixels_top1": pixels, "knn/top1": untrained})

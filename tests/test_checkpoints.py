@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.metric_writers import MultiWriter
 from etils import epath
 
 from gsjax import checkpoints, defaults
@@ -21,18 +22,14 @@ def saved(tmp_path):
     """A directory with checkpoints of the steps 4 and 6."""
     saved = checkpoints.Checkpoints(epath.Path(tmp_path), keep=2, keep_every=0)
     for step in (4, 6):
-        saved.save(step, state(step))
-    saved.close()
+        saved.save(step, state(step), MultiWriter([]))
     return epath.Path(tmp_path)
 
 
 def restore(folder, load, target=None):
     opened = checkpoints.Checkpoints(folder, keep=2, keep_every=0)
-    try:
-        target = state(0) if target is None else target
-        return jax.device_get(opened.restore(load, jax.eval_shape(lambda: target)))
-    finally:
-        opened.close()
+    target = state(0) if target is None else target
+    return jax.device_get(opened.restore(load, jax.eval_shape(lambda: target)))
 
 
 @pytest.mark.parametrize(("load", "step"), [("latest", 6), ("6", 6)])
@@ -84,15 +81,14 @@ def test_checkpoint_of_another_model_is_named(saved, weights, expected):
 
 
 def test_folder_that_is_no_checkpoint_is_named(saved):
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match="is no complete checkpoint"):
         restore(epath.Path(saved / "new"), str(saved))
 
 
 def test_old_checkpoints_go_and_multiples_stay(tmp_path):
     saved = checkpoints.Checkpoints(epath.Path(tmp_path), keep=1, keep_every=4)
     for step in range(1, 8):
-        saved.save(step, state(step))
-    saved.close()
+        saved.save(step, state(step), MultiWriter([]))
     left = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
     assert left == {4, 7}
 
@@ -108,6 +104,9 @@ def test_claim_writes_the_config_and_refuses_another(tmp_path):
     config.batch_size = 64  # nothing has been trained yet
     checkpoints.claim(folder, config, facts)
     (folder / "checkpoints" / "3").mkdir(parents=True)
+    config.batch_size = 32
+    checkpoints.claim(folder, config, facts)  # nor is its first checkpoint complete
+    (folder / "checkpoints" / "3" / "manifest.sha256").write_text("")
     config.seed = 6
     with pytest.raises(UserError, match="seed: 5 -> 6; num_images: 10 -> 11"):
         checkpoints.claim(folder, config, facts | {"num_images": 11})
@@ -117,9 +116,3 @@ def test_claim_names_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir .*file"):
         checkpoints.claim(epath.Path(tmp_path / "file" / "run"), defaults.get_config(), {})
-
-
-def test_buckets_stay_what_they_are(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert checkpoints.absolute("gs://bucket/run").as_posix() == "gs://bucket/run"
-    assert checkpoints.absolute("run").as_posix() == str(tmp_path / "run")

@@ -107,14 +107,15 @@ def test_results_are_replaced_only_by_their_like(workdir, capsys):
 
 
 def test_a_damaged_checkpoint_is_named(workdir):
-    """In a process of its own: TensorStore's threads print what they met as well."""
     files = [f for f in (workdir / "checkpoints/2").rglob("*") if f.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
     command = [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), "--job", "knn"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"gsjax: error: {workdir}/checkpoints/2 is damaged: name another" in done.stderr
+    name = largest.relative_to(workdir / "checkpoints/2")
+    assert f"checkpoint {workdir}/checkpoints/2 is damaged ({name} differs" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_results_that_cannot_be_read_are_not_lost(workdir):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import tiny_tfds
-from test_pretrain import SMALL, command, final_state, finish, flags, records, trained, wait_for
+from trainings import SMALL, command, final_state, finish, flags, records, trained, wait_for
 
 from gsjax import settings
 from gsjax.data import input_pipeline, sources

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from test_pretrain import command, final_state, finish, flags, records, trained, wait_for
+from trainings import command, final_state, finish, flags, records, trained, wait_for
 
 LIMIT = 10.0  # seconds from the signal to the end
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -7,9 +7,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
-from test_pretrain import records, small_config
 from test_step import batch_of
 from test_step import small_config as step_config
+from trainings import records, small_config
 
 from gsjax import interrupts, loop, methods, optimizers, parallel, step
 from gsjax.data import input_pipeline, sources

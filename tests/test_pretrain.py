@@ -8,85 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from conftest import FAST_COMPILATION
 from PIL import Image
+from trainings import command, final_state, finish, flags, records, small_config, trained, wait_for
 
 from gsjax import defaults, settings
 from gsjax.data import input_pipeline, sources
 from gsjax.errors import UserError
 from gsjax.pretrain import pretrain
-
-SMALL = {
-    "num_steps": "12",
-    "batch_size": "32",
-    "encoder.width": "4",
-    "data.image_size": "16",
-    "projector.hidden_dim": "16",
-    "projector.out_dim": "8",
-    "knn.baselines": "false",
-    "checkpoint.every_steps": "4",
-    "log.every_steps": "1",
-    "log.example_pairs": "2",
-}
-TIMES = ("train/images_per_second", "train/data_wait")
-
-
-def small_config(**overrides):
-    config = settings.load(None)
-    changes = {key.replace("__", "."): text for key, text in overrides.items()}
-    settings.override(config, SMALL | changes)
-    return settings.check(config)
-
-
-def flags(**overrides):
-    changes = SMALL | {key.replace("__", "."): text for key, text in overrides.items()}
-    return [f"--config.{key}={text}" for key, text in changes.items()]
-
-
-def records(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMES}
-        for line in lines
-    ]
-
-
-def trained(workdir):
-    """The records after step 0, where only the finished run has the baselines."""
-    return [row for row in records(workdir) if row["step"] > 0]
-
-
-def wait_for(process, condition):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def command(workdir, *arguments, devices=1, fast=True, environment=None):
-    xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION * fast}"
-    environment = (environment or os.environ) | {"XLA_FLAGS": xla_flags}
-    return subprocess.Popen(
-        [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def finish(process, status=0):
-    """Waits, and returns what the process printed."""
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == status, errors
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +28,6 @@ def finished(tmp_path_factory):
     process = command(workdir, *flags(knn__baselines="true", profile__num_steps="2",
                                       profile__first_step="3"))  # fmt: skip
     return workdir, finish(process)
-
-
-def final_state(workdir):
-    """All arrays of the last checkpoint."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.tree.leaves(checkpointer.restore(workdir / "checkpoints" / "12" / "default"))
 
 
 def test_files_and_metrics_of_a_run(finished):

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu.metric_writers import MultiWriter
 from test_step import batch_of, small_config
 
-from gsjax import checkpoints, methods, optimizers, parallel, settings, step
+from gsjax import checkpoints, files, methods, optimizers, parallel, settings, step
 from gsjax.models import resnet
 
 
@@ -73,10 +74,8 @@ def test_checkpoints_fit_with_and_without(tmp_path):
         mesh = parallel.create_mesh(config.batch_size, jax.devices()[:1])
         states.append(step.create_state_fn(method, optimizer, mesh)(jax.random.key(0)))
     for i, (saved, target) in enumerate((states, states[::-1])):
-        folder = checkpoints.absolute(str(tmp_path / str(i)))
-        manager = checkpoints.Checkpoints(folder, 1, 0)
-        manager.save(1, saved)
-        manager.close()
+        folder = files.absolute(str(tmp_path / str(i)))
+        checkpoints.Checkpoints(folder, 1, 0).save(1, saved, MultiWriter([]))
         restored = checkpoints.restore(folder / "checkpoints" / "1", target)
         jax.tree.map(np.testing.assert_array_equal, restored, target)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 from etils import epath
@@ -29,7 +30,8 @@ def write_run(folder, *, lines=500, num_steps=500, saved=500, **changes):
     config |= changes
     content = {"gsjax": "0", "config": config, "data": {"num_images": 5000, "hosts": None}}
     (folder / "checkpoints" / str(saved)).mkdir(parents=True)
-    (folder / "checkpoints" / "499.orbax-checkpoint-tmp").mkdir()
+    (folder / "checkpoints" / str(saved) / "manifest.sha256").write_text("")
+    (folder / "checkpoints" / str(saved + 1)).mkdir()  # its save broke off
     (folder / "results").mkdir()
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "environment.json").write_text(json.dumps([START]))
@@ -76,8 +78,7 @@ def test_length_in_epochs_and_an_unfinished_run(tmp_path):
 
 def test_a_run_that_has_just_begun(tmp_path):
     folder = write_run(tmp_path / "run", lines=0)
-    for name in ("checkpoints/500", "checkpoints/499.orbax-checkpoint-tmp", "checkpoints"):
-        (folder / name).rmdir()
+    shutil.rmtree(folder / "checkpoints")
     (folder / "metrics.jsonl").unlink()
     (folder / "environment.json").unlink()
     run = runs.read(folder)

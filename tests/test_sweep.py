@@ -15,7 +15,7 @@ import pytest
 from conftest import FAST_COMPILATION
 from etils import epath
 from PIL import Image
-from test_pretrain import SMALL, TIMES, finish, wait_for
+from trainings import SMALL, TIMES, finish, wait_for
 
 from gsjax import jobs, parallel, runs, sweep, sweeps
 from gsjax.errors import UserError

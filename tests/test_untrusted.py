@@ -16,9 +16,10 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from clu.metric_writers import MultiWriter
 from report_runs import diagnosed, result, write_run
 
-from gsjax import checkpoints, environment, runs, settings
+from gsjax import checkpoints, environment, files, runs, settings
 from gsjax.data import prepared
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features, store
@@ -68,7 +69,7 @@ def test_kept_features_with_objects(tmp_path, marker, member):
 @pytest.mark.parametrize("kind", ["pickle", "yaml"])
 def test_json_files_of_a_work_directory(tmp_path, marker, kind):
     payload = {"pickle": pickle.dumps(Touch(marker)), "yaml": YAML.format(marker).encode()}[kind]
-    workdir = checkpoints.absolute(str(write_run(tmp_path / "run", knn=30.0)))
+    workdir = files.absolute(str(write_run(tmp_path / "run", knn=30.0)))
 
     def read_all():
         settings.of_evaluation(str(workdir), None, {})
@@ -110,21 +111,19 @@ def test_settings_of_a_work_directory_stay_text(tmp_path, marker):
 def test_a_checkpoint_with_pickles(tmp_path, marker):
     """Every file of it, and those that other programs would look for, replaced by a pickle."""
     state = {"a": jax.numpy.arange(4.0), "b": {"c": jax.numpy.ones((2, 2))}}
-    workdir = checkpoints.absolute(str(tmp_path / "run"))
-    saved = checkpoints.Checkpoints(workdir, 1, 0)
-    saved.save(1, state)
-    saved.close()
+    workdir = files.absolute(str(tmp_path / "run"))
+    checkpoints.Checkpoints(workdir, 1, 0).save(1, state, MultiWriter([]))
     path = tmp_path / "run" / "checkpoints" / "1"
-    files = [file for file in path.rglob("*") if file.is_file()]
-    assert {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"} <= {f.name for f in files}
+    whole = [file for file in path.rglob("*") if file.is_file()]
+    assert {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"} <= {file.name for file in whole}
     payload = pickle.dumps(Touch(marker))
     added = [path / "default" / name for name in ("checkpoint", "aux.pkl", "__init__.py")]
     refused = 0
-    for file in (*files, *added):
+    for file in (*whole, *added):
         before = file.read_bytes() if file.exists() else None
         file.write_bytes(payload)
         try:
-            checkpoints.restore(checkpoints.absolute(str(path)), jax.eval_shape(lambda: state))
+            checkpoints.restore(files.absolute(str(path)), jax.eval_shape(lambda: state))
         except UserError:
             refused += 1
         file.unlink() if before is None else file.write_bytes(before)
@@ -167,7 +166,7 @@ def test_a_picture_that_is_a_program(tmp_path, marker, monkeypatch):
     program.write_text(f"#!/bin/sh\ntouch '{marker}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    file = checkpoints.absolute(str(tmp_path / "examples.png"))
+    file = files.absolute(str(tmp_path / "examples.png"))
     file.write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     )

@@ -11,7 +11,7 @@ import warnings
 import ml_collections
 import numpy as np
 
-from gsjax import checkpoints, metrics, parallel, pictures
+from gsjax import files, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.evaluate import evaluation, knn, pairs
 from gsjax.evaluate.features import Features
@@ -91,7 +91,7 @@ def _draw_neighbours(
         lines.append(pictures.draw_ranking(query, images, marks, words=words))
     picture = pictures.stack(lines)
     path = job.folder / "neighbours.png"
-    with checkpoints.told(path):
+    with files.told(path):
         pictures.save(picture, path)
     with contextlib.closing(job.writer(metrics.KEEP_ALL)) as writer:
         writer.write_images(job.step or 0, {"neighbours": picture[None]})
@@ -132,7 +132,7 @@ def _write_map(job: evaluation.Evaluation, source: sources.Source, rows: Feature
     if not parallel.is_primary():
         return
     path = job.folder / "map.json"
-    with checkpoints.told(path):
+    with files.told(path):
         path.unlink(missing_ok=True)
     if len(rows.indices) <= _UMAP_NEIGHBOURS:
         metrics.say(
@@ -150,8 +150,8 @@ def _write_map(job: evaluation.Evaluation, source: sources.Source, rows: Feature
         "label": rows.label.tolist() if source.labelled else None,
         "class_names": list(source.class_names or ()) if source.labelled else None,
     }
-    with checkpoints.told(path):
-        checkpoints.write_text(path, json.dumps(columns) + "\n")
+    with files.told(path):
+        files.write_text(path, json.dumps(columns) + "\n")
     metrics.say(f"map of {len(places)} pictures written to {path}")
 
 

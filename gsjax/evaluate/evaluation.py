@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax import checkpoints, metrics, parallel, step
+from gsjax import checkpoints, files, metrics, parallel, step
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
@@ -150,7 +150,7 @@ class Evaluation:
 
     def writer(self, restored_step: int) -> metric_writers.MetricWriter:
         """A CLU writer into the job's folder; `metrics.jsonl` is cut to a step."""
-        with checkpoints.told(self.folder):
+        with files.told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             return metrics.create_writer(self.folder, restored_step)
 
@@ -195,8 +195,8 @@ class Evaluation:
         others = [other for other in known if not _same(other, entry)]
         if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
-        with checkpoints.told(file):
-            checkpoints.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
+        with files.told(file):
+            files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
         at = (self.step or 0) if at is None else at
         metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
@@ -281,16 +281,13 @@ def open_evaluation(
     """Loads the encoder that `checkpoint.load` names; prints the results at the end.
 
     Raises:
-      UserError: there is no such checkpoint, or it is one of another model.
+      UserError: there is no such checkpoint, or it is damaged or one of another model.
     """
-    folder = checkpoints.absolute(workdir)
+    folder = files.absolute(workdir)
     mesh = parallel.create_mesh(jax.device_count())
     method = create_method(config, mesh.devices.flat[0].platform)
     checkpoint = checkpoints.find(folder, config.checkpoint.load)
-    if checkpoint and jax.process_count() > 1:  # a training beside us may just have saved
-        newest = multihost_utils.broadcast_one_to_all(np.array(int(checkpoint.name)))
-        checkpoint = checkpoint.parent / str(int(newest))
-    with checkpoints.told(folder / "results"):
+    with files.told(folder / "results"):
         (folder / "results").mkdir(parents=True, exist_ok=True)
     # Only the shape of the optimiser's state matters here, which is the same for every rate.
     optimizer = create_optimizer(config, optax.constant_schedule(0.0))

@@ -5,7 +5,7 @@ import re
 import ml_collections
 import numpy as np
 
-from gsjax import checkpoints, metrics, parallel
+from gsjax import files, metrics, parallel
 from gsjax.data import sources, transforms
 from gsjax.evaluate import evaluation, store
 
@@ -41,6 +41,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "path": np.array(source.paths or [""] * len(rows.indices)),
                 "valid": rows.valid,
             }
-            with checkpoints.told(path):
+            with files.told(path):
                 store.write_npz(path, arrays)
         metrics.say(f"{len(rows.valid)} x {rows.feature.shape[1]} features written to {path}")

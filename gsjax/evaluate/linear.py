@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, checkpoints, interrupts, loop, metrics, parallel
+from gsjax import augment, checkpoints, files, interrupts, lock, loop, metrics, parallel
 from gsjax.data import input_pipeline, order, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, store
@@ -34,7 +34,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     on from its newest checkpoint if there is one of the same encoder and settings.
     """
     settings = config.linear
-    with evaluation.open_evaluation(config, workdir, "linear") as job:
+    with (
+        evaluation.open_evaluation(config, workdir, "linear") as job,
+        lock.held(job.workdir, job.folder.name),
+    ):
         train, test = sources.open_labelled(config.data)
         batch_size = settings.batch_size
         job.mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
@@ -52,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         _claim(job, protocol, hosts)
         head = _train(job, train, protocol, settings.num_epochs * epoch_steps)
         if parallel.is_primary():
-            with checkpoints.told(job.folder):
+            with files.told(job.folder):
                 store.write_npz(job.folder / "head.npz", head)
         rows = job.features(test, transforms.central(config.data.image_size))
         left_out = rows.left_out
@@ -86,7 +89,7 @@ def _claim(job: evaluation.Evaluation, protocol: dict, hosts: int | None) -> Non
     identity = {"encoder": job.digest, "normalisation": job.normalisation[:2], "hosts": hosts}
     text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
     file = job.folder / "config.json"
-    with checkpoints.told(job.folder):
+    with files.told(job.folder):
         is_other = job.folder.exists() and (not file.exists() or file.read_bytes() != text.encode())
         parallel.sync_hosts("config.json of the head is compared")
         if parallel.is_primary():
@@ -127,7 +130,6 @@ def _train(
     train_step = create_train_step(job, data.augment, optimizer)
     with contextlib.ExitStack() as stack:
         saved = checkpoints.Checkpoints(job.folder, 1, 0)
-        stack.enter_context(contextlib.closing(saved))
         state = saved.restore("latest", create.eval_shape(init_key))
         if state is None:
             state = create(init_key)
@@ -164,7 +166,7 @@ def _train(
                 progress.update(done)
                 if last or done % config.checkpoint.every_steps == 0:
                     watch.settle()
-                    saved.save(done, state)
+                    saved.save(done, state, writer)
                     clock.restart(done)
         except loop.NotFinite as error:
             raise error.told(job.folder) from error

@@ -11,7 +11,7 @@ from etils import epath
 from jax import lax
 from PIL import Image
 
-from gsjax import checkpoints, metrics, parallel, pictures
+from gsjax import files, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, store
@@ -190,7 +190,7 @@ def _draw(
             whole, input_pipeline.load_images(base, first.tolist()), marks, query.box
         )
         path = job.folder / f"{base.dataset}_{query.name}.png"
-        with checkpoints.told(path):
+        with files.told(path):
             pictures.save(picture, path)
         drawn[f"{base.dataset}/{query.name}"] = picture[None]
     if drawn:

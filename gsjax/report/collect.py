@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from gsjax import checkpoints, runs, settings, sweep
+from gsjax import files, runs, settings, sweep
 from gsjax.errors import UserError
 from gsjax.report import groups
 from gsjax.runs import Run
@@ -65,7 +65,7 @@ def find(paths: Sequence[epath.Path]) -> tuple[list[Study], list[str]]:
 def open_paths(workdir: str, others: str) -> list[epath.Path]:
     """The folders of `--workdir` and of `report.runs`."""
     names = [workdir, *(name.strip() for name in others.split(",") if name.strip())]
-    return [checkpoints.absolute(name) for name in names]
+    return [files.absolute(name) for name in names]
 
 
 class _Found:

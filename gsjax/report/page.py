@@ -11,7 +11,7 @@ import jinja2
 from etils import epath
 from PIL import Image
 
-from gsjax import checkpoints
+from gsjax import files
 from gsjax.errors import UserError
 from gsjax.report.figures import Panel
 from gsjax.report.tables import Table
@@ -88,7 +88,7 @@ def write(
     page = environment.get_template("template.html").render(
         sections=sections, thesis=thesis, background=background, damaged=damaged, made=made
     )
-    checkpoints.write_text(folder / "index.html", page)
+    files.write_text(folder / "index.html", page)
     tables = [table for section in sections for table in section.tables]
     tables += [*thesis, *background]
     for table in tables:
@@ -97,7 +97,7 @@ def write(
         writer.writerow(table.header)
         writer.writerows([cell.text for cell in row] for row in table.rows)
         name = f"{table.name.lower().replace(' ', '_')}.csv"
-        checkpoints.write_text(folder / name, rows.getvalue())
+        files.write_text(folder / name, rows.getvalue())
     text = [f"# {made}"]
     for section in sections:
         text += [f"## {section.title}", *section.lines]
@@ -105,7 +105,7 @@ def write(
             text.append("\n".join(f"- {name}: {why}" for name, why in section.missing))
         text += [_markdown(table) for table in section.tables]
     text += [_markdown(table) for table in (*thesis, *background)]
-    checkpoints.write_text(folder / "tables.md", "\n\n".join(text) + "\n")
+    files.write_text(folder / "tables.md", "\n\n".join(text) + "\n")
 
 
 def _markdown(table: Table) -> str:

@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, defaults, metrics, settings
+from gsjax import checkpoints, defaults, files, metrics, settings
 from gsjax.errors import UserError
 from gsjax.report import collect, compare, groups, tables
 from gsjax.runs import Run
@@ -30,8 +30,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     studies, damaged = collect.find(paths)
     if config.report.diagnostics and _diagnose(studies):
         studies, damaged = collect.find(paths)
-    folder = checkpoints.absolute(workdir) / "report"
-    with checkpoints.told(folder):
+    folder = files.absolute(workdir) / "report"
+    with files.told(folder):
         _clear(folder)
         sections = []
         for i, study in enumerate(studies):
@@ -114,10 +114,10 @@ def _pictures(study: collect.Study) -> list[tuple[str, epath.Path]]:
             ("pairs of views, with psi in both directions", "examples.png"),
             ("nearest neighbours", "diagnostics/neighbours.png"),
         ):
-            files = [run.folder / name for run in group.runs if run.folder]
-            files = [file for file in files if file.exists()]
-            if files:
-                found.append((f"{group.name}: {title}", files[0]))
+            paths = [run.folder / name for run in group.runs if run.folder]
+            paths = [path for path in paths if path.exists()]
+            if paths:
+                found.append((f"{group.name}: {title}", paths[0]))
     return found
 
 

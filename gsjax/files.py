@@ -1,0 +1,55 @@
+"""Files of a work directory: paths, writing whole files, errors in one line."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+from gsjax.errors import UserError
+
+
+def absolute(path: str) -> epath.Path:
+    """Returns a local path made absolute, and gs://... as it is."""
+    expanded = epath.Path(path).expanduser()
+    return expanded if is_remote(expanded) else expanded.absolute()
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether it lies in a bucket, as gs://... does."""
+    return "://" in path.as_posix()
+
+
+def write_text(file: epath.Path, text: str) -> None:
+    """Writes a file that is there whole, or as it was before, also where two write it at once."""
+    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        new.write_text(text)
+        sync(new)
+        new.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    sync(file.parent)
+
+
+def sync(path: epath.Path) -> None:
+    """Waits until a file or the entries of a folder have reached the disk; a bucket needs none."""
+    if is_remote(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def told(path: epath.Path) -> Iterator[None]:
+    """Turns the errors of writing files into one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

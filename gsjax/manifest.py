@@ -1,0 +1,85 @@
+"""The SHA-256 manifest of a checkpoint: the mark that it is whole, and the proof of its bytes.
+
+`manifest.sha256` has a line `<digest>  <path>` for each file of the folder, in the order of the
+paths, as `sha256sum` prints it: `sha256sum --check manifest.sha256` checks it by hand.
+"""
+
+import hashlib
+
+from etils import epath
+
+from gsjax import files
+
+FILE = "manifest.sha256"
+_CHUNK = 1 << 20  # bytes
+
+
+def write(folder: epath.Path) -> None:
+    """Makes sure that all files have reached the disk, then writes their manifest."""
+    digests = {}
+    for file in _files(folder):
+        digests[file] = _digest(folder / file)
+        files.sync(folder / file)
+    for inner, _, _ in folder.walk():
+        files.sync(inner)
+    files.sync(folder.parent)
+    files.write_text(folder / FILE, _text(digests))
+
+
+def exists(folder: epath.Path) -> bool:
+    """Whether the folder was completed."""
+    return (folder / FILE).exists()
+
+
+def remove(folder: epath.Path) -> None:
+    """Removes the folder with all that is in it, the mark first."""
+    (folder / FILE).unlink(missing_ok=True)
+    folder.rmtree(missing_ok=True)
+
+
+def fault(folder: epath.Path) -> str | None:
+    """Says what a folder differs in from its manifest, None for nothing.
+
+    Every bit counts: those of the files, their names, and those of the manifest.
+    """
+    try:
+        stored = (folder / FILE).read_bytes()
+    except OSError as error:
+        return f"{FILE} cannot be read: {error.strerror or error}"
+    lines = set(stored.split(b"\n"))
+    digests = {}
+    for file in _files(folder):
+        try:
+            digests[file] = _digest(folder / file)
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror or error}"
+    listed = {line[66:] for line in lines}
+    for file in digests:
+        if file.encode() in listed and _text({file: digests[file]}).encode()[:-1] not in lines:
+            return f"{file} differs from its manifest"
+    for name in sorted(listed - {b""}):
+        if name.decode(errors="replace") not in digests:
+            return f"{ascii(name.decode(errors='replace'))[1:-1]} is missing"
+    return None if stored == _text(digests).encode() else f"{FILE} does not list its files"
+
+
+def _files(folder: epath.Path) -> list[str]:
+    """All files but the manifest, as paths relative to the folder, sorted."""
+    found = [
+        (root / name).relative_to(folder).as_posix()
+        for root, _, names in folder.walk()
+        for name in names
+    ]
+    return sorted(file for file in found if file != FILE)
+
+
+def _digest(file: epath.Path) -> str:
+    sha = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _text(digests: dict[str, str]) -> str:
+    return "".join(f"{digest}  {file}\n" for file, digest in digests.items())
