@@ -200,3 +200,11 @@ def test_site_builds_without_warnings_and_needs_no_network(repo_root, reference,
     assert "[N, D] embeddings of the first views." in text
     assert 'id="gsjax.losses.graded_nt_xent"' in losses
     assert "_graded_distance" not in re.sub(r"<details.*?</details>", "", losses, flags=re.S)
+
+
+def test_the_tests_that_the_guide_names_are_there(repo_root):
+    text = (repo_root / "docs/pages/reliability.md").read_text()
+    named = re.findall(r"(test_\w+\.py)::(test_\w+)", text)
+    assert len(named) > 30
+    for file, name in named:
+        assert f"def {name}(" in (repo_root / "tests" / file).read_text(), (file, name)
