@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # here comes last, a subpackage has a section of its own.
 GROUPS = {
     "The method": ("similarity", "losses", "augment", "methods", "optimizers"),
-    "Training": ("pretrain", "step", "loop", "parallel", "checkpoints", "metrics", "pictures"),
+    "Training": ("pretrain", "step", "loop", "parallel", "metrics", "pictures"),
+    "Surviving": ("checkpoints", "manifest", "lock", "files", "interrupts", "memory"),
     "Command line": ("main", "defaults", "schema", "settings", "jobs", "errors"),
 }
 _OTHER = "More"
