@@ -25,6 +25,8 @@ def claim(
 ) -> None:
     """Writes `config.json`, or compares it with that of the checkpoints that are there.
 
+    The first host does so for all; the others compare their settings with its.
+
     Args:
       workdir: made if it is not there.
       config: the whole configuration.
@@ -35,13 +37,26 @@ def claim(
       UserError: the directory cannot be written, or belongs to a run that trains something else;
         the differences are listed.
     """
+    ours = config.to_dict()
+    first = parallel.from_primary(lambda: _claim(workdir, ours, facts))
+    differences = settings.shaping_differences(first, ours)
+    if differences:
+        raise UserError(
+            f"process {jax.process_index()} was started with other settings than the first one "
+            f"({'; '.join(differences)}): start all with the same command"
+        )
+
+
+def _claim(
+    workdir: epath.Path, config: dict[str, Any], facts: dict[str, int | str | None]
+) -> dict[str, Any]:
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         steps = saved_steps(workdir)
         if file.exists() and steps:
             former = json.loads(file.read_text())
-            differences = settings.shaping_differences(former["config"], config.to_dict())
+            differences = settings.shaping_differences(former["config"], config)
             differences += [
                 f"{name}: {former['data'][name]} -> {value}"
                 for name, value in facts.items()
@@ -53,12 +68,11 @@ def claim(
                     "the former settings, or a new --workdir; to go on from these weights there, "
                     f"add --config.checkpoint.load={workdir / 'checkpoints' / str(steps[-1])}"
                 )
-        parallel.sync_hosts("config.json is compared")
-        if parallel.is_primary():
-            content = {"gsjax": gsjax.__version__, "config": config.to_dict(), "data": facts}
-            files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        content = {"gsjax": gsjax.__version__, "config": config, "data": facts}
+        files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    except (*files.ERRORS, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
+    return config
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:
@@ -141,6 +155,11 @@ class Checkpoints:
         self._keep, self._keep_every = keep, keep_every
         self._damaged: set[int] = set()  # complete, but passed over
 
+    def holds(self, step: int) -> bool:
+        """Whether the state after `step` steps is there whole; all hosts ask together."""
+        path = _path(self._workdir, step)
+        return parallel.from_primary(lambda: step not in self._damaged and manifest.exists(path))
+
     def save(self, step: int, state: Any, writer: metric_writers.MetricWriter) -> None:
         """Writes the state after `step` steps, then removes older checkpoints.
 
@@ -177,8 +196,8 @@ class Checkpoints:
                 path = _path(self._workdir, step)
                 try:
                     manifest.remove(path)
-                except OSError as error:
-                    metrics.say(f"warning: {path} cannot be removed: {error.strerror or error}")
+                except files.ERRORS as error:
+                    metrics.say(f"warning: {path} cannot be removed: {files.reason(error)}")
 
     def restore(self, load: str, target: Any) -> Any:
         """Returns the state that `checkpoint.load` names, or None for a fresh start.
@@ -220,10 +239,15 @@ class Checkpoints:
         first = int(chosen.name) if chosen else 0
         self._damaged = {step for step in steps if step > first}
         begin = f"going on from step {first}" if chosen else "beginning anew"
-        for step in _steps(self._workdir):
-            if step > first and step not in steps:
-                path = _path(self._workdir, step)
-                metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
+        torn = [step for step in _steps(self._workdir) if step > first and step not in steps]
+        if chosen is None and len(torn) > 1:  # a kill in the first save leaves one
+            raise UserError(
+                f"no checkpoint in {self._workdir / 'checkpoints'} has its {manifest.FILE}: bring "
+                "them back, or choose another --workdir to begin anew"
+            )
+        for step in torn:
+            path = _path(self._workdir, step)
+            metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
         if chosen is None and load not in ("latest", "none"):
             path = files.absolute(load)
             if not path.exists():

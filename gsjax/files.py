@@ -1,13 +1,17 @@
 """Files of a work directory: paths, writing whole files, errors in one line."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
 
+from gsjax.data import OpError
 from gsjax.errors import UserError
+
+ERRORS = (OSError, OpError)  # of local files and of TensorFlow, which reads and writes buckets
 
 
 def absolute(path: str) -> epath.Path:
@@ -28,8 +32,8 @@ def write_text(file: epath.Path, text: str) -> None:
         new.write_text(text)
         sync(new)
         new.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
+    except ERRORS:
+        with contextlib.suppress(*ERRORS):
             new.unlink(missing_ok=True)
         raise
     sync(file.parent)
@@ -42,6 +46,9 @@ def sync(path: epath.Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
+            raise
     finally:
         os.close(descriptor)
 
@@ -51,5 +58,11 @@ def told(path: epath.Path) -> Iterator[None]:
     """Turns the errors of writing files into one line that names the path."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    except ERRORS as error:
+        raise UserError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong with a file, without its path, in one line."""
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    return text.split("\n")[0]

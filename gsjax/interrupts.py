@@ -16,6 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A cluster signals every process of a job, and the parent of a sweep's member hands it on: what
 # follows within this many seconds is the same request.
 _SAME_REQUEST = 1.0
+_LEAVING = threading.Lock()
 
 
 class Stopped(SystemExit):
@@ -47,11 +48,11 @@ def leaving_at_once() -> Iterator[None]:
 
     Within `deferred` only the second one does. Handlers of others are theirs at the first one, too.
     Python runs handlers between two lines of the main thread, which may be minutes from here; so a
-    thread of its own waits for the signals.
+    thread of its own waits for the signals as well.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    with _handled(_nothing):
+    with _handled(_leave_at_once):
         former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         watcher = threading.Thread(target=_watch, args=[reading], daemon=True)
         watcher.start()
@@ -95,12 +96,12 @@ def _handled(handler: Any) -> Iterator[dict[int, Any]]:
     try:
         yield former
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
-def _nothing(number: int, frame: Any) -> None:
-    """Stands where `_watch` does the work."""
+def _leave_at_once(number: int, frame: Any) -> NoReturn:
+    _leave(number, "stopped by {}; the same command starts again")
 
 
 def _watch(pipe: int) -> None:
@@ -110,16 +111,17 @@ def _watch(pipe: int) -> None:
         for number in numbers:
             if number not in _SIGNALS:
                 continue
-            if signal.getsignal(number) is _nothing:
-                _leave(number, "stopped by {}; the same command starts again")
+            if signal.getsignal(number) is _leave_at_once:
+                _leave_at_once(number, None)
             began = began or time.monotonic()
             if time.monotonic() - began > _SAME_REQUEST:
                 _leave(number, "left at once by {}")
 
 
 def _leave(number: int, line: str) -> NoReturn:
-    _tell(line.format(signal.Signals(number).name))
-    os._exit(128 + number)
+    with _LEAVING:  # for good: the main thread and the watching one may both come here
+        _tell(line.format(signal.Signals(number).name))
+        os._exit(128 + number)
 
 
 def _tell(line: str) -> None:

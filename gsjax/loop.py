@@ -97,7 +97,7 @@ class NotFinite(Exception):
         super().__init__(step, metric, index)
         self.step, self.metric, self.index = step, metric, index
 
-    def told(self, folder: epath.Path) -> UserError:
+    def told(self, folder: epath.Path, advice: str) -> UserError:
         """Writes the images of the step to a file and returns what to tell the user."""
         file = folder / "not_finite.json"
         found = {"step": self.step, "metric": self.metric, "images": self.index.tolist()}
@@ -105,11 +105,10 @@ class NotFinite(Exception):
             with files.told(file):
                 files.write_text(file, json.dumps(found) + "\n")
         some = ", ".join(map(str, self.index[:_NAMED]))
+        kept = f"; the state of step {self.step - 1} is saved" if self.step > 1 else ""
         return UserError(
-            f"step {self.step}: {self.metric} not finite; what was good, up to step "
-            f"{self.step - 1}, is kept. The step's {len(self.index)} images are in {file} by index "
-            f"({some}, ...). Usually the learning rate is too high or its warm-up too short; with "
-            "bfloat16 float32 may help. Both need another --workdir"
+            f"step {self.step}: {self.metric} not finite{kept}. The {len(self.index)} images of "
+            f"the step are in {file} by index ({some}, ...). {advice}"
         )
 
 
@@ -137,7 +136,7 @@ class Watch:
         """Takes `finite` out of the values of the step just started.
 
         Returns:
-          The signal that asks to stop, the same on every host at the same step; or 0.
+          `signal`.
 
         Raises:
           NotFinite: the step before was not.
@@ -145,12 +144,17 @@ class Watch:
         vote = self._any_host(self._asked.signal) if self._any_host else None
         self._unread.append((done, values.pop("finite"), values, self._indices.popleft(), vote))
         self._read(1)
-        return self._signal or (0 if self._any_host else self._asked.signal)
+        return self.signal
+
+    @property
+    def signal(self) -> int:
+        """The signal that asks to stop, the same on every host after the same step; or 0."""
+        return self._signal if self._any_host else self._asked.signal
 
     def check(self) -> None:
-        """Raises Stopped if a signal came, for what may be left before its end.
+        """Raises Stopped if a signal came, to break off a measurement.
 
-        One of several hosts cannot leave what the others wait in; there it never raises.
+        One of several hosts cannot break off what the others take part in: there it never raises.
         """
         if not self._any_host:
             self._asked.check()

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -58,9 +59,8 @@ settings and their defaults:
 """
 
 
-def _fail(message: str) -> NoReturn:
+def _tell(message: str) -> None:
     print(f"gsjax: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _workdir() -> str:
@@ -92,7 +92,8 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
             settings.override(config, overrides)
         return functools.partial(_run_job, job, settings.check(config))
     except (UserError, flags.Error) as error:
-        _fail(str(error))
+        _tell(str(error))
+        sys.exit(2)
 
 
 def _start(config: ml_collections.ConfigDict) -> None:
@@ -125,7 +126,19 @@ def _run(start: Callable[[], None]) -> None:
     try:
         start()
     except UserError as error:
-        _fail(str(error))
+        _tell(str(error))
+        _leave(2)
+    except Exception:  # a bug of ours, which must not leave the other hosts waiting
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    if "gsjax.parallel" not in sys.modules:  # nothing has been started
+        sys.exit(status)
+    from gsjax import parallel
+
+    parallel.leave(status)
 
 
 def main() -> None:

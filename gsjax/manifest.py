@@ -44,15 +44,15 @@ def fault(folder: epath.Path) -> str | None:
     """
     try:
         stored = (folder / FILE).read_bytes()
-    except OSError as error:
-        return f"{FILE} cannot be read: {error.strerror or error}"
+    except files.ERRORS as error:
+        return f"{FILE} cannot be read: {files.reason(error)}"
     lines = set(stored.split(b"\n"))
     digests = {}
     for file in _files(folder):
         try:
             digests[file] = _digest(folder / file)
-        except OSError as error:
-            return f"{file} cannot be read: {error.strerror or error}"
+        except files.ERRORS as error:
+            return f"{file} cannot be read: {files.reason(error)}"
     listed = {line[66:] for line in lines}
     for file in digests:
         if file.encode() in listed and _text({file: digests[file]}).encode()[:-1] not in lines:

@@ -1,12 +1,11 @@
 """Where metrics go: TensorBoard and `metrics.jsonl` through CLU, and the terminal's progress."""
 
-import contextlib
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from etils import epath
 from tqdm import tqdm
 
 from gsjax import files, parallel
-from gsjax.data import OpError
 from gsjax.errors import UserError
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: nothing that is there is cut
@@ -114,33 +112,24 @@ class _Writer(metric_writers.MultiWriter):
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         self._workdir = workdir
-        with self._told():
+        with files.told(self._workdir):
             board = metric_writers.SummaryWriter(workdir.as_posix())
             super().__init__([board, JsonLines(workdir, restored_step)])
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            with files.told(self._workdir):
-                yield
-        except OpError as error:  # of TensorBoard's files
-            reason = error.message.splitlines()[0]
-            raise UserError(f"{self._workdir} cannot be written: {reason}") from error
-
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        with self._told():
+        with files.told(self._workdir):
             super().write_scalars(step, scalars)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        with self._told():
+        with files.told(self._workdir):
             super().write_images(step, images)
 
     def flush(self) -> None:
-        with self._told():
+        with files.told(self._workdir):
             super().flush()
 
     def close(self) -> None:
-        with self._told():
+        with files.told(self._workdir):
             super().close()
 
 

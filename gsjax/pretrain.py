@@ -31,6 +31,11 @@ from gsjax.evaluate.monitor import create_monitor, has_measured
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
 
+_AGAINST_DIVERGENCE = (
+    "Usually the learning rate is too high or its warm-up too short; with bfloat16, float32 may "
+    "help. Both need another --workdir"
+)
+
 
 def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState:
     """Trains until the configured length, from the newest checkpoint if there is one.
@@ -86,7 +91,10 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
             return done == num_steps or bool(knn_steps and done % knn_steps == 0)
 
         # A signal may have cut short the measurement that belongs to the restored step.
-        owed = monitor if first and knn_is_due(first) and not has_measured(folder, first) else None
+        owed = None
+        if monitor and first and knn_is_due(first):
+            measured = parallel.from_primary(lambda: has_measured(folder, first))
+            owed = None if measured else monitor
         if first < num_steps or owed:
             environment.note_start(folder, first)
             metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
@@ -146,8 +154,10 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
                 progress.update(done)
                 if done == num_steps:
                     progress.close()
-                if monitor and knn_is_due(done):
+                if monitor and knn_is_due(done) and not stopping:  # else the next start owes it
                     watch.settle()
+                    if jax.process_count() > 1:  # they cannot break it off
+                        saved.save(done, state, writer)
                     try:
                         scalars = monitor.measure(state, watch.check)
                     except UserError:  # damaged test pictures must not cost the training
@@ -161,15 +171,16 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
                     clock.restart(done)
                 if last or done % config.checkpoint.every_steps == 0:
                     watch.settle()
-                    saved.save(done, state, writer)
+                    if not saved.holds(done):
+                        saved.save(done, state, writer)
                     clock.restart(done)
         except loop.NotFinite as error:
             good = int(state.step)
-            if good > first:
-                saved.save(good, state.replace(finite=jnp.array(True)), writer)
-            raise error.told(folder) from error
-    if done < num_steps:
-        loop.leave(done, stopping)
+            if good and not saved.holds(good):
+                saved.save(good, step.marked_finite(state), writer)
+            raise error.told(folder, _AGAINST_DIVERGENCE) from error
+    if done < num_steps or watch.signal:
+        loop.leave(done, watch.signal)
     if monitor:
         monitor.report(folder)
     return state

@@ -19,6 +19,8 @@ from gsjax.errors import UserError
 from gsjax.schema import Kind, Value
 
 _DEFAULTS = {key: setting.default for key, setting in SETTINGS.items()}
+# Free ones that an evaluation does not take from the run: it may be on another machine.
+_OF_MACHINE = ("platform",)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,7 +116,7 @@ def of_evaluation(
                     f"{key}={overrides[key]} contradicts {file}, which has {_shown(value)}: "
                     "an evaluation takes it from there, leave it out"
                 )
-        elif setting.kind is not Kind.FREE or not path:
+        elif setting.kind is not Kind.FREE or not (path or key in _OF_MACHINE):
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
     with config.unlocked():

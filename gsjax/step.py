@@ -91,6 +91,13 @@ def keys(config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:
     return init_key, step_key
 
 
+@jax.jit
+def marked_finite(state: TrainState) -> TrainState:
+    """Returns the last good state as one to go on from."""
+    finite = jnp.ones_like(state.finite)
+    return TrainState(state.step, state.params, state.batch_stats, state.opt_state, finite)
+
+
 def create_state_fn(method: Method, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Compiles a key of the initial weights -> the state, the same on every device of `mesh`."""
     return jax.jit(

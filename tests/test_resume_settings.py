@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from gsjax import checkpoints, settings
+from gsjax import checkpoints, manifest, settings
 from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
 from gsjax.pretrain import pretrain
@@ -146,6 +146,7 @@ def test_the_class_of_a_setting_decides(trained, pictures, tmp_path, key):
     assert isinstance(setting.kind, Kind)
     shutil.copy(trained / "config.json", tmp_path)
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "4" / manifest.FILE).touch()
     config = configured(pictures, {})
     facts = json.loads((tmp_path / "config.json").read_text())["data"]
     checkpoints.claim(epath.Path(tmp_path), config, facts)

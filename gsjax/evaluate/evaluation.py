@@ -296,7 +296,14 @@ def open_evaluation(
     if checkpoint is None:
         state = create(init_key)
     else:
-        state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
+        try:
+            state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
+        except UserError:
+            newer = checkpoints.find(folder, config.checkpoint.load)
+            if newer is None or newer == checkpoint:
+                raise
+            checkpoint = newer  # a training beside us has removed the other one meanwhile
+            state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
     metrics.say(f"workdir  {folder}")

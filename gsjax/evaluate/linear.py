@@ -4,8 +4,6 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,7 @@ from gsjax.data import input_pipeline, order, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, store
 from gsjax.parallel import AXIS
-from gsjax.step import TrainState, first_state, update
+from gsjax.step import TrainState, first_state, marked_finite, update
 
 # Per 256 images; thesis 5.1.
 _LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
@@ -89,19 +87,20 @@ def _claim(job: evaluation.Evaluation, protocol: dict, hosts: int | None) -> Non
     identity = {"encoder": job.digest, "normalisation": job.normalisation[:2], "hosts": hosts}
     text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
     file = job.folder / "config.json"
-    with files.told(job.folder):
-        is_other = job.folder.exists() and (not file.exists() or file.read_bytes() != text.encode())
-        parallel.sync_hosts("config.json of the head is compared")
-        if parallel.is_primary():
-            if is_other:
+
+    def claim() -> None:
+        with files.told(job.folder):
+            if job.folder.exists() and not (file.exists() and file.read_text() == text):
                 numbers = itertools.count(1)
                 asides = (job.folder.with_name(f"{job.folder.name}.{n}") for n in numbers)
                 aside = next(path for path in asides if not path.exists())
                 job.folder.rename(aside)
                 metrics.say(f"the head of another encoder or settings is put aside in {aside}")
             job.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        parallel.sync_hosts("config.json of the head is written")
+            if not file.exists():
+                files.write_text(file, text)
+
+    parallel.from_primary(claim)
 
 
 def _train(
@@ -127,7 +126,7 @@ def _train(
         return first_state(params, {}, optimizer)
 
     data = _train_config(config)
-    train_step = create_train_step(job, data.augment, optimizer)
+    program = create_train_step(job, data.augment, optimizer)
     with contextlib.ExitStack() as stack:
         saved = checkpoints.Checkpoints(job.folder, 1, 0)
         state = saved.restore("latest", create.eval_shape(init_key))
@@ -149,6 +148,10 @@ def _train(
         progress = metrics.Progress("linear", num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         clock = loop.Clock(batch_size, first)
+        if first < num_steps:
+            batch = next(stream)
+            stream = itertools.chain([batch], stream)
+            train_step = program.lower(state, job.variables, batch, key).compile()
         stopping = 0
         stack.enter_context(interrupts.deferred(asked))
         try:
@@ -169,9 +172,13 @@ def _train(
                     saved.save(done, state, writer)
                     clock.restart(done)
         except loop.NotFinite as error:
-            raise error.told(job.folder) from error
-    if done < num_steps:
-        loop.leave(done, stopping)
+            good = int(state.step)
+            if good and not saved.holds(good):
+                saved.save(good, marked_finite(state), writer)
+            advice = "Take a smaller linear.learning_rate, which begins a new head"
+            raise error.told(job.folder, advice) from error
+    if done < num_steps or watch.signal:
+        loop.leave(done, watch.signal)
     return jax.device_get(state.params)
 
 
@@ -179,7 +186,7 @@ def create_train_step(
     job: evaluation.Evaluation,
     settings: ml_collections.ConfigDict,
     optimizer: optax.GradientTransformation,
-) -> Callable[[TrainState, Any, dict, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """Compiles (state, variables, batch, key) -> (state, metrics) over the devices.
 
     The batch holds `views` uint8 [B, 1, S, S, 3] and `label` int32 [B]; of the views only the
