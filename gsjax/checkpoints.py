@@ -6,6 +6,8 @@ A checkpoint is complete with its manifest, and used only if its bytes are those
 import json
 import os
 import re
+import sys
+from logging import getLogger
 from typing import Any
 
 import jax
@@ -54,7 +56,12 @@ def _claim(
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         steps = saved_steps(workdir)
-        if file.exists() and steps:
+        if steps and not file.exists():
+            raise UserError(
+                f"{file} is missing, which says what the checkpoints beside it were trained with: "
+                "bring it back, or choose another --workdir"
+            )
+        if steps:
             former = json.loads(file.read_text())
             differences = settings.shaping_differences(former["config"], config)
             differences += [
@@ -257,13 +264,16 @@ class Checkpoints:
 
 
 def _write(path: epath.Path, state: Any) -> None:
-    """Writes a state by Orbax, whose threads tell a full disk in many words and several errors."""
-    verbosity = logging.get_verbosity()
+    """Writes a state by Orbax, whose threads tell a full disk in many words, some of them later."""
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _all_but_closed_loops
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(path / "default", args=ocp.args.StandardSave(state))
+        sys.unraisablehook = hook
     except Exception as error:
+        getLogger("asyncio").disabled = True
         number = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(number[1])) if number else f"{type(error).__name__}: {error}"
         raise UserError(
@@ -271,6 +281,12 @@ def _write(path: epath.Path, state: Any) -> None:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _all_but_closed_loops(unraisable: Any) -> None:
+    """Prints what threads cannot raise, but for writes that end after the first one has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _path(workdir: epath.Path, step: int) -> epath.Path:

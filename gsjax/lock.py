@@ -193,6 +193,6 @@ def _refusal(file: epath.Path, content: bytes | None) -> UserError:
     except (ValueError, KeyError, TypeError, AttributeError):  # it has not said so yet
         holder = "another process"
     return UserError(
-        f"{file.parent} is in use by a training ({holder}): wait for its end, or choose another "
-        "--workdir"
+        f"{file.parent} is in use by another training ({holder}): wait for its end, or choose "
+        "another --workdir"
     )

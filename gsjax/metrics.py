@@ -31,18 +31,36 @@ def read_lines(workdir: epath.Path) -> list[str]:
     return [line for line in text.splitlines() if line.endswith("}")]
 
 
+def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Returns the objects of `metrics.jsonl`, each with its `step`.
+
+    Raises:
+      UserError: a line in it is none.
+    """
+    records = []
+    for number, line in enumerate(read_lines(workdir), 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise ValueError("the step is no whole number")
+            if not all(isinstance(value, int | float | None) for value in record.values()):
+                raise ValueError("a metric is no number")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{workdir / _FILE}, line {number} is damaged: take it out") from error
+        records.append(record)
+    return records
+
+
 def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
     """Takes the metrics `names` of a step out of `metrics.jsonl`, because they come anew."""
     if not parallel.is_primary():
         return
     kept = []
-    for line in read_lines(workdir):
-        record = json.loads(line)
-        if record["step"] == step and names & record.keys():
+    for record in read_records(workdir):
+        if record["step"] == step:
             record = {name: value for name, value in record.items() if name not in names}
-            line = json.dumps(record)
         if len(record) > 1:
-            kept.append(line)
+            kept.append(record)
     _rewrite(workdir, kept)
 
 
@@ -52,10 +70,10 @@ def sync(workdir: epath.Path) -> None:
         files.sync(workdir / _FILE)
 
 
-def _rewrite(workdir: epath.Path, lines: Sequence[str]) -> None:
-    """Makes `metrics.jsonl` hold just these lines, at once."""
+def _rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Makes `metrics.jsonl` hold just these, at once."""
     file = workdir / _FILE
-    text = "".join(f"{line}\n" for line in lines)
+    text = "".join(json.dumps(record) + "\n" for record in records)
     if file.exists() and file.read_text() != text:
         files.write_text(file, text)
 
@@ -65,8 +83,8 @@ class JsonLines(metric_writers.MetricWriter):
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         """Cuts what an interrupted run wrote after the step that training goes on from."""
-        lines = read_lines(workdir) if restored_step else []
-        _rewrite(workdir, [line for line in lines if json.loads(line)["step"] <= restored_step])
+        records = read_records(workdir) if restored_step else []
+        _rewrite(workdir, [record for record in records if record["step"] <= restored_step])
         self._file = (workdir / _FILE).open("a")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:

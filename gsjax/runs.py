@@ -142,17 +142,11 @@ def is_summary(file: epath.Path) -> bool:
 
 def _curves(workdir: epath.Path) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
-    for number, line in enumerate(metrics.read_lines(workdir), 1):
-        try:
-            record = json.loads(line)
-            step = int(record.pop("step"))
-            found = [(name, float(value)) for name, value in record.items() if value is not None]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{workdir / 'metrics.jsonl'}, line {number} is damaged: take it out"
-            ) from error
-        for metric, value in found:
-            curves.setdefault(metric, []).append((step, value))
+    for record in metrics.read_records(workdir):
+        step = record.pop("step")
+        for metric, value in record.items():
+            if value is not None:
+                curves.setdefault(metric, []).append((step, float(value)))
     return curves
 
 

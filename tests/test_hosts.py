@@ -102,6 +102,7 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(alone, tmp_path):
     np.testing.assert_allclose(first, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_peer_ends_the_others_and_a_restart_goes_on_exactly(tmp_path):
     long = flags(num_steps="12", checkpoint__every_steps="2")
     for process in together(tmp_path / "whole", 2, *long):
@@ -122,6 +123,7 @@ def test_a_killed_peer_ends_the_others_and_a_restart_goes_on_exactly(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_what_stops_one_host_ends_the_other_and_is_told_once(tmp_path):
     """A damaged picture that only the second host meets, by their shares of each batch."""
     generator = np.random.default_rng(0)
@@ -150,6 +152,7 @@ def test_what_stops_one_host_ends_the_other_and_is_told_once(tmp_path):
     assert processes[0].returncode != 0
 
 
+@pytest.mark.slow
 def test_a_nan_on_two_hosts_saves_the_last_good_state(tmp_path):
     outputs = together(tmp_path, 2, *flags(**DIVERGING, checkpoint__every_steps="1000"))
     errors = [process.communicate(timeout=300)[1] for process in outputs]
@@ -160,6 +163,7 @@ def test_a_nan_on_two_hosts_saves_the_last_good_state(tmp_path):
     assert (tmp_path / f"checkpoints/{found['step'] - 1}/manifest.sha256").exists()
 
 
+@pytest.mark.slow
 def test_hosts_of_other_settings_are_told(tmp_path):
     first, other = together(tmp_path, 2, *flags(), own=["--config.seed=5", "--config.seed=6"])
     _, told = other.communicate(timeout=300)

@@ -84,10 +84,13 @@ def finish(process, status=0):
 
 def final_state(workdir, step=12):
     """All arrays of a checkpoint, by name."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.tree.leaves(
-            checkpointer.restore(pathlib.Path(workdir) / "checkpoints" / str(step) / "default")
-        )
+    path = pathlib.Path(workdir) / "checkpoints" / str(step) / "default"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        # Also what several processes have written.
+        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        return jax.tree.leaves(checkpointer.restore(path, args=args))
 
 
 def write_pictures(folder):

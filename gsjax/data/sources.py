@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -284,7 +285,15 @@ def _list_pictures(root: str) -> tuple[list[str], list[str]]:
     )
     names: list[str] = []
     folders: set[str] = set()
-    for folder, _, files in walk(root):
+    for folder, inside, files in walk(root):
+        if not remote:  # a link to a folder that holds it would never end
+            here = pathlib.Path(folder).resolve()
+            inside[:] = [
+                name
+                for name in inside
+                if not os.path.islink(os.path.join(folder, name))
+                or not here.is_relative_to(pathlib.Path(folder, name).resolve())
+            ]
         inner = folder[len(root) :].strip("/")
         parts = inner.split("/") if inner else []
         if any(part.startswith(".") or part == "__MACOSX" for part in parts):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +52,7 @@ class Monitor:
 
     def report(self, workdir: epath.Path) -> None:
         """Prints the accuracies that the run's `metrics.jsonl` holds."""
-        records = [json.loads(line) for line in metrics.read_lines(workdir)]
+        records = metrics.read_records(workdir)
         encoders = [r for r in records if "knn/top1" in r]
         rows = [("raw pixels", r["knn/pixels_top1"]) for r in records if "knn/pixels_top1" in r]
         rows += [("untrained encoder", r["knn/top1"]) for r in encoders if r["step"] == 0]
@@ -94,8 +93,9 @@ class Monitor:
 
 def has_measured(workdir: epath.Path, step: int) -> bool:
     """Whether the run's `metrics.jsonl` holds the accuracy after `step` steps."""
-    records = [json.loads(line) for line in metrics.read_lines(workdir)]
-    return any(record["step"] == step and "knn/top1" in record for record in records)
+    return any(
+        record["step"] == step and "knn/top1" in record for record in metrics.read_records(workdir)
+    )
 
 
 def create_monitor(
