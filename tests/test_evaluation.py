@@ -1,6 +1,5 @@
 """The evaluation jobs on a small encoder, as the command line runs them."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import pytest
 from conftest import FAST_COMPILATION
 from PIL import Image
 
-from gsjax import loop, settings, step
+from gsjax import interrupts, settings, step
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, export, knn, linear, retrieval, transfer
@@ -227,10 +226,10 @@ def test_linear_resumes_bit_by_bit(workdir, tmp_path, monkeypatch, capsys):
         @property
         def signal(self):
             self.asked += 1
-            return 15 if self.asked > 3 else 0
+            return 15 if self.asked > 1 else 0
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(loop, "stop_on_signal", lambda: contextlib.nullcontext(After()))
+        patch.setattr(interrupts, "Request", After)
         evaluate(linear, tmp_path / "other", log__every_steps=1)
     assert left.value.code == 128 + 15
     capsys.readouterr()
@@ -291,7 +290,7 @@ def test_linear_step_is_nesterovs_on_the_encoders_features(workdir):
         kernel = np.random.default_rng(1).normal(0, 0.01, (32, 10)).astype(np.float32)
         bias = np.zeros(10, np.float32)
         params = {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
-        state = step.TrainState(jnp.array(0), params, {}, optimizer.init(params))
+        state = step.first_state(params, {}, optimizer)
         batch = {"views": tiles[chosen, None], "label": labels[chosen]}
         for _ in rates:
             state, values = train_step(state, job.variables, batch, jax.random.key(0))
