@@ -138,7 +138,7 @@ def test_a_second_training_is_refused_and_one_after_a_kill_goes_on(arguments, tm
     _, errors = second.communicate()
     assert second.returncode == 2
     (line,) = errors.splitlines()
-    assert f"gsjax: error: {tmp_path} is in use by a training (process {first.pid}" in line
+    assert f"gsjax: error: {tmp_path} is in use by another training (process {first.pid}" in line
     assert "gsjax/main.py" in line
     first.kill()
     first.communicate()
@@ -161,7 +161,7 @@ def test_several_processes_are_refused_with_one_message(arguments, tmp_path):
     first.kill()
     first.communicate()
     assert [process.returncode for process in both] == [2, 2]
-    assert f"is in use by a training (process {first.pid}" in outputs[0][1]
+    assert f"is in use by another training (process {first.pid}" in outputs[0][1]
     assert "gsjax: error" not in outputs[1][1] + outputs[1][0]
 
 

@@ -78,8 +78,8 @@ def test_fresh_start_over_checkpoints_is_refused(finished):
 
 
 def test_ctrl_c_and_resume_are_bit_identical_to_an_uninterrupted_run(finished, tmp_path):
-    process = command(tmp_path, *flags())
-    # metrics.jsonl is flushed with the checkpoints, every 4 steps
+    # Saving after each step takes the time that the signal needs to come before the end.
+    process = command(tmp_path, *flags(checkpoint__every_steps="1", features__batch_size="1"))
     wait_for(process, lambda: (tmp_path / "metrics.jsonl").exists() and records(tmp_path))
     process.send_signal(signal.SIGINT)
     output = finish(process, status=128 + signal.SIGINT)
