@@ -21,24 +21,22 @@ KEEP_ALL = sys.maxsize  # as `restored_step`: nothing that is there is cut
 _FILE = "metrics.jsonl"
 
 
-def read_lines(workdir: epath.Path) -> list[str]:
-    """Returns the whole lines of `metrics.jsonl`; a disk that was full may have torn the last."""
+def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Returns the objects of `metrics.jsonl`, each with its `step`.
+
+    A line without its end, which a disk that was full may have torn, is left out.
+
+    Raises:
+      UserError: a line in it is no such object.
+    """
     file = workdir / _FILE
     try:
         text = file.read_text() if file.exists() else ""
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is damaged: move it away") from error
-    return [line for line in text.splitlines() if line.endswith("}")]
-
-
-def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Returns the objects of `metrics.jsonl`, each with its `step`.
-
-    Raises:
-      UserError: a line in it is none.
-    """
     records = []
-    for number, line in enumerate(read_lines(workdir), 1):
+    whole = (line for line in text.splitlines() if line.endswith("}"))
+    for number, line in enumerate(whole, 1):
         try:
             record = json.loads(line)
             if not isinstance(record["step"], int):
@@ -46,7 +44,7 @@ def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
             if not all(isinstance(value, int | float | None) for value in record.values()):
                 raise ValueError("a metric is no number")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{workdir / _FILE}, line {number} is damaged: take it out") from error
+            raise UserError(f"{file}, line {number} is damaged: take it out") from error
         records.append(record)
     return records
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import signal
-import socket
 import time
 
 import numpy as np
@@ -12,51 +11,26 @@ import tiny_tfds
 from PIL import Image
 from test_not_finite import DIVERGING
 from trainings import (
-    SMALL,
     command,
     final_state,
     finish,
     flags,
+    quiet,
     records,
     small_config,
+    together,
     trained,
     wait_for,
 )
 
-from gsjax import settings
 from gsjax.data import input_pipeline, sources
 
 PEER_LIMIT = 30.0  # seconds from a process' death to the end of the others
 
 
-def together(workdir, count, *arguments, devices=1, own=()):
-    """Starts the processes of one run; `own` are further arguments of each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        command(
-            workdir,
-            f"--coordinator=localhost:{port}",
-            f"--num_processes={count}",
-            f"--process_id={i}",
-            *arguments,
-            *own[i : i + 1],
-            devices=devices,
-        )
-        for i in range(count)
-    ]
-
-
-def quiet(output):
-    """What a host that is not the first prints, apart from the collectives' library."""
-    return [line for line in output.splitlines() if "Gloo" not in line]
-
-
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_batches_of_several_hosts_are_those_of_one(hosts):
-    config = settings.load(None)
-    settings.override(config, SMALL)
+    config = small_config()
     source = sources.open_source(config.data, config.data.split)
 
     def digests(batches):

@@ -1,11 +1,9 @@
 """The job from images to checkpoint: what it writes, stopping, resuming, refusing."""
 
-import hashlib
 import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
@@ -13,10 +11,20 @@ import numpy as np
 import pytest
 from conftest import FAST_COMPILATION
 from PIL import Image
-from trainings import command, final_state, finish, flags, records, small_config, trained, wait_for
+from trainings import (
+    command,
+    final_state,
+    finish,
+    flags,
+    quiet,
+    records,
+    small_config,
+    together,
+    trained,
+    wait_for,
+)
 
 from gsjax import defaults, settings
-from gsjax.data import input_pipeline, sources
 from gsjax.errors import UserError
 from gsjax.pretrain import pretrain
 
@@ -164,47 +172,13 @@ def test_damaged_test_pictures_do_not_cost_the_training(tmp_path):
 
 
 def test_two_processes_train_as_one(finished, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [
-        command(
-            tmp_path,
-            f"--coordinator=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-            *flags(),
-        )
-        for i in range(2)
-    ]
-    outputs = [finish(process) for process in processes]
+    outputs = [finish(process) for process in together(tmp_path, 2, *flags())]
     assert "2 hosts" in outputs[0]
-    assert not [line for line in outputs[1].splitlines() if "Gloo" not in line]
+    assert quiet(outputs[1]) == []
     one, two = records(finished[0])[1], records(tmp_path)[0]
     assert (one["step"], two["step"]) == (1, 1)
     np.testing.assert_allclose(two["train/loss"], one["train/loss"], rtol=1e-5)
     assert len(records(tmp_path)) == 13
-
-
-def test_two_hosts_batches_are_the_batches_of_one():
-    config = small_config()
-    source = sources.open_source(config.data, config.data.split)
-
-    def digests(batches):
-        return [
-            [hashlib.sha256(batch[name].tobytes()).hexdigest() for name in sorted(batch)]
-            for batch in batches
-        ]
-
-    def joined(parts):
-        for pair in zip(*parts, strict=True):
-            yield {name: np.concatenate([part[name] for part in pair]) for name in pair[0]}
-
-    one = digests(input_pipeline.train_batches(source, config, 0, 3))
-    two = digests(
-        joined([input_pipeline.train_batches(source, config, 0, 3, i, 2) for i in range(2)])
-    )
-    assert one == two
 
 
 READS = """

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -73,6 +74,30 @@ def command(workdir, *arguments, devices=1, fast=True, environment=None):
         text=True,
         env=environment,
     )
+
+
+def together(workdir, count, *arguments, devices=1, own=()):
+    """Starts the processes of one run; `own` are further arguments of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        command(
+            workdir,
+            f"--coordinator=localhost:{port}",
+            f"--num_processes={count}",
+            f"--process_id={i}",
+            *arguments,
+            *own[i : i + 1],
+            devices=devices,
+        )
+        for i in range(count)
+    ]
+
+
+def quiet(output):
+    """What a host that is not the first prints, apart from the collectives' library."""
+    return [line for line in output.splitlines() if "Gloo" not in line]
 
 
 def finish(process, status=0):
