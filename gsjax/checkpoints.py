@@ -1,9 +1,8 @@
-"""Checkpoints of the training state by Orbax, and the work directory's `config.json`.
+"""Checkpoints of the training state by Orbax.
 
 A checkpoint is complete with its manifest, and used only if its bytes are those of the manifest.
 """
 
-import json
 import os
 import re
 import sys
@@ -11,75 +10,13 @@ from logging import getLogger
 from typing import Any
 
 import jax
-import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 from clu import metric_writers
 from etils import epath
 
-import gsjax
-from gsjax import files, manifest, metrics, parallel, settings
+from gsjax import files, manifest, metrics, parallel
 from gsjax.errors import UserError
-
-
-def claim(
-    workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | str | None]
-) -> None:
-    """Writes `config.json`, or compares it with that of the checkpoints that are there.
-
-    The first host does so for all; the others compare their settings with its.
-
-    Args:
-      workdir: made if it is not there.
-      config: the whole configuration.
-      facts: what else decides which images come: their number, a digest of their files' names,
-        and the number of hosts where it matters.
-
-    Raises:
-      UserError: the directory cannot be written, or belongs to a run that trains something else;
-        the differences are listed.
-    """
-    ours = config.to_dict()
-    first = parallel.from_primary(lambda: _claim(workdir, ours, facts))
-    differences = settings.shaping_differences(first, ours)
-    if differences:
-        raise UserError(
-            f"process {jax.process_index()} was started with other settings than the first one "
-            f"({'; '.join(differences)}): start all with the same command"
-        )
-
-
-def _claim(
-    workdir: epath.Path, config: dict[str, Any], facts: dict[str, int | str | None]
-) -> dict[str, Any]:
-    file = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        steps = saved_steps(workdir)
-        if steps and not file.exists():
-            raise UserError(
-                f"{file} is missing, which says what the checkpoints beside it were trained with: "
-                "bring it back, or choose another --workdir"
-            )
-        if steps:
-            former = json.loads(file.read_text())
-            differences = settings.shaping_differences(former["config"], config)
-            differences += [
-                f"{name}: {former['data'][name]} -> {value}"
-                for name, value in facts.items()
-                if former["data"].get(name, value) != value  # an older run may lack it
-            ]
-            if differences:
-                raise UserError(
-                    f"{workdir} holds a run with other settings ({'; '.join(differences)}); take "
-                    "the former settings, or a new --workdir; to go on from these weights there, "
-                    f"add --config.checkpoint.load={workdir / 'checkpoints' / str(steps[-1])}"
-                )
-        content = {"gsjax": gsjax.__version__, "config": config, "data": facts}
-        files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    except (*files.ERRORS, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
-    return config
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:

@@ -183,6 +183,11 @@ def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     return multihost_utils.process_allgather(columns, tiled=True)
 
 
+def everywhere(flag: bool) -> bool:
+    """Whether it is so on all hosts."""
+    return all(gather((np.array([flag]),))[0])
+
+
 def is_primary() -> bool:
     """Whether this is the host that prints and writes metrics."""
     return jax.process_index() == 0

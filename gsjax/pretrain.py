@@ -21,6 +21,7 @@ from gsjax import (
     loop,
     memory,
     metrics,
+    ownership,
     parallel,
     pictures,
     step,
@@ -69,7 +70,7 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
     monitor = create_monitor(config, source, method.modules["encoder"], mesh)
     hosts = jax.process_count() if source.shards else None
     facts = {"num_images": source.num_examples, "file_names": source.names_digest, "hosts": hosts}
-    checkpoints.claim(folder, config, facts)
+    ownership.claim(folder, config, facts)
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"data     {source.name}, {source.num_examples} images")
     metrics.say(f"workdir  {folder}")

@@ -9,7 +9,7 @@ import pytest
 from clu.metric_writers import MultiWriter
 from etils import epath
 
-from gsjax import checkpoints, defaults
+from gsjax import checkpoints, defaults, ownership
 from gsjax.errors import UserError
 
 
@@ -97,22 +97,22 @@ def test_claim_writes_the_config_and_refuses_another(tmp_path):
     config = defaults.get_config()
     folder = epath.Path(tmp_path / "run")
     facts = {"num_images": 10, "hosts": None}
-    checkpoints.claim(folder, config, facts)
+    ownership.claim(folder, config, facts)
     assert json.loads((folder / "config.json").read_text())["config"]["seed"] == 5
     config.log.every_steps = 3
-    checkpoints.claim(folder, config, facts)
+    ownership.claim(folder, config, facts)
     config.batch_size = 64  # nothing has been trained yet
-    checkpoints.claim(folder, config, facts)
+    ownership.claim(folder, config, facts)
     (folder / "checkpoints" / "3").mkdir(parents=True)
     config.batch_size = 32
-    checkpoints.claim(folder, config, facts)  # nor is its first checkpoint complete
+    ownership.claim(folder, config, facts)  # nor is its first checkpoint complete
     (folder / "checkpoints" / "3" / "manifest.sha256").write_text("")
     config.seed = 6
     with pytest.raises(UserError, match="seed: 5 -> 6; num_images: 10 -> 11"):
-        checkpoints.claim(folder, config, facts | {"num_images": 11})
+        ownership.claim(folder, config, facts | {"num_images": 11})
 
 
 def test_claim_names_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir .*file"):
-        checkpoints.claim(epath.Path(tmp_path / "file" / "run"), defaults.get_config(), {})
+        ownership.claim(epath.Path(tmp_path / "file" / "run"), defaults.get_config(), {})

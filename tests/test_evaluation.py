@@ -1,9 +1,7 @@
 """The evaluation jobs on a small encoder, as the command line runs them."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -12,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import FAST_COMPILATION
 from PIL import Image
+from trainings import finish, together
 
 from gsjax import interrupts, settings, step
 from gsjax.data import photos, sources, transforms
@@ -254,24 +252,12 @@ def test_two_processes_evaluate_as_one(workdir, tmp_path):
     (alone,) = evaluate(knn, workdir)
     (linear_alone,) = evaluate(linear, workdir)
     for job in ("knn", "linear"):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        processes = [
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "gsjax.main", "--workdir", str(tmp_path / "two"),
-                    "--job", job, f"--coordinator=localhost:{port}", "--num_processes=2",
-                    f"--process_id={i}", *(f"--config.{k}={v}" for k, v in QUICK.items()),
-                ],
-                env=os.environ | {"XLA_FLAGS": FAST_COMPILATION},
-            )
-            for i in range(2)
-        ]  # fmt: skip
-        assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    (together,) = evaluation.read_results(tmp_path / "two/results/knn.json")
-    assert together["protocol"] == alone["protocol"]
-    assert together["scores"]["knn/top1"] == pytest.approx(alone["scores"]["knn/top1"], abs=0.2)
+        quick = (f"--config.{key}={value}" for key, value in QUICK.items())
+        for process in together(tmp_path / "two", 2, f"--job={job}", *quick):
+            finish(process)
+    (both,) = evaluation.read_results(tmp_path / "two/results/knn.json")
+    assert both["protocol"] == alone["protocol"]
+    assert both["scores"]["knn/top1"] == pytest.approx(alone["scores"]["knn/top1"], abs=0.2)
     (linear_together,) = evaluation.read_results(tmp_path / "two/results/linear.json")
     assert linear_together["scores"]["linear/top1"] == pytest.approx(
         linear_alone["scores"]["linear/top1"], abs=0.5

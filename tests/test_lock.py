@@ -12,7 +12,7 @@ import time
 
 import pytest
 from etils import epath
-from trainings import command, flags, of_pictures, wait_for, write_pictures
+from trainings import command, flags, of_pictures, together, wait_for, write_pictures
 
 from gsjax import lock
 from gsjax.errors import UserError
@@ -152,11 +152,7 @@ def test_a_second_training_is_refused_and_one_after_a_kill_goes_on(arguments, tm
 
 def test_several_processes_are_refused_with_one_message(arguments, tmp_path):
     first = hold("flock", tmp_path)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    hosts = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    both = [command(tmp_path, *hosts, f"--process_id={i}", *arguments) for i in range(2)]
+    both = together(tmp_path, 2, *arguments)
     outputs = [process.communicate(timeout=300) for process in both]
     first.kill()
     first.communicate()

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from gsjax import checkpoints, manifest, settings
+from gsjax import manifest, ownership, settings
 from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
 from gsjax.pretrain import pretrain
@@ -149,16 +149,16 @@ def test_the_class_of_a_setting_decides(trained, pictures, tmp_path, key):
     (tmp_path / "checkpoints" / "4" / manifest.FILE).touch()
     config = configured(pictures, {})
     facts = json.loads((tmp_path / "config.json").read_text())["data"]
-    checkpoints.claim(epath.Path(tmp_path), config, facts)
+    ownership.claim(epath.Path(tmp_path), config, facts)
     former, changed = settings.flatten(config.to_dict())[key], another(setting)
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict({key: changed})
     if setting.kind is Kind.FREE:
-        checkpoints.claim(epath.Path(tmp_path), config, facts)
+        ownership.claim(epath.Path(tmp_path), config, facts)
         assert settings.flatten(config_of(tmp_path))[key] == changed
     else:
         with pytest.raises(UserError) as caught:
-            checkpoints.claim(epath.Path(tmp_path), config, facts)
+            ownership.claim(epath.Path(tmp_path), config, facts)
         assert f"settings ({key}: {former} -> {changed});" in str(caught.value)
 
 

@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -15,7 +14,7 @@ import pytest
 from conftest import FAST_COMPILATION
 from etils import epath
 from PIL import Image
-from trainings import SMALL, TIMES, finish, wait_for
+from trainings import SMALL, TIMES, finish, host_flags, wait_for
 
 from gsjax import jobs, parallel, runs, sweep, sweeps
 from gsjax.errors import UserError
@@ -376,12 +375,7 @@ def _leaves(tree):
 
 @pytest.mark.slow
 def test_a_sweep_on_two_hosts_is_the_sweep_on_one(file, sequential, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    hosts = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    both = [start(file, tmp_path, *hosts, f"--process_id={i}") for i in range(2)]
-    for process in both:
+    for process in [start(file, tmp_path, *host) for host in host_flags(2)]:
         finish(process)
     for name in NAMES:
         one, two = (summary(folder, name)["curves"] for folder in (sequential[0], tmp_path))

@@ -76,22 +76,20 @@ def command(workdir, *arguments, devices=1, fast=True, environment=None):
     )
 
 
-def together(workdir, count, *arguments, devices=1, own=()):
-    """Starts the processes of one run; `own` are further arguments of each."""
+def host_flags(count):
+    """The flags that make processes the hosts of one run, for each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    one_run = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
+    return [[*one_run, f"--process_id={i}"] for i in range(count)]
+
+
+def together(workdir, count, *arguments, devices=1, own=()):
+    """Starts the processes of one run; `own` are further arguments of each."""
     return [
-        command(
-            workdir,
-            f"--coordinator=localhost:{port}",
-            f"--num_processes={count}",
-            f"--process_id={i}",
-            *arguments,
-            *own[i : i + 1],
-            devices=devices,
-        )
-        for i in range(count)
+        command(workdir, *host, *arguments, *own[i : i + 1], devices=devices)
+        for i, host in enumerate(host_flags(count))
     ]
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 from clu import metric_writers
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import gsjax
@@ -100,7 +99,7 @@ class Evaluation:
         folder = self.workdir / "features" / "kept"
         key = self._key(source, transform, indices) if keep else ""
         kept = store.load(folder, key) if keep else None
-        if _everywhere(kept is not None) and kept is not None:
+        if parallel.everywhere(kept is not None) and kept is not None:
             metrics.say(f"features of {source.name} are taken from an earlier job")
             return report(source, kept, need_all)
         if shapes is None:
@@ -265,13 +264,6 @@ def _comparable(one: Mapping, other: Mapping) -> bool:
 def _same(one: Mapping, other: Mapping) -> bool:
     """Whether two results are also of the same encoder."""
     return _comparable(one, other) and all(one[n] == other[n] for n in ("step", "encoder"))
-
-
-def _everywhere(flag: bool) -> bool:
-    """Whether it is so on all hosts."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
 @contextlib.contextmanager
