@@ -254,6 +254,18 @@ def test_folder_follows_links(tmp_path):
     assert _names(source) == ["cat/1.png"]
 
 
+def test_folder_leaves_out_what_would_never_end(tmp_path):
+    """Links to a folder above and to themselves, and pipes; a link to nowhere is a picture lost."""
+    _write_pictures(tmp_path, "train/b/1.png")
+    (tmp_path / "train/b/up").symlink_to(tmp_path / "train")
+    (tmp_path / "train/b/round.png").symlink_to("round.png")
+    (tmp_path / "train/lost.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "train/pipe.png")
+    (tmp_path / "train/linked.png").symlink_to("pipe.png")
+    source = sources.open_source(_data("folder", tmp_path), "train")
+    assert _names(source) == ["b/1.png", "b/round.png", "lost.png"]
+
+
 def test_folder_classes_are_its_sorted_sub_folders(tmp_path):
     _write_pictures(
         tmp_path, "val/owl/1.png", "val/cat/deep/2.png", "val/cat/3.png", "val/.x/4.png"

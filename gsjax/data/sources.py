@@ -1,10 +1,8 @@
 """Where pictures come from: TFDS data sets, folders, and photographs of installed packages."""
 
 import dataclasses
-import functools
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -12,11 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 import gsjax
-from gsjax.data import photos
+from gsjax.data import folders, photos
 from gsjax.data.shards import Shard
 from gsjax.errors import UserError
-
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +208,9 @@ def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
     if not tf.io.gfile.isdir(root):
         raise UserError(f"{root} is no folder: check the data_dir and the split {split!r}")
     dataset = os.path.basename(os.path.normpath(os.path.abspath(data.data_dir)))
-    names, folders = _list_pictures(root)
+    names, classes = folders.list_pictures(root)
     if not names:
-        raise UserError(f"{root} holds no pictures ({', '.join(_EXTENSIONS)})")
+        raise UserError(f"{root} holds no pictures ({', '.join(folders.EXTENSIONS)})")
     if not labelled:
         return from_files(root, dataset, [f"{root}/{name}" for name in names])
     loose = [name for name in names if "/" not in name]
@@ -223,9 +219,9 @@ def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
             f"{root} is a labelled split, but {loose[0]} is in no class folder: "
             f"put each picture in {root}/<class>/"
         )
-    numbers = {folder: number for number, folder in enumerate(folders)}
+    numbers = {folder: number for number, folder in enumerate(classes)}
     labels = np.array([numbers[name.split("/", 1)[0]] for name in names], np.int32)
-    return from_files(root, dataset, [f"{root}/{name}" for name in names], labels, tuple(folders))
+    return from_files(root, dataset, [f"{root}/{name}" for name in names], labels, tuple(classes))
 
 
 def from_files(
@@ -274,38 +270,3 @@ def _size_and_time(path: str) -> tuple[int, float]:
     except tf.errors.OpError:  # a link to nowhere
         return -1, 0.0
     return stat.length, stat.mtime_nsec
-
-
-def _list_pictures(root: str) -> tuple[list[str], list[str]]:
-    """Sorted relative paths of all pictures under a folder, and its sorted sub-folders."""
-    # os.walk needs no system call per file; a labelled folder is often one of links to others.
-    remote = "://" in root
-    walk = (
-        tf.io.gfile.walk if remote else functools.partial(os.walk, onerror=_fail, followlinks=True)
-    )
-    names: list[str] = []
-    folders: set[str] = set()
-    for folder, inside, files in walk(root):
-        if not remote:  # a link to a folder that holds it would never end
-            here = pathlib.Path(folder).resolve()
-            inside[:] = [
-                name
-                for name in inside
-                if not os.path.islink(os.path.join(folder, name))
-                or not here.is_relative_to(pathlib.Path(folder, name).resolve())
-            ]
-        inner = folder[len(root) :].strip("/")
-        parts = inner.split("/") if inner else []
-        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-            continue
-        folders.update(parts[:1])
-        names += [
-            "/".join([*parts, file])
-            for file in files
-            if file.lower().endswith(_EXTENSIONS) and not file.startswith(".")
-        ]
-    return sorted(names), sorted(folders)
-
-
-def _fail(error: OSError):
-    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
