@@ -15,12 +15,14 @@ from trainings import (
     final_state,
     finish,
     flags,
+    of_pictures,
     quiet,
     records,
     small_config,
     together,
     trained,
     wait_for,
+    write_pictures,
 )
 
 from gsjax.data import input_pipeline, sources
@@ -147,41 +149,45 @@ def test_hosts_of_other_settings_are_told(tmp_path):
     assert first.returncode != 0
 
 
+def measured(workdir, name):
+    return [(row["step"], row[name]) for row in records(workdir) if name in row]
+
+
+@pytest.fixture(scope="module")
+def in_float64(tmp_path_factory):
+    """The flags of a run of ten epochs, and the work directory of one process that ran it."""
+    overrides = of_pictures(
+        write_pictures(tmp_path_factory.mktemp("pictures")), encoder__dtype="float64",
+        batch_size="16", num_steps="50", knn__every_epochs="5", checkpoint__every_steps="20",
+    )  # fmt: skip
+    workdir = tmp_path_factory.mktemp("float64")
+    finish(command(workdir, *flags(**overrides)))
+    return flags(**overrides), workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hosts,devices", [(2, 1), (2, 2), (4, 1), (4, 2)])
-def test_fifty_steps_are_those_of_one_process_in_float64(hosts, devices, tmp_path):
+def test_fifty_steps_are_those_of_one_process_in_float64(in_float64, hosts, devices, tmp_path):
     """Train, monitor, save, evaluate; only the first host writes and prints."""
-    long = flags(
-        num_steps="50", encoder__dtype="float64", knn__every_epochs="0.16",
-        checkpoint__every_steps="20",
-    )  # fmt: skip
-    finish(command(tmp_path / "one", *long))
-    outputs = [
-        finish(process) for process in together(tmp_path / "several", hosts, *long, devices=devices)
-    ]
-    assert f"{hosts} hosts" in outputs[0]
-    assert [quiet(output) for output in outputs[1:]] == [[]] * (hosts - 1)
-    one, several = (
-        {row["step"]: row["train/loss"] for row in records(tmp_path / name) if "train/loss" in row}
-        for name in ("one", "several")
-    )
-    assert sorted(several) == list(range(1, 51))
-    np.testing.assert_allclose(
-        [several[step] for step in sorted(several)], [one[step] for step in sorted(one)], rtol=1e-9
-    )
-    knn = [
-        [(row["step"], row["knn/top1"]) for row in records(tmp_path / name) if "knn/top1" in row]
-        for name in ("one", "several")
-    ]
-    assert knn[0] == knn[1]
-    assert [step for step, _ in knn[0]] == [25, 50]
-    outputs = [
-        finish(process)
-        for process in together(tmp_path / "several", hosts, "--job=knn", devices=devices)
-    ]
-    assert [quiet(output) for output in outputs[1:]] == [[]] * (hosts - 1)
-    (result,) = json.loads((tmp_path / "several/results/knn.json").read_text())
-    assert result["scores"]["knn/top1"] == pytest.approx(knn[0][-1][1])
+    arguments, alone = in_float64
+
+    def run(*arguments):
+        first, *others = [
+            finish(process) for process in together(tmp_path, hosts, *arguments, devices=devices)
+        ]
+        assert f"{hosts} hosts" in first
+        assert [quiet(output) for output in others] == [[]] * (hosts - 1)
+
+    run(*arguments)
+    losses, expected = (measured(path, "train/loss") for path in (tmp_path, alone))
+    assert [step for step, _ in losses] == list(range(1, 51))
+    np.testing.assert_allclose(losses, expected, rtol=1e-9)
+    knn = measured(tmp_path, "knn/top1")
+    assert knn == measured(alone, "knn/top1")
+    assert [step for step, _ in knn] == [25, 50]
+    run("--job=knn")
+    (result,) = json.loads((tmp_path / "results/knn.json").read_text())
+    assert result["scores"]["knn/top1"] == pytest.approx(knn[-1][1])
 
 
 @pytest.mark.slow
