@@ -15,7 +15,7 @@ from etils import epath
 import gsjax
 from gsjax import checkpoints, environment, files, metrics, settings
 from gsjax.errors import UserError
-from gsjax.evaluate.evaluation import check_results, read_results
+from gsjax.evaluate import results
 
 Curve = list[tuple[int, float]]  # (step, value), ascending
 
@@ -89,7 +89,7 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
         step=steps[-1] if steps else 0,
         num_steps=num_steps,
         curves=_curves(workdir),
-        results={path.stem: read_results(path) for path in found},
+        results={path.stem: results.read(path) for path in found},
         folder=workdir,
     )
 
@@ -123,7 +123,7 @@ def read_summary(file: epath.Path) -> Run:
             for metric, curve in fields["curves"].items()
         }
         for entries in fields["results"].values():
-            check_results(entries)
+            results.check(entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is no summary of a run ({type(error).__name__}: {error}): move it away"

@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from gsjax import augment, losses, methods, parallel, settings, step
 from gsjax.data import input_pipeline, photos, sources
 from gsjax.errors import UserError
-from gsjax.evaluate import diagnostics, evaluation, pairs
+from gsjax.evaluate import diagnostics, evaluation, pairs, results
 from gsjax.evaluate.features import Features
 from gsjax.pretrain import pretrain
 
@@ -58,7 +58,7 @@ def unlabelled(folder):
 
 def run(config, workdir):
     diagnostics.run(config, str(workdir))
-    return evaluation.read_results(workdir / "results/diagnostics.json")
+    return results.read(workdir / "results/diagnostics.json")
 
 
 def unit(row):

@@ -16,7 +16,7 @@ from trainings import finish, together
 from gsjax import interrupts, settings, step
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, export, knn, linear, retrieval, transfer
+from gsjax.evaluate import evaluation, export, knn, linear, results, retrieval, transfer
 from gsjax.methods import create_method
 from gsjax.pretrain import pretrain
 
@@ -65,7 +65,7 @@ def evaluate(job, workdir, **overrides):
     config = settings.check(settings.of_evaluation(str(workdir), None, changes))
     job.run(config, str(workdir))
     name = job.__name__.rsplit(".", 1)[1]
-    return evaluation.read_results(workdir / "results" / f"{name}.json")
+    return results.read(workdir / "results" / f"{name}.json")
 
 
 def lines(file):
@@ -255,10 +255,10 @@ def test_two_processes_evaluate_as_one(workdir, tmp_path):
         quick = (f"--config.{key}={value}" for key, value in QUICK.items())
         for process in together(tmp_path / "two", 2, f"--job={job}", *quick):
             finish(process)
-    (both,) = evaluation.read_results(tmp_path / "two/results/knn.json")
+    (both,) = results.read(tmp_path / "two/results/knn.json")
     assert both["protocol"] == alone["protocol"]
     assert both["scores"]["knn/top1"] == pytest.approx(alone["scores"]["knn/top1"], abs=0.2)
-    (linear_together,) = evaluation.read_results(tmp_path / "two/results/linear.json")
+    (linear_together,) = results.read(tmp_path / "two/results/linear.json")
     assert linear_together["scores"]["linear/top1"] == pytest.approx(
         linear_alone["scores"]["linear/top1"], abs=0.5
     )

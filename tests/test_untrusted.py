@@ -22,7 +22,7 @@ from report_runs import diagnosed, result, write_run
 from gsjax import checkpoints, environment, files, runs, settings
 from gsjax.data import prepared
 from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, features, store
+from gsjax.evaluate import features, results, store
 from gsjax.report import page
 
 SCRIPT = "<script>alert(1)</script>"
@@ -74,7 +74,7 @@ def test_json_files_of_a_work_directory(tmp_path, marker, kind):
     def read_all():
         settings.of_evaluation(str(workdir), None, {})
         environment.read(workdir)
-        evaluation.read_results(workdir / "results" / "knn.json")
+        results.read(workdir / "results" / "knn.json")
         runs.read(workdir)
 
     read_all()

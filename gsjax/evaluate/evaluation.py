@@ -20,7 +20,7 @@ from gsjax import checkpoints, files, metrics, parallel, step
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
-from gsjax.evaluate import store
+from gsjax.evaluate import results, store
 from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer
@@ -190,8 +190,8 @@ class Evaluation:
             return
         self._recorded.append(entry)
         file = self.workdir / "results" / f"{self.name}.json"
-        known = read_results(file)
-        others = [other for other in known if not _same(other, entry)]
+        known = results.read(file)
+        others = [other for other in known if not results.same(other, entry)]
         if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
         with files.told(file):
@@ -208,8 +208,8 @@ class Evaluation:
         file = self.workdir / "results" / f"{self.name}.json"
         known = [
             entry
-            for entry in read_results(file)
-            if any(_comparable(entry, own) for own in self._recorded)
+            for entry in results.read(file)
+            if any(results.comparable(entry, own) for own in self._recorded)
         ]
         rows = [("data set", "encoder", "score", "value")]
         for entry in known:
@@ -221,49 +221,6 @@ class Evaluation:
             cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
             metrics.say(f"  {cells}  {row[3]:>7}".rstrip())
         metrics.say(f"written to {file}")
-
-
-def read_results(file: epath.Path) -> list[dict]:
-    """The entries of a `results/<job>.json`; none if it is not there.
-
-    Raises:
-      UserError: it cannot be read, and so cannot be added to.
-    """
-    if not file.exists():
-        return []
-    try:
-        entries = json.loads(file.read_text())
-        check_results(entries)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be read ({type(error).__name__}: {error}): mend it or move it away"
-        ) from error
-    return entries
-
-
-def check_results(entries: Any) -> None:
-    """Makes sure that what was read is a list of results.
-
-    Raises:
-      ValueError, KeyError, TypeError: it is none.
-    """
-    if not all(isinstance(entry["scores"], dict) and "step" in entry for entry in entries):
-        raise ValueError("it is no list of results")
-
-
-def _comparable(one: Mapping, other: Mapping) -> bool:
-    """Whether two results are of the same data, protocol and model."""
-
-    def model(entry):
-        return {name: value for name, value in entry["encoder"].items() if name != "digest"}
-
-    same = ("dataset", "protocol", "image_size", "normalisation")
-    return all(one.get(n) == other[n] for n in same) and model(one) == model(other)
-
-
-def _same(one: Mapping, other: Mapping) -> bool:
-    """Whether two results are also of the same encoder."""
-    return _comparable(one, other) and all(one[n] == other[n] for n in ("step", "encoder"))
 
 
 @contextlib.contextmanager

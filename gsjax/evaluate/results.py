@@ -1,0 +1,52 @@
+"""What a `results/<job>.json` holds: a list of entries, each with its scores and protocol."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from gsjax.errors import UserError
+
+
+def read(file: epath.Path) -> list[dict]:
+    """The entries of a `results/<job>.json`; none if it is not there.
+
+    Raises:
+      UserError: it cannot be read, and so cannot be added to.
+    """
+    if not file.exists():
+        return []
+    try:
+        entries = json.loads(file.read_text())
+        check(entries)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): mend it or move it away"
+        ) from error
+    return entries
+
+
+def check(entries: Any) -> None:
+    """Makes sure that what was read is a list of results.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is none.
+    """
+    if not all(isinstance(entry["scores"], dict) and "step" in entry for entry in entries):
+        raise ValueError("it is no list of results")
+
+
+def comparable(one: Mapping, other: Mapping) -> bool:
+    """Whether two results are of the same data, protocol and model."""
+
+    def model(entry):
+        return {name: value for name, value in entry["encoder"].items() if name != "digest"}
+
+    names = ("dataset", "protocol", "image_size", "normalisation")
+    return all(one.get(n) == other[n] for n in names) and model(one) == model(other)
+
+
+def same(one: Mapping, other: Mapping) -> bool:
+    """Whether two results are also of the same encoder."""
+    return comparable(one, other) and all(one[n] == other[n] for n in ("step", "encoder"))
