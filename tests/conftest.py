@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 
 import pytest
 
@@ -14,6 +15,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # a [N] + [N, 1] that was not meant is an error
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+# A shell without job control starts what it puts into the background with Ctrl-C ignored, which the
+# processes of tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -136,6 +136,13 @@ def test_two_hosts_give_the_batches_of_one(case):
     halves = [np.concatenate([batch["index"] for batch in batches[3:]]) for batches in hosts]
     assert halves[0].max() < 23 // 2 <= halves[1].min()
     _assert_equal(hosts[1][2:], _train(case, 4, 7, 1, 2))
+    # Both go through an epoch in the same five steps, though one has a record more.
+    for host in range(2):
+        batches = _train(case, 0, 15, host, 2)
+        assert len(batches) == 15
+        for epoch in range(3):
+            indices = [batch["index"] for batch in batches[5 * epoch : 5 * epoch + 5]]
+            assert len(np.unique(np.concatenate(indices))) == 10
 
 
 def test_sequence_on_real_files(shared_data):

@@ -37,7 +37,10 @@ def busy(block):
 
 def ended(process, number, begin):
     """Waits for the end; returns standard output and the error lines."""
-    output, errors = process.communicate(timeout=300)
+    try:
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # it may not have heard
     assert time.monotonic() - begin < LIMIT
     assert process.returncode == STATUS[number], errors
     return output, errors.splitlines()

@@ -3,7 +3,9 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
@@ -99,6 +101,22 @@ def test_no_step_after_a_nan_changes_the_state(devices):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("bad", ["loss", "grads", "params", "batch_stats"])
+def test_each_alone_is_seen(bad):
+    """Also where the optimiser does not hand it on to the parameters."""
+    one = {"x": jnp.ones(3)}
+    values = {"loss": jnp.ones(()), "grads": one, "batch_stats": one}
+    if bad in values:
+        values[bad] = jax.tree.map(lambda x: x * jnp.nan, values[bad])
+    optimizer = optax.sgd(np.inf) if bad == "params" else optax.set_to_zero()
+    state = step.first_state(one, one, optimizer)
+    after, metrics = step.update(state, **values, optimizer=optimizer)
+    assert not metrics["finite"] and not after.finite
+    assert after.step == 0
+    for kept in (after.params, after.batch_stats):
+        np.testing.assert_array_equal(kept["x"], 1)
+
+
 def test_collapse_is_told_once_in_words(tmp_path, capsys):
     """One picture many times, without augmentation: the embeddings are one point."""
     (tmp_path / "pictures").mkdir()
@@ -122,3 +140,10 @@ def test_healthy_spread_is_not_called_collapse(capsys):
     for done, spread in enumerate([0.001, 0.001, 0.04, 0.001, 0.001, 0.03]):
         warning.look(done, spread)
     assert capsys.readouterr().out == ""
+
+
+def test_a_collapse_that_comes_again_is_not_told_again(capsys):
+    warning = loop.CollapseWarning(128)
+    for done, spread in enumerate([0.001] * 3 + [0.04] + [0.001] * 3):
+        warning.look(done, spread)
+    assert capsys.readouterr().out.count("collapsed") == 1

@@ -128,3 +128,30 @@ def test_whoever_imports_tensorflow_hides_the_accelerators(repo_root):
             found.append(path.name)
             assert any(module.startswith("gsjax.data") for module in modules), path
     assert found == ["datasets.py"]
+
+
+SEVERAL = """
+import jax
+from gsjax import parallel
+jax.distributed.initialize = lambda *given, **_: print("several", *given)
+parallel.start("float32")
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SLURM_NTASKS": "2"}, ""),  # of a batch script, which no srun has started
+        ({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, ""),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "several None None None\n"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "several None None None\n"),
+        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, "several None None None\n"),
+    ],
+)
+def test_srun_and_pods_start_several_without_being_told(variables, expected):
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TPU_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL],
+        capture_output=True, text=True, check=True, env=own | variables,
+    )  # fmt: skip
+    assert done.stdout == expected
