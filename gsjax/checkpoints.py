@@ -192,6 +192,8 @@ class Checkpoints:
         for step in torn:
             path = _path(self._workdir, step)
             metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
+            if chosen is None:
+                _put_aside(path)  # what two kills leave would look like lost manifests
         if chosen is None and load not in ("latest", "none"):
             path = files.absolute(load)
             if not path.exists():
@@ -224,6 +226,14 @@ def _all_but_closed_loops(unraisable: Any) -> None:
     """Prints what threads cannot raise, but for writes that end after the first one has failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+def _put_aside(path: epath.Path) -> None:
+    aside = path.with_name(f"{path.name}.incomplete")
+    with files.told(path):
+        if aside.exists():
+            aside.rmtree()
+        path.rename(aside)
 
 
 def _path(workdir: epath.Path, step: int) -> epath.Path:

@@ -184,7 +184,7 @@ SETTINGS: dict[str, Setting] = {
     "report.diagnostics": free(True, "run the job diagnostics on checkpoints that have none"),
     # Checkpoints and logs.
     "checkpoint.load": free("latest", "latest, none, a step, or the path of a checkpoint"),
-    "checkpoint.every_steps": free(1000, "the end is always saved", low=1),
+    "checkpoint.every_steps": free(1000, "saved too: the end and what kNN measures", low=1),
     "checkpoint.keep": free(2, "newest checkpoints kept", low=1),
     "checkpoint.keep_every": free(0, "when positive, multiples of this step are kept for good"),
     "log.every_steps": free(10, "between two lines of metrics", low=1),

@@ -27,9 +27,16 @@ def is_remote(path: epath.Path) -> bool:
 
 def write_text(file: epath.Path, text: str) -> None:
     """Writes a file that is there whole, or as it was before, also where two write it at once."""
+    with replaced(file) as new:
+        new.write_text(text)
+
+
+@contextlib.contextmanager
+def replaced(file: epath.Path) -> Iterator[epath.Path]:
+    """Gives the path to write to, which takes the file's place at the end, whole or not at all."""
     new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
     try:
-        new.write_text(text)
+        yield new
         sync(new)
         new.replace(file)
     except ERRORS:

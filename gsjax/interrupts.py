@@ -77,7 +77,7 @@ def deferred(request: Request) -> Iterator[None]:
         nonlocal began
         if not request.signal:
             request.signal, began = number, time.monotonic()
-            _tell("stopping after this step; once more to leave at once")
+            _tell("stopping after this step; once more, a second later, to leave at once")
         elif time.monotonic() - began > _SAME_REQUEST and callable(former[number]):
             former[number](number, frame)
 

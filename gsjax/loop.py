@@ -151,6 +151,12 @@ class Watch:
         """The signal that asks to stop, the same on every host after the same step; or 0."""
         return self._signal if self._any_host else self._asked.signal
 
+    def last_signal(self) -> int:
+        """`signal`, also of what came after the last step; all hosts ask together."""
+        if self._any_host and not self._signal:
+            self._signal = int(self._any_host(self._asked.signal))
+        return self.signal
+
     def check(self) -> None:
         """Raises Stopped if a signal came, to break off a measurement.
 
@@ -181,8 +187,9 @@ class Watch:
 class CollapseWarning:
     """Says once, in words, that the embeddings have shrunk to a point."""
 
-    def __init__(self, dim: int) -> None:
-        self._full = dim**-0.5
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        self._full = config.projector.out_dim**-0.5
+        self._scaled = config.method == "simclr" and config.similarity.measure != "none"
         self._low = 0  # readings in a row
         self._said = False
 
@@ -194,8 +201,9 @@ class CollapseWarning:
             metrics.say(
                 f"warning: at step {done} the embeddings have nearly collapsed: their spread is "
                 f"{spread:.2g}, where {self._full:.2g} fills the sphere. Try a lower "
-                "optimizer.learning_rate or a longer schedule.warmup_epochs; for SimSiam "
-                "projector.last_bn=true; for SimCLR-GS similarity.scale=0.5"
+                "optimizer.learning_rate or a longer schedule.warmup_epochs"
+                + ", or similarity.scale=0.5"
+                * self._scaled
             )
 
 

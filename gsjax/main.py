@@ -52,7 +52,7 @@ example:
   python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
 
 exit status: 0 done, 2 something to mend (one line says what), 130 after Ctrl-C, 143 after SIGTERM
-(the step is saved, the same command goes on; a second Ctrl-C leaves at once)
+(the step is saved, the same command goes on; a second Ctrl-C, over a second later, leaves at once)
 
 settings and their defaults:
 {settings}

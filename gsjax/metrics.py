@@ -1,5 +1,6 @@
 """Where metrics go: TensorBoard and `metrics.jsonl` through CLU, and the terminal's progress."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -72,7 +73,7 @@ def _rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Makes `metrics.jsonl` hold just these, at once."""
     file = workdir / _FILE
     text = "".join(json.dumps(record) + "\n" for record in records)
-    if file.exists() and file.read_text() != text:
+    if file.exists() and file.read_bytes() != text.encode():
         files.write_text(file, text)
 
 
@@ -83,7 +84,9 @@ class JsonLines(metric_writers.MetricWriter):
         """Cuts what an interrupted run wrote after the step that training goes on from."""
         records = read_records(workdir) if restored_step else []
         _rewrite(workdir, [record for record in records if record["step"] <= restored_step])
-        self._file = (workdir / _FILE).open("a")
+        with contextlib.ExitStack() as stack:  # all that a bucket's file has is its context
+            self._file = stack.enter_context((workdir / _FILE).open("a"))
+            self._closing = stack.pop_all()
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         record: dict[str, float | None] = {"step": step}
@@ -120,7 +123,7 @@ class JsonLines(metric_writers.MetricWriter):
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._closing.close()
 
 
 class _Writer(metric_writers.MultiWriter):

@@ -17,7 +17,7 @@ def claim(
 ) -> None:
     """Writes `config.json`, or compares it with that of the checkpoints that are there.
 
-    The first host does so for all; the others compare their settings with its.
+    The first host does so for all; the others compare their settings and data with its.
 
     Args:
       workdir: made if it is not there.
@@ -29,19 +29,17 @@ def claim(
       UserError: the directory cannot be written, or belongs to a run that trains something else;
         the differences are listed.
     """
-    ours = config.to_dict()
-    first = parallel.from_primary(lambda: _claim(workdir, ours, facts))
-    differences = settings.shaping_differences(first, ours)
+    ours = {"config": config.to_dict(), "data": facts}
+    first = parallel.from_primary(lambda: _claim(workdir, ours))
+    differences = _differences(first, ours)
     if differences:
         raise UserError(
-            f"process {jax.process_index()} was started with other settings than the first one "
-            f"({'; '.join(differences)}): start all with the same command"
+            f"process {jax.process_index()} was started with other settings or data than the first "
+            f"one ({'; '.join(differences)}): start all with the same command on the same files"
         )
 
 
-def _claim(
-    workdir: epath.Path, config: dict[str, Any], facts: dict[str, int | str | None]
-) -> dict[str, Any]:
+def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
     file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -52,21 +50,23 @@ def _claim(
                 "bring it back, or choose another --workdir"
             )
         if steps:
-            former = json.loads(file.read_text())
-            differences = settings.shaping_differences(former["config"], config)
-            differences += [
-                f"{name}: {former['data'][name]} -> {value}"
-                for name, value in facts.items()
-                if former["data"].get(name, value) != value  # an older run may lack it
-            ]
+            differences = _differences(json.loads(file.read_text()), ours)
             if differences:
                 raise UserError(
                     f"{workdir} holds a run with other settings ({'; '.join(differences)}); take "
                     "the former settings, or a new --workdir; to go on from these weights there, "
                     f"add --config.checkpoint.load={workdir / 'checkpoints' / str(steps[-1])}"
                 )
-        content = {"gsjax": gsjax.__version__, "config": config, "data": facts}
+        content = {"gsjax": gsjax.__version__, **ours}
         files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    except (*files.ERRORS, KeyError, TypeError, ValueError) as error:
+    except (*files.ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
-    return config
+    return ours
+
+
+def _differences(former: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    return settings.shaping_differences(former["config"], ours["config"]) + [
+        f"{name}: {former['data'][name]} -> {value}"
+        for name, value in ours["data"].items()
+        if former["data"].get(name, value) != value  # an older run may lack it
+    ]

@@ -1,6 +1,7 @@
 """Devices and hosts: start-up, the mesh, the data-parallel program, the way onto the devices."""
 
 import collections
+import hashlib
 import itertools
 import json
 import os
@@ -43,13 +44,13 @@ def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_enable_x64", dtype == "float64")
-    if not coordinator and num_processes == 1 and _environment_names_several():
+    if not (coordinator or process_id) and num_processes == 1 and _environment_names_several():
         coordinator = "auto"
+    if coordinator in ("", "auto") and (num_processes != 1 or process_id):
+        raise UserError(
+            "--num_processes and --process_id need --coordinator HOST:PORT of process 0"
+        )
     if not coordinator:
-        if num_processes != 1 or process_id:
-            raise UserError(
-                "--num_processes and --process_id need --coordinator HOST:PORT of process 0"
-            )
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update(
@@ -181,6 +182,13 @@ def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     if jax.process_count() == 1:
         return columns
     return multihost_utils.process_allgather(columns, tiled=True)
+
+
+def agree(*facts: Any) -> bool:
+    """Whether these, which JSON can hold, are equal on all hosts; all ask together."""
+    digest = hashlib.sha256(json.dumps(facts).encode()).digest()
+    digests = gather((np.frombuffer(digest, np.uint8)[None],))[0]
+    return bool((digests == digests[:1]).all())
 
 
 def everywhere(flag: bool) -> bool:

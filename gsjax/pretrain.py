@@ -27,7 +27,6 @@ from gsjax import (
     step,
 )
 from gsjax.data import input_pipeline, order, sources
-from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor, has_measured
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
@@ -131,7 +130,7 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
         program = step.create_train_step(config, method, optimizer, mesh)
         train_step = program.lower(state, batch, key).compile()
         stream = itertools.chain([batch], stream)
-        collapse = loop.CollapseWarning(config.projector.out_dim)
+        collapse = loop.CollapseWarning(config)
         progress = metrics.Progress(config.method, num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         trace = stack.enter_context(loop.Trace(config.profile, folder))
@@ -157,15 +156,10 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
                     progress.close()
                 if monitor and knn_is_due(done) and not stopping:  # else the next start owes it
                     watch.settle()
-                    if jax.process_count() > 1:  # they cannot break it off
-                        saved.save(done, state, writer)
+                    saved.save(done, state, writer)  # whatever becomes of the measurement
                     try:
                         scalars = monitor.measure(state, watch.check)
-                    except UserError:  # damaged test pictures must not cost the training
-                        saved.save(done, state, writer)
-                        raise
                     except interrupts.Stopped as error:
-                        saved.save(done, state, writer)
                         loop.leave(done, error.signal)
                     writer.write_scalars(done, scalars)
                     writer.flush()
@@ -180,8 +174,9 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
             if good and not saved.holds(good):
                 saved.save(good, step.marked_finite(state), writer)
             raise error.told(folder, _AGAINST_DIVERGENCE) from error
-    if done < num_steps or watch.signal:
-        loop.leave(done, watch.signal)
+        stopping = watch.last_signal()
+    if stopping:
+        loop.leave(done, stopping)
     if monitor:
         monitor.report(folder)
     return state
@@ -206,7 +201,8 @@ def _write_examples(
     originals = input_pipeline.load_images(source, batch["index"][:n].tolist())
     psi = np.stack([np.asarray(part) for part in method.psi(jnp.asarray(boxes))], axis=1)
     picture = pictures.draw_pairs(originals, boxes, views, psi)
-    pictures.save(picture, folder / "examples.png")
+    with files.told(folder):
+        pictures.save(picture, folder / "examples.png")
     writer.write_images(0, {"examples": picture[None]})
 
 

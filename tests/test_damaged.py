@@ -154,7 +154,7 @@ def test_training_stops_above_the_share(case):
 def test_features_leave_them_out(case):
     _, source, _ = case
     for batch_size in (1, 4, 23):
-        batches = list(input_pipeline.test_batches(source, transforms.central(16), batch_size))
+        batches = _test(source, batch_size)
         assert len(batches) == -(-23 // batch_size)
         index = np.concatenate([batch["index"] for batch in batches])
         expected = [i for i in range(23) if i not in DAMAGED]
@@ -203,11 +203,27 @@ def test_storage_that_fails_for_a_moment_changes_nothing(sound_folder, capfd):
     assert "damaged" not in capfd.readouterr().err
 
 
+def _test(source, batch_size):
+    return list(input_pipeline.test_batches(source, transforms.central(16), batch_size))
+
+
+@pytest.mark.parametrize("size", [1, 4, 23])
+def test_storage_that_fails_for_a_moment_costs_an_evaluation_no_picture(sound_folder, size):
+    _, source = sound_folder
+    sound = _test(source, size)
+    failed = _failing(source, OSError("try again"), times=1)
+    _assert_equal(_test(source, size), sound)
+    assert failed == [5]
+
+
 def test_what_is_not_the_pictures_fault_is_not_taken_for_damage(sound_folder):
     config, source = sound_folder
     _failing(source, MemoryError("none left"), times=99)
-    with pytest.raises(UserError, match=r"05.png.* not be its fault \(MemoryError: none"):
+    told = r"05.png.* not be its fault \(MemoryError: none"
+    with pytest.raises(UserError, match=told):
         _train(config, source, 0, STEPS)
+    with pytest.raises(UserError, match=told):
+        _test(source, 4)
 
 
 def _cut(path):
@@ -240,7 +256,7 @@ def test_a_damaged_file_of_the_data_set_is_named(tmp_path, damage, when):
         elif when == "training":
             _train(config, source, 0, STEPS)
         else:
-            list(input_pipeline.test_batches(source, transforms.central(16), 4))
+            _test(source, 4)
     message = str(error.value)
     assert message.startswith(f"{path} is missing or damaged (")
     assert f"delete {folder} and start again" in message

@@ -144,9 +144,33 @@ def test_hosts_of_other_settings_are_told(tmp_path):
     first, other = together(tmp_path, 2, *flags(), own=["--config.seed=5", "--config.seed=6"])
     _, told = other.communicate(timeout=300)
     assert other.returncode == 2
-    assert "process 1 was started with other settings than the first one (seed: 5 -> 6)" in told
+    assert "than the first one (seed: 5 -> 6): start all with the same command" in told
     first.communicate(timeout=300)
     assert first.returncode != 0
+
+
+@pytest.mark.slow
+def test_hosts_of_other_pictures_are_told(tmp_path):
+    folders = [write_pictures(tmp_path / name) for name in ("one", "two")]
+    (folders[1] / "train/dark/00.png").unlink()
+    own = [f"--config.data.data_dir={folder}" for folder in folders]
+    first, other = together(tmp_path / "run", 2, *flags(**of_pictures(folders[0])), own=own)
+    _, told = other.communicate(timeout=300)
+    assert other.returncode == 2
+    assert "other settings or data than the first one (num_images: 80 -> 79; file_names: " in told
+    first.communicate(timeout=300)
+    assert first.returncode != 0
+
+
+@pytest.mark.slow
+def test_hosts_of_other_test_pictures_are_told(tmp_path):
+    folders = [write_pictures(tmp_path / name) for name in ("one", "two")]
+    (folders[1] / "test/dark/00.png").unlink()
+    own = [f"--config.data.data_dir={folder}" for folder in folders]
+    processes = together(tmp_path / "run", 2, *flags(**of_pictures(folders[0])), own=own)
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "is not the same on all hosts: give them the same files" in told[0]
 
 
 def measured(workdir, name):

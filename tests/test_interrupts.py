@@ -145,6 +145,22 @@ def test_ctrl_c_in_the_last_knn_of_a_training(whole, tmp_path):
     assert records(tmp_path)[-1] == records(whole)[-1]
 
 
+@pytest.mark.slow
+def test_sigterm_in_the_linear_evaluation(whole):
+    linear = ["--job=linear", "--config.linear.batch_size=16", "--config.log.every_steps=1"]
+    process = command(whole, *linear)
+    wait_for(process, lambda: (whole / "linear").exists() and rows(whole / "linear") > 2)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = ended(process, signal.SIGTERM, begin)
+    steps = [row["step"] for row in records(whole / "linear")]
+    assert f"stopped and saved at step {steps[-1]}" in output
+    assert not (whole / "results" / "linear.json").exists()
+    assert f"from step {steps[-1]}" in finish(command(whole, *linear))
+    steps = [row["step"] for row in records(whole / "linear")]
+    assert steps == [*range(1, steps[-1] + 1), steps[-1]]
+
+
 def test_sigterm_in_an_evaluation(whole):
     evaluate = ["--job=knn", "--config.features.keep=false"]
     process = command(whole, *evaluate, "--config.features.batch_size=1")

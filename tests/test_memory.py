@@ -62,6 +62,34 @@ def test_step_too_large_for_the_memory_ends_in_one_line(pictures, tmp_path):
         assert part in line
 
 
+SEARCH = """
+import re, resource
+import numpy as np
+from gsjax.errors import UserError
+from gsjax.evaluate import features, knn
+
+def rows(count, size):
+    same = np.broadcast_to(np.float32(1), (count, size))
+    return features.Features(same, np.zeros(count, int), np.arange(count), np.ones(count, bool))
+
+protocol = knn.Protocol(3, 0.0)
+knn.accuracy(rows(10, 4), rows(5, 4), protocol)
+taken = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**29, taken + 2**29))
+try:
+    knn.accuracy(rows(2**16, 2**12), rows(2**11, 2**12), protocol)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_search_too_large_for_the_memory_says_its_size():
+    command = [sys.executable, "-c", SEARCH]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = "out of device memory: the search among 65536 pictures holds 1.0 GiB of features"
+    assert done.stdout.startswith(told)
+
+
 def test_figures_are_xlas():
     compiled = jax.jit(sorted_outer_product).lower(jnp.zeros(HUGE)).compile()
     text = memory.of_step(changed(), compiled)

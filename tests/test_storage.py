@@ -155,19 +155,28 @@ def test_an_incomplete_checkpoint_is_named_and_passed_over(tmp_path, capsys):
     save(tmp_path, 4)
     folder = tmp_path / "checkpoints"
     (folder / "4" / "manifest.sha256").unlink()
-    assert restored(tmp_path) is None
     warning = f"{folder}/4 is incomplete (killed in its save): "
-    assert f"{warning}beginning anew" in capsys.readouterr().out
     with pytest.raises(UserError, match="4 is no complete checkpoint"):
         restored(tmp_path / "new", str(folder / "4"))
     with pytest.raises(UserError, match="holds no checkpoint"):
         checkpoints.find(epath.Path(tmp_path), "latest")
-    save(tmp_path, 2)
+    assert restored(tmp_path) is None
+    assert f"{warning}beginning anew" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["4.incomplete"]
+    save(tmp_path, 2, 4)
+    (folder / "4" / "manifest.sha256").unlink()
     assert restored(tmp_path)["step"] == 2
     assert f"{warning}going on from step 2" in capsys.readouterr().out
     save(tmp_path, 4)
     assert restored(tmp_path)["step"] == 4
     assert capsys.readouterr().out == ""
+
+
+def test_kills_in_first_saves_at_several_steps_are_no_lost_manifests(tmp_path):
+    for step in (3, 2, 3):
+        save(tmp_path, step)
+        (tmp_path / "checkpoints" / str(step) / "manifest.sha256").unlink()
+        assert restored(tmp_path) is None
 
 
 def test_what_is_older_goes_only_after_the_new_one_is_complete(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What takes the place of a picture that cannot be decoded in training."""
+"""Pictures that fail: once more, and what takes their place in training."""
 
 import sys
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Replacements:
     def __init__(self, source: Source, seed: int, max_share: float, example_fn: ExampleFn) -> None:
         """Replaces until more than max_share of the source's pictures are known to be damaged."""
         self._source, self._seed, self._max_share = source, seed, max_share
-        self._row_fn = tf.function(example_fn, autograph=False)
+        self._once_more = create_once_more(source, example_fn)
         self._damaged: dict[int, None] = {}  # in the order in which they were found
 
     def row(self, position: int, index: int) -> dict[str, np.ndarray]:
@@ -68,19 +68,11 @@ class Replacements:
         """The columns of a picture; None, and noted, if it is damaged."""
         if index in self._damaged:
             return None
-        key = read_key(self._source, index)
-        try:
-            row = self._row_fn(tf.constant(position, tf.int64), tf.constant(index, tf.int64), key)
-            return {name: column.numpy() for name, column in row.items()}
-        except _NOT_THE_PICTURE as error:
-            raise UserError(
-                f"{self._source.picture_name(index)} cannot be read, which may not be its fault "
-                f"({shards.plain(error)}): start again when memory and storage are in order"
-            ) from error
-        except tf.errors.OpError:
+        row = self._once_more(position, index)
+        if row is None:
             self._damaged[index] = None
             self._check_share()
-            return None
+        return row
 
     def _check_share(self) -> None:
         count, total = len(self._damaged), self._source.num_examples
@@ -94,6 +86,31 @@ class Replacements:
             "damaged, missing or no JPEG, PNG, WebP or BMP: mend or remove them, or raise "
             "--config.data.max_damaged"
         )
+
+
+def create_once_more(
+    source: Source, example_fn: ExampleFn
+) -> Callable[[int, int], dict[str, np.ndarray] | None]:
+    """The function (position, index) -> columns of the row, by itself; None if it is damaged.
+
+    It raises UserError where a picture fails for a reason that lies outside of it.
+    """
+    row_fn = tf.function(example_fn, autograph=False)
+
+    def once_more(position: int, index: int) -> dict[str, np.ndarray] | None:
+        key = read_key(source, index)
+        try:
+            row = row_fn(tf.constant(position, tf.int64), tf.constant(index, tf.int64), key)
+            return {name: column.numpy() for name, column in row.items()}
+        except _NOT_THE_PICTURE as error:
+            raise UserError(
+                f"{source.picture_name(index)} cannot be read, which may not be its fault "
+                f"({shards.plain(error)}): start again when memory and storage are in order"
+            ) from error
+        except tf.errors.OpError:
+            return None
+
+    return once_more
 
 
 def read_key(source: Source, index: int) -> tf.Tensor:

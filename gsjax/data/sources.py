@@ -1,6 +1,7 @@
 """Where pictures come from: TFDS data sets, folders, and photographs of installed packages."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Source:
     shards: tuple[Shard, ...] = ()
     label_shape: tuple[int, ...] = ()
 
-    @property
+    @functools.cached_property
     def names_digest(self) -> str:
         """Tells the data set from another by the names of its files, wherever they lie."""
         paths = self.paths or [f"/{os.path.basename(path)}" for path, _, _ in self.files()]

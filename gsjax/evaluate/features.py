@@ -101,8 +101,11 @@ def extract(
       Exactly one row for each picture; those that cannot be decoded are marked.
 
     Raises:
-      UserError: an unlabelled picture is in a labelled source.
+      UserError: an unlabelled picture is in a labelled source; or the hosts do not have the same
+        pictures, or the memory of the devices does not suffice.
     """
+    if not parallel.agree(source.num_examples, source.names_digest):
+        raise UserError(f"{source.name} is not the same on all hosts: give them the same files")
     devices = mesh.devices.size
     batch_size = math.ceil(batch_size / devices) * devices
     wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)

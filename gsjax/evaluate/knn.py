@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from gsjax import metrics
+from gsjax import memory, metrics
 from gsjax.data import sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation
@@ -52,20 +52,30 @@ def _too_few(k: int, bank_size: int) -> str:
     return f"kNN asks for {k} neighbours among {bank_size} images; set knn.k to at most {bank_size}"
 
 
+def _too_many(bank: np.ndarray, queries: np.ndarray) -> str:
+    held = (queries.nbytes + bank[:_BANK_CHUNK].nbytes) / 2**30
+    return (
+        f"the search among {len(bank)} pictures holds {held:.1f} GiB of features on the device, "
+        f"with those of all {len(queries)} that ask; take a smaller test split or free the device "
+        "of other programs"
+    )
+
+
 def accuracy(bank: Features, queries: Features, protocol: Protocol) -> dict[str, float]:
     """Returns `top1` and `top5` in percent, of queries [N] classified by a bank [M].
 
     `top5` counts queries whose class is among the five with most votes, and has any.
 
     Raises:
-      UserError: fewer pictures in the bank than neighbours.
+      UserError: fewer pictures in the bank than neighbours, or too little memory for the search.
     """
     if protocol.k > len(bank.label):
         raise UserError(_too_few(protocol.k, len(bank.label)))
     shown = metrics.Progress("nearest neighbours", len(bank.label), inner=True)
-    predicted = knn_predict(
-        bank.feature, bank.label, queries.feature, protocol, progress=shown.update
-    )
+    with memory.told_out_of_memory(lambda: _too_many(bank.feature, queries.feature)):
+        predicted = knn_predict(
+            bank.feature, bank.label, queries.feature, protocol, progress=shown.update
+        )
     shown.close()
     hits = predicted == queries.label[:, None]
     return {"top1": 100 * float(hits[:, 0].mean()), "top5": 100 * float(hits.any(axis=1).mean())}

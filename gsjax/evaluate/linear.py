@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, checkpoints, files, interrupts, lock, loop, metrics, parallel
+from gsjax import augment, checkpoints, files, interrupts, lock, loop, memory, metrics, parallel
 from gsjax.data import input_pipeline, order, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, store
@@ -128,6 +128,7 @@ def _train(
     data = _train_config(config)
     program = create_train_step(job, data.augment, optimizer)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(memory.told_out_of_memory(lambda: _smaller(batch_size)))
         saved = checkpoints.Checkpoints(job.folder, 1, 0)
         state = saved.restore("latest", create.eval_shape(init_key))
         if state is None:
@@ -177,9 +178,17 @@ def _train(
                 saved.save(good, marked_finite(state), writer)
             advice = "Take a smaller linear.learning_rate, which begins a new head"
             raise error.told(job.folder, advice) from error
-    if done < num_steps or watch.signal:
-        loop.leave(done, watch.signal)
+        stopping = watch.last_signal()
+    if stopping:
+        loop.leave(done, stopping)
     return jax.device_get(state.params)
+
+
+def _smaller(batch_size: int) -> str:
+    return (
+        f"the step of linear.batch_size={batch_size} needs more than a device has; what keeps the "
+        f"recipe: more devices than {jax.device_count()}; a smaller linear.batch_size changes it"
+    )
 
 
 def create_train_step(

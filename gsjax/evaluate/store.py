@@ -1,16 +1,17 @@
 """Features kept on disk, so that the next evaluation of the same encoder need not extract them."""
 
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from gsjax import metrics, parallel
+from gsjax import files, metrics, parallel
 from gsjax.evaluate.features import Features
 
 
@@ -39,7 +40,7 @@ def load(folder: epath.Path, key: str) -> Features | None:
             if str(saved["key"]) != key:
                 return None
             return Features(*(saved[name] for name in Features._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*files.ERRORS, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -49,21 +50,29 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
         return
     try:
         write_npz(_path(folder, key), {"key": np.array(key), **features._asdict()})
-    except OSError as error:
-        metrics.say(f"features are not kept in {folder}: {error}")
+    except files.ERRORS as error:
+        metrics.say(f"features are not kept in {folder}: {files.reason(error)}")
 
 
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    try:
-        with new.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    with files.replaced(path) as new, new.open("wb") as file:
+        np.savez(_OneWay(file), allow_pickle=False, **arrays)
+
+
+class _OneWay(io.RawIOBase):
+    """A file that is written from its beginning to its end, as one in a bucket has to be."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(bytes(data))
+        return len(data)
 
 
 def _path(folder: epath.Path, key: str) -> epath.Path:
