@@ -117,6 +117,7 @@ def test_sigterm_in_compilation(tmp_path):
     assert len(errors) == 1 and "by SIGTERM" in errors[0]
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_knn_of_a_training(whole, tmp_path):
     """The step is saved; the measurement that was cut short is made by the next start."""
     process = command(tmp_path, *flags(**SLOW_KNN))
@@ -131,6 +132,7 @@ def test_sigterm_in_the_knn_of_a_training(whole, tmp_path):
     same_as(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_last_knn_of_a_training(whole, tmp_path):
     process = command(tmp_path, *flags(features__batch_size="1"))
     wait_for(
@@ -161,6 +163,7 @@ def test_sigterm_in_the_linear_evaluation(whole):
     assert steps == [*range(1, steps[-1] + 1), steps[-1]]
 
 
+@pytest.mark.slow
 def test_sigterm_in_an_evaluation(whole):
     evaluate = ["--job=knn", "--config.features.keep=false"]
     process = command(whole, *evaluate, "--config.features.batch_size=1")

@@ -131,6 +131,7 @@ def arguments(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_second_training_is_refused_and_one_after_a_kill_goes_on(arguments, tmp_path):
     first = command(tmp_path, *arguments)
     wait_for(first, (tmp_path / "checkpoints" / "4" / "manifest.sha256").exists)
@@ -150,6 +151,7 @@ def test_a_second_training_is_refused_and_one_after_a_kill_goes_on(arguments, tm
     assert "steps    5000 of 8 images, from step" in output and "from step 0" not in output
 
 
+@pytest.mark.slow
 def test_several_processes_are_refused_with_one_message(arguments, tmp_path):
     first = hold("flock", tmp_path)
     both = together(tmp_path, 2, *arguments)

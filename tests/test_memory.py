@@ -39,6 +39,7 @@ def changed(**overrides):
     return config
 
 
+@pytest.mark.slow
 def test_step_too_large_for_the_memory_ends_in_one_line(pictures, tmp_path):
     arguments = {
         "data.source": "folder", "data.data_dir": pictures, "data.split": "",

@@ -107,6 +107,7 @@ def compiled_programs():
     return {file.name for file in cache.iterdir() if file.name.endswith("-cache")}
 
 
+@pytest.mark.slow
 def test_resume_cuts_metrics_to_the_restored_step(finished, tmp_path):
     """A process that dies without a word leaves lines after its last checkpoint."""
     process = command(tmp_path, *flags())
@@ -171,6 +172,7 @@ def test_damaged_test_pictures_do_not_cost_the_training(tmp_path):
     assert (tmp_path / "run/checkpoints/2").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(finished, tmp_path):
     outputs = [finish(process) for process in together(tmp_path, 2, *flags())]
     assert "2 hosts" in outputs[0]

@@ -44,7 +44,10 @@ def first_step(config, platform):
 @pytest.mark.parametrize(
     ("method", "measure", "encoder", "platform"),
     # The CPU's kernels have derivatives of their own; those of "gpu" are JAX's.
-    [("simclr", "ioa", "resnet18", "cpu"), ("simsiam", "none", "resnet50", "gpu")],
+    [
+        ("simclr", "ioa", "resnet18", "cpu"),
+        pytest.param("simsiam", "none", "resnet50", "gpu", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_is_the_same_in_less_memory(method, measure, encoder, platform):
     with jax.enable_x64(True):

@@ -214,6 +214,7 @@ def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_one_before_to_the_same_end(pictures, tmp_path, capsys):
     overrides = of_pictures(pictures, num_steps="6", checkpoint__every_steps="2")
     parallel.start("float32")
@@ -276,6 +277,7 @@ def test_a_disk_that_is_full_in_a_save_stops_it_there(tmp_path):
         assert restored(disk)["step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(pictures, tmp_path):
     arguments = flags(
