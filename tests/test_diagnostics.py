@@ -262,6 +262,7 @@ def test_a_collapsed_encoder_has_finite_scores():
     assert scores["diagnostics/embedding_std_sqrt_d"] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_one_and_four_devices_draw_the_same_whatever_the_batches(tmp_path):
     drawn = []
     for devices, batch_size in ((1, 30), (4, 7)):
@@ -400,6 +401,7 @@ def test_what_has_no_map_is_told_and_an_old_map_goes(tmp_path, capsys, monkeypat
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_pictures_without_labels(tmp_path):
     write_pictures(tmp_path / "pictures", 20)
     changes = unlabelled(tmp_path / "pictures") | {"diagnostics.neighbours": "3"}
@@ -458,6 +460,7 @@ def test_neighbours_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
     assert len(calls) == len(seen) == 4
 
 
+@pytest.mark.slow
 def test_damaged_pictures_are_replaced_up_to_a_share(tmp_path, capsys):
     write_pictures(tmp_path / "pictures", 20)
     (tmp_path / "pictures/007.png").write_bytes(b"damaged")

@@ -59,6 +59,7 @@ def alone(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_at_the_same_step(alone, tmp_path):
     processes = together(tmp_path, 2, *flags())
     wait_for(processes[1], lambda: (tmp_path / "metrics.jsonl").exists() and records(tmp_path))
@@ -139,7 +140,6 @@ def test_a_nan_on_two_hosts_saves_the_last_good_state(tmp_path):
     assert (tmp_path / f"checkpoints/{found['step'] - 1}/manifest.sha256").exists()
 
 
-@pytest.mark.slow
 def test_hosts_of_other_settings_are_told(tmp_path):
     first, other = together(tmp_path, 2, *flags(), own=["--config.seed=5", "--config.seed=6"])
     _, told = other.communicate(timeout=300)

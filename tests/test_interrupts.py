@@ -104,6 +104,7 @@ def same_as(whole, workdir):
         assert (a == b).all()
 
 
+@pytest.mark.slow
 def test_sigterm_in_compilation(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # it does compile
     process = command(tmp_path / "run", *flags(), environment=environment, fast=False)
