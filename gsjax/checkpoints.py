@@ -189,17 +189,19 @@ class Checkpoints:
                 f"no checkpoint in {self._workdir / 'checkpoints'} has its {manifest.FILE}: bring "
                 "them back, or choose another --workdir to begin anew"
             )
+        branched = None
+        if chosen is None and load not in ("latest", "none"):
+            path = files.absolute(load)
+            if not path.exists():
+                raise UserError(f"checkpoint.load: there is no checkpoint {path}")
+            branched = _checked(path)
         for step in torn:
             path = _path(self._workdir, step)
             metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
             if chosen is None:
                 _put_aside(path)  # what two kills leave would look like lost manifests
-        if chosen is None and load not in ("latest", "none"):
-            path = files.absolute(load)
-            if not path.exists():
-                raise UserError(f"checkpoint.load: there is no checkpoint {path}")
-            chosen = _checked(path)
-        return chosen.as_posix() if chosen else None
+        found = chosen or branched
+        return found.as_posix() if found else None
 
 
 def _write(path: epath.Path, state: Any) -> None:
@@ -230,6 +232,7 @@ def _all_but_closed_loops(unraisable: Any) -> None:
 
 def _put_aside(path: epath.Path) -> None:
     aside = path.with_name(f"{path.name}.incomplete")
+    metrics.say(f"put aside as {aside}")
     with files.told(path):
         if aside.exists():
             aside.rmtree()

@@ -27,19 +27,19 @@ def is_remote(path: epath.Path) -> bool:
 
 def write_text(file: epath.Path, text: str) -> None:
     """Writes a file that is there whole, or as it was before, also where two write it at once."""
-    with replaced(file) as new:
+    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
+    with taking_the_place_of(file, new):
         new.write_text(text)
 
 
 @contextlib.contextmanager
-def replaced(file: epath.Path) -> Iterator[epath.Path]:
-    """Gives the path to write to, which takes the file's place at the end, whole or not at all."""
-    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
+def taking_the_place_of(file: epath.Path, new: epath.Path) -> Iterator[None]:
+    """Lets `new`, which is written within, take the file's place at the end, or go."""
     try:
-        yield new
+        yield
         sync(new)
         new.replace(file)
-    except ERRORS:
+    except BaseException:
         with contextlib.suppress(*ERRORS):
             new.unlink(missing_ok=True)
         raise

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM at every stage: what is saved, what is said, how long it takes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,18 +150,21 @@ def test_ctrl_c_in_the_last_knn_of_a_training(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_in_the_linear_evaluation(whole):
-    linear = ["--job=linear", "--config.linear.batch_size=16", "--config.log.every_steps=1"]
-    process = command(whole, *linear)
-    wait_for(process, lambda: (whole / "linear").exists() and rows(whole / "linear") > 2)
+def test_sigterm_in_the_linear_evaluation(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    settings = {"linear.batch_size": 16, "linear.num_epochs": 1, "log.every_steps": 1}
+    linear = ["--job=linear", *(f"--config.{key}={value}" for key, value in settings.items())]
+    process = command(run, *linear)
+    wait_for(process, lambda: rows(run / "linear") > 2)
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     output, _ = ended(process, signal.SIGTERM, begin)
-    steps = [row["step"] for row in records(whole / "linear")]
+    steps = [row["step"] for row in records(run / "linear")]
     assert f"stopped and saved at step {steps[-1]}" in output
-    assert not (whole / "results" / "linear.json").exists()
-    assert f"from step {steps[-1]}" in finish(command(whole, *linear))
-    steps = [row["step"] for row in records(whole / "linear")]
+    assert not (run / "results" / "linear.json").exists()
+    assert f"from step {steps[-1]}" in finish(command(run, *linear))
+    steps = [row["step"] for row in records(run / "linear")]
     assert steps == [*range(1, steps[-1] + 1), steps[-1]]
 
 

@@ -278,7 +278,6 @@ def test_a_disk_that_is_full_in_a_save_stops_it_there(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(pictures, tmp_path):
     arguments = flags(
         **of_pictures(pictures, num_steps="20", checkpoint__every_steps="4", checkpoint__keep="99"),

@@ -347,7 +347,6 @@ def children(process):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_failing_member_in_a_real_sweep_and_one_in_64_bits(tmp_path):
     arms = """arms=(
         Arm("Broken", "base", {"batch_size": 6000}),

@@ -110,7 +110,7 @@ def test_batches(
 
     Raises:
       UserError: a batch that the hosts cannot share evenly, or (while iterating) an unlabelled
-        picture in a labelled source, or storage that fails.
+        picture in a labelled source, or memory or storage that is not there.
     """
     local_size = _local_size(batch_size, process_count)
     wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)

@@ -73,6 +73,16 @@ def create_pixels_fn(mean: tuple, std: tuple, dtype: Any, mesh: Mesh) -> EncodeF
     return parallel.data_parallel(pixels, mesh, in_specs=(P(), batch), out_specs=batch)
 
 
+def check_hosts(source: Source) -> None:
+    """Compares the pictures of all hosts, which ask together.
+
+    Raises:
+      UserError: their number or the names of their files differ.
+    """
+    if not parallel.agree(source.num_examples, source.names_digest):
+        raise UserError(f"{source.name} is not the same on all hosts: give them the same files")
+
+
 def extract(
     encode_fn: EncodeFn,
     variables: Any,
@@ -104,8 +114,7 @@ def extract(
       UserError: an unlabelled picture is in a labelled source; or the hosts do not have the same
         pictures, or the memory of the devices does not suffice.
     """
-    if not parallel.agree(source.num_examples, source.names_digest):
-        raise UserError(f"{source.name} is not the same on all hosts: give them the same files")
+    check_hosts(source)
     devices = mesh.devices.size
     batch_size = math.ceil(batch_size / devices) * devices
     wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from gsjax import augment, checkpoints, files, interrupts, lock, loop, memory, metrics, parallel
 from gsjax.data import input_pipeline, order, sources, transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, store
+from gsjax.evaluate import evaluation, features, store
 from gsjax.parallel import AXIS
 from gsjax.step import TrainState, first_state, marked_finite, update
 
@@ -37,6 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         lock.held(job.workdir, job.folder.name),
     ):
         train, test = sources.open_labelled(config.data)
+        features.check_hosts(train)
         batch_size = settings.batch_size
         job.mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
         epoch_steps = order.steps_per_epoch(train, batch_size, "linear.batch_size")

@@ -60,6 +60,7 @@ def draw(job: evaluation.Evaluation, source: Source, num_images: int) -> Pairs:
       UserError: fewer than two pictures, a picture that cannot be decoded, or embeddings that are
         not finite.
     """
+    features.check_hosts(source)
     hosts, host = jax.process_count(), jax.process_index()
     num_images = min(num_images, source.num_examples)
     num_steps = math.ceil(num_images / job.config.features.batch_size)

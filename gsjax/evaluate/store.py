@@ -57,7 +57,8 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replaced(path) as new, new.open("wb") as file:
+    new = path.with_name(f"{path.name}.new")  # the same each time: what a kill leaves is large
+    with files.taking_the_place_of(path, new), new.open("wb") as file:
         np.savez(_OneWay(file), allow_pickle=False, **arrays)
 
 
