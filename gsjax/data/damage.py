@@ -1,7 +1,7 @@
 """Pictures that fail: once more, and what takes their place in training."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -38,7 +38,7 @@ class Replacements:
     def __init__(self, source: Source, seed: int, max_share: float, example_fn: ExampleFn) -> None:
         """Replaces until more than max_share of the source's pictures are known to be damaged."""
         self._source, self._seed, self._max_share = source, seed, max_share
-        self._once_more = create_once_more(source, example_fn)
+        self._once_more = _create_once_more(source, example_fn)
         self._damaged: dict[int, None] = {}  # in the order in which they were found
 
     def row(self, position: int, index: int) -> dict[str, np.ndarray]:
@@ -88,7 +88,33 @@ class Replacements:
         )
 
 
-def create_once_more(
+def retried(
+    source: Source, batches: Iterable, example_fn: ExampleFn
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of each batch, with those that fail no more when they are tried once more.
+
+    Storage can fail for a moment, and evaluations keep what they have found.
+
+    Args:
+      source: the pictures.
+      batches: (positions [b], indices [b], rows [<= b] of what could be decoded).
+      example_fn: what gives a row.
+    """
+    once_more = _create_once_more(source, example_fn)
+    for positions, indices, rows in batches:
+        missing = np.flatnonzero(~np.isin(positions, rows["position"]))
+        again = [once_more(int(positions[place]), int(indices[place])) for place in missing]
+        found = [row for row in again if row is not None]
+        if found:
+            added = {name: np.stack([row[name] for row in found]) for name in rows}
+            if len(rows["position"]):  # else their size is not known
+                added = {name: np.concatenate([rows[name], added[name]]) for name in rows}
+            order = np.argsort(added["position"])
+            rows = {name: column[order] for name, column in added.items()}
+        yield rows
+
+
+def _create_once_more(
     source: Source, example_fn: ExampleFn
 ) -> Callable[[int, int], dict[str, np.ndarray] | None]:
     """The function (position, index) -> columns of the row, by itself; None if it is damaged.

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gsjax.data import crops, shards
-from gsjax.data.damage import ExampleFn, Replacements, create_once_more, read_key
+from gsjax.data.damage import ExampleFn, Replacements, read_key, retried
 from gsjax.data.decode import decode_image
 from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
 from gsjax.data.sources import Source, check_labels
@@ -128,7 +128,7 @@ def test_batches(
     records = records.enumerate().filter(mine).batch(local_size)
     example_fn = _example_fn(source, functools.partial(_transformed, transform))
     dataset = _decoded(records, example_fn, local_size)
-    batches = _retried(_batches(dataset), create_once_more(source, example_fn))
+    batches = retried(source, _batches(dataset), example_fn)
     empty = {name: np.asarray(column) for name, column in _no_rows(dataset.element_spec[2]).items()}
     return _padded(source, batches, empty, -(-len(wanted) // batch_size), local_size)
 
@@ -265,26 +265,6 @@ def _completed(
             del rows["position"]
             check_labels(source, rows["label"])
             yield rows
-
-
-def _retried(
-    batches: Iterator, once_more: Callable[[int, int], dict[str, np.ndarray] | None]
-) -> Iterator[Batch]:
-    """The rows of each batch, with those that fail no more when they are tried once more.
-
-    Storage can fail for a moment, and evaluations keep what they have found.
-    """
-    for positions, indices, rows in batches:
-        missing = np.flatnonzero(~np.isin(positions, rows["position"]))
-        again = [once_more(int(positions[place]), int(indices[place])) for place in missing]
-        found = [row for row in again if row is not None]
-        if found:
-            added = {name: np.stack([row[name] for row in found]) for name in rows}
-            if len(rows["position"]):  # else their size is not known
-                added = {name: np.concatenate([rows[name], added[name]]) for name in rows}
-            order = np.argsort(added["position"])
-            rows = {name: column[order] for name, column in added.items()}
-        yield rows
 
 
 def _padded(
