@@ -189,7 +189,8 @@ class CollapseWarning:
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
         self._full = config.projector.out_dim**-0.5
-        self._scaled = config.method == "simclr" and config.similarity.measure != "none"
+        graded_simclr = config.method == "simclr" and config.similarity.measure != "none"
+        self._also = ", or similarity.scale=0.5" if graded_simclr else ""
         self._low = 0  # readings in a row
         self._said = False
 
@@ -201,9 +202,7 @@ class CollapseWarning:
             metrics.say(
                 f"warning: at step {done} the embeddings have nearly collapsed: their spread is "
                 f"{spread:.2g}, where {self._full:.2g} fills the sphere. Try a lower "
-                "optimizer.learning_rate or a longer schedule.warmup_epochs"
-                + ", or similarity.scale=0.5"
-                * self._scaled
+                f"optimizer.learning_rate or a longer schedule.warmup_epochs{self._also}"
             )
 
 

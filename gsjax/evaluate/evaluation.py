@@ -194,9 +194,9 @@ class Evaluation:
         others = [other for other in known if not results.same(other, entry)]
         if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
-        at = (self.step or 0) if at is None else at
         with files.told(file):
             files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
+        at = (self.step or 0) if at is None else at
         with files.told(self.folder):
             metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
