@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from gsjax import defaults
 from gsjax.errors import UserError
-from gsjax.evaluate import knn
+from gsjax.evaluate import knn, nearest
 from gsjax.evaluate.features import Features
 
 
@@ -22,7 +22,8 @@ def data(n=700, queries=150, features=24, classes=7):
 
 
 @pytest.mark.parametrize(
-    "protocol", [knn.Protocol(21, 0.0), knn.Protocol(20, 0.1), knn.Protocol(1, 0.0)]
+    "protocol",
+    [nearest.Protocol(21, 0.0), nearest.Protocol(20, 0.1), nearest.Protocol(1, 0.0)],
 )
 @pytest.mark.parametrize("chunks", [(1024, 65536), (64, 100)])
 def test_predictions_equal_scikit_learns(protocol, chunks):
@@ -38,7 +39,7 @@ def test_predictions_equal_scikit_learns(protocol, chunks):
         protocol.k, metric="cosine", weights=weights if protocol.temperature else "uniform"
     )
     oracle.fit(unit(bank.astype(np.float64)), labels)
-    predicted = knn.knn_predict(bank, labels, queries, protocol, *chunks)
+    predicted = nearest.predict(bank, labels, queries, protocol, *chunks)
     probabilities = oracle.predict_proba(unit(queries.astype(np.float64)))
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
     has_votes = np.take_along_axis(probabilities, order, axis=1) > 0
@@ -49,7 +50,7 @@ def test_predictions_equal_scikit_learns_on_many():
     """The size that matters: 2,000 pictures of 500 features."""
     bank, labels, queries = data(1500, 500, 500)
     oracle = KNeighborsClassifier(201, metric="cosine").fit(bank, labels)
-    predicted = knn.knn_predict(bank, labels, queries, knn.Protocol(201, 0.0))
+    predicted = nearest.predict(bank, labels, queries, nearest.Protocol(201, 0.0))
     np.testing.assert_array_equal(predicted[:, 0], oracle.predict(queries))
 
 
@@ -60,27 +61,27 @@ def test_accuracy_counts_the_first_and_the_first_five():
         Features(feature, label, np.arange(len(label)), np.ones(len(label), bool))
         for feature, label in ((bank, labels), (queries, truth))
     ]
-    scores = knn.accuracy(*rows, knn.Protocol(21, 0.0))
-    predicted = knn.knn_predict(bank, labels, queries, knn.Protocol(21, 0.0))
+    scores = knn.accuracy(*rows, nearest.Protocol(21, 0.0))
+    predicted = nearest.predict(bank, labels, queries, nearest.Protocol(21, 0.0))
     hits = [list(row).index(t) if t in row else 9 for row, t in zip(predicted, truth, strict=True)]
     assert scores["top1"] == pytest.approx(100 * np.mean(np.array(hits) == 0))
     assert scores["top5"] == pytest.approx(100 * np.mean(np.array(hits) < 5))
     with pytest.raises(UserError, match="801 neighbours among 700 images"):
-        knn.accuracy(*rows, knn.Protocol(801, 0.0))
+        knn.accuracy(*rows, nearest.Protocol(801, 0.0))
 
 
 def test_search_is_in_full_precision():
     bank, labels, queries = data(50, 8)
     best = np.full((8, 3), -np.inf, np.float32), np.zeros((8, 3), np.int32)
-    jaxpr = jax.make_jaxpr(knn._nearer)(queries, bank, labels.astype(np.int32), *best)
+    jaxpr = jax.make_jaxpr(nearest._nearer)(queries, bank, labels.astype(np.int32), *best)
     assert "precision=Precision.HIGHEST" in str(jaxpr) or "HIGHEST" in str(jaxpr)
 
 
 def test_presets_and_too_few_images():
     config = defaults.get_config().knn
-    assert knn.create_protocol(config, 1000) == knn.Protocol(201, 0.0)
+    assert knn.create_protocol(config, 1000) == nearest.Protocol(201, 0.0)
     config.preset = "instdisc"
-    assert knn.create_protocol(config, 1000) == knn.Protocol(200, 0.1)
+    assert knn.create_protocol(config, 1000) == nearest.Protocol(200, 0.1)
     config.k = 5
     assert knn.create_protocol(config, 1000).k == 5
     with pytest.raises(UserError, match="5 neighbours among 4 images; set knn.k"):

@@ -67,13 +67,13 @@ SEARCH = """
 import re, resource
 import numpy as np
 from gsjax.errors import UserError
-from gsjax.evaluate import features, knn
+from gsjax.evaluate import features, knn, nearest
 
 def rows(count, size):
     same = np.broadcast_to(np.float32(1), (count, size))
     return features.Features(same, np.zeros(count, int), np.arange(count), np.ones(count, bool))
 
-protocol = knn.Protocol(3, 0.0)
+protocol = nearest.Protocol(3, 0.0)
 knn.accuracy(rows(10, 4), rows(5, 4), protocol)
 taken = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
 resource.setrlimit(resource.RLIMIT_AS, (taken + 2**29, taken + 2**29))

@@ -13,7 +13,7 @@ import numpy as np
 
 from gsjax import files, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
-from gsjax.evaluate import evaluation, knn, pairs
+from gsjax.evaluate import evaluation, nearest, pairs
 from gsjax.evaluate.features import Features
 
 _RESULTS = 8  # drawn for a query
@@ -80,11 +80,11 @@ def _draw_neighbours(
     if not parallel.is_primary():
         return
     lines = []
-    for place, nearest in zip(places, found, strict=True):
+    for place, similar in zip(places, found, strict=True):
         (query,) = input_pipeline.load_images(source, [asked.indices[place]])
-        images = input_pipeline.load_images(bank, known.indices[nearest].tolist())
-        label, others = asked.label[place], known.label[nearest]
-        marks, words = [""] * len(nearest), ["query"] + [""] * len(nearest)
+        images = input_pipeline.load_images(bank, known.indices[similar].tolist())
+        label, others = asked.label[place], known.label[similar]
+        marks, words = [""] * len(similar), ["query"] + [""] * len(similar)
         if source.labelled:
             marks = ["right" if other == label else "wrong" for other in others]
             words = [_class_name(source, number) for number in (label, *others)]
@@ -107,8 +107,8 @@ def neighbours(
     they are no neighbours.
     """
     if own is None:
-        return list(knn.nearest(known.feature, queries, min(_RESULTS, len(known.indices))))
-    found = knn.nearest(known.feature, queries, min(_RESULTS + 1, len(known.indices)))
+        return list(nearest.find(known.feature, queries, min(_RESULTS, len(known.indices))))
+    found = nearest.find(known.feature, queries, min(_RESULTS + 1, len(known.indices)))
     others = [row[known.indices[row] != index] for row, index in zip(found, own, strict=True)]
     return [row[:_RESULTS] for row in others]
 

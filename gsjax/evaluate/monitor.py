@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gsjax import metrics, step
 from gsjax.data import sources, transforms
-from gsjax.evaluate import features, knn
+from gsjax.evaluate import features, knn, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Monitor:
     config: ml_collections.ConfigDict
     bank: sources.Source
     queries: sources.Source
-    protocol: knn.Protocol
+    protocol: nearest.Protocol
     encoder: nn.Module
     mesh: Mesh
 

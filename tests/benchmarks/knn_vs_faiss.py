@@ -10,7 +10,7 @@ import time
 import faiss
 import numpy as np
 
-from gsjax.evaluate import knn
+from gsjax.evaluate import nearest
 
 K, CLASSES, ROUNDS = 201, 100, 3
 
@@ -29,8 +29,8 @@ def with_faiss(bank, labels, queries):
     faiss.normalize_L2(queries)
     index = faiss.IndexFlatIP(bank.shape[1])
     index.add(bank)
-    _, nearest = index.search(queries, K)
-    rows = np.repeat(np.arange(len(queries)), K) * CLASSES + labels[nearest].ravel()
+    _, places = index.search(queries, K)
+    rows = np.repeat(np.arange(len(queries)), K) * CLASSES + labels[places].ravel()
     votes = np.bincount(rows, minlength=len(queries) * CLASSES).reshape(len(queries), CLASSES)
     return votes.argmax(axis=1)
 
@@ -40,12 +40,12 @@ def main():
     centres = 0.3 * generator.normal(size=(CLASSES, 512))
     bank, labels = features(generator, centres, 50_000)
     queries, truth = features(generator, centres, 10_000)
-    protocol = knn.Protocol(K, 0.0)
+    protocol = nearest.Protocol(K, 0.0)
     print(f"faiss {faiss.__version__}, {faiss.omp_get_max_threads()} threads")
     seconds = {"gsjax": [], "faiss": []}
     for turn in range(ROUNDS + 1):
         began = time.monotonic()
-        ours = knn.knn_predict(bank, labels, queries, protocol)[:, 0]
+        ours = nearest.predict(bank, labels, queries, protocol)[:, 0]
         seconds["gsjax"].append(time.monotonic() - began)
         began = time.monotonic()
         theirs = with_faiss(bank, labels, queries)

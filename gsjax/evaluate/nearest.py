@@ -1,0 +1,118 @@
+"""Search for the nearest neighbours of representations, exact and on the device, and their vote.
+
+Needs JAX and NumPy alone.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+BANK_CHUNK = 65536  # rows on the device at a time
+_QUERY_CHUNK = 1024
+_TOP = 5  # classes that are ranked
+
+
+class Protocol(NamedTuple):
+    """How neighbours vote.
+
+    Attributes:
+      k: number of neighbours.
+      temperature: T of their weights exp(cos / T); 0 for equal ones.
+    """
+
+    k: int
+    temperature: float
+
+
+def predict(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    protocol: Protocol,
+    query_chunk: int = _QUERY_CHUNK,
+    bank_chunk: int = BANK_CHUNK,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Ranks the classes of every query by its k nearest neighbours in cosine similarity.
+
+    Args:
+      bank: [M, F] representations with known labels.
+      bank_labels: [M] integers from 0.
+      queries: [N, F].
+      protocol: k <= M and the weighting.
+      query_chunk: queries searched at a time.
+      bank_chunk: bank rows on the device at a time.
+      progress: told the number of bank rows done.
+
+    Returns:
+      [N, 5] class numbers (fewer where there are fewer classes), those with most votes first, of
+      equal ones the smallest; -1 in place of classes without votes.
+    """
+    num_classes = int(bank_labels.max()) + 1
+    labels = jnp.asarray(bank_labels.astype(np.int32))
+    found = _search(bank, queries, protocol.k, query_chunk, bank_chunk, progress)
+    votes = [
+        _vote(cosines, labels[indices], num_classes, protocol.temperature)
+        for cosines, indices in found
+    ]
+    return np.concatenate([np.asarray(v) for v in votes])[: len(queries)]
+
+
+def find(bank: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """Finds the k rows of a bank [M, F] most similar to each query [N, F] by cosine.
+
+    Returns:
+      int32 [N, k] places in the bank, the most similar first; k <= M.
+    """
+    found = _search(bank, queries, k, _QUERY_CHUNK, BANK_CHUNK, lambda done: None)
+    return np.concatenate([np.asarray(indices) for _, indices in found])[: len(queries)]
+
+
+def _search(bank, queries, k, query_chunk, bank_chunk, progress) -> list[tuple]:
+    """Cosines and places of the k nearest, [rows, k] each, for chunks of padded queries."""
+    rows = min(query_chunk, len(queries))
+    parts = [queries[i : i + rows] for i in range(0, len(queries), rows)]
+    chunks = [_unit(jnp.asarray(np.pad(p, ((0, rows - len(p)), (0, 0))))) for p in parts]
+    best = [
+        (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.zeros((rows, k), jnp.int32))
+        for _ in chunks
+    ]
+    for start in range(0, len(bank), bank_chunk):
+        part = _unit(jnp.asarray(bank[start : start + bank_chunk]))
+        places = jnp.arange(start, start + len(part), dtype=jnp.int32)
+        best = [_nearer(q, part, places, *b) for q, b in zip(chunks, best, strict=True)]
+        progress(min(start + bank_chunk, len(bank)))
+    return best
+
+
+@jax.jit
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+@jax.jit
+def _nearer(queries, bank, places, best, best_places):
+    """Merges the nearest so far ([N, k] cosines and places) with a further part of the bank."""
+    cosines = jnp.matmul(queries, bank.T, precision=lax.Precision.HIGHEST)
+    k = best.shape[1]
+    values, indices = lax.top_k(cosines, min(k, len(bank)))
+    values = jnp.concatenate([best, values], axis=1)
+    candidates = jnp.concatenate([best_places, places[indices]], axis=1)
+    best, order = lax.top_k(values, k)
+    return best, jnp.take_along_axis(candidates, order, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _vote(cosines, labels, num_classes, temperature):
+    weights = jnp.exp(cosines / temperature) if temperature else jnp.ones_like(cosines)
+
+    def count(row_labels, row_weights):
+        return jnp.zeros(num_classes, weights.dtype).at[row_labels].add(row_weights)
+
+    votes, classes = lax.top_k(jax.vmap(count)(labels, weights), min(_TOP, num_classes))
+    return jnp.where(votes > 0, classes, -1)

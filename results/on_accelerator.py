@@ -1,0 +1,345 @@
+"""Trains members of the small studies on an accelerator where TensorFlow is not installed.
+
+Members of one seed share their crops. The pipeline's are packed once; on the machine with the
+accelerator NumPy cuts them out again, which their digest proves, and the library's own compiled
+step trains on them. What comes back becomes work directories, which the sweep's own command takes
+for trained: it makes the diagnostics and the summaries.
+
+    python results/on_accelerator.py pack PACK             # TensorFlow and the data set
+    python results/on_accelerator.py cut PACK              # NumPy and Pillow
+    python results/on_accelerator.py train PACK OUT SWEEP LABEL [VALUE]   # JAX, ml-collections
+    python results/on_accelerator.py unpack PACK OUT WORKDIR SWEEP        # TensorFlow
+    python -m gsjax.main --job sweep --config SWEEP --workdir WORKDIR
+
+SWEEP is a file of configs/sweeps/; LABEL and VALUE choose an arm, of which all seeds are trained.
+"""
+
+import concurrent.futures
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+import time
+from importlib import metadata
+
+import numpy as np
+
+SEEDS, STEPS, BATCH, SIDE = (5, 6, 7), 2400, 128, 32
+SMALL_STUDY = "configs/sweeps/small_study.py"
+ENCODED = 1024  # pictures at a time
+
+
+def pack(folder):
+    """Writes pictures (encoded), labels, and of each seed the indices, crops and their digest."""
+    import tensorflow as tf
+
+    from gsjax import environment, sweeps
+    from gsjax.data import input_pipeline, sources
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = sweeps.load(SMALL_STUDY, {}).members[0].config
+    for split in ("train", "test"):
+        source = sources.open_source(config.data, split, labelled=True)
+        rows = tf.data.Dataset.range(source.num_examples).map(source.read).as_numpy_iterator()
+        pictures, labels = zip(*rows, strict=True)
+        (folder / f"{split}.bin").write_bytes(b"".join(pictures))
+        sizes = np.array([len(picture) for picture in pictures], np.uint16)
+        np.savez_compressed(folder / f"{split}.npz", sizes=sizes, labels=np.array(labels, np.uint8))
+        if split == "train":
+            facts = {"num_images": source.num_examples, "file_names": source.names_digest}
+            train = source
+    digests = {}
+    for seed in SEEDS:
+        config = sweeps.load(SMALL_STUDY, {}).members[SEEDS.index(seed) * 5].config
+        assert config.seed == seed
+        digest, boxes = hashlib.sha256(), np.zeros((STEPS, BATCH, 2, 4), np.uint8)
+        batches = input_pipeline.train_batches(train, config, 0, STEPS)
+        for step, batch in enumerate(batches):
+            digest.update(batch["views"].tobytes() + batch["index"].tobytes())
+            boxes[step] = batch["boxes"]
+        np.savez_compressed(folder / f"boxes-{seed}.npz", boxes)
+        digests[seed] = digest.hexdigest()
+        print(f"seed {seed}: {digests[seed]}", flush=True)
+    about = {"commit": environment.describe()["commit"], "data": {**facts, "hosts": None}}
+    (folder / "about.json").write_text(json.dumps({**about, "digests": digests}))
+
+
+def _decode(encoded):
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(io.BytesIO(e)).convert("RGB")) for e in encoded])
+
+
+def _pixels(folder, split, pool):
+    sizes = np.load(folder / f"{split}.npz")["sizes"].astype(int)
+    ends, data = np.cumsum(sizes), (folder / f"{split}.bin").read_bytes()
+    encoded = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    parts = [encoded[i : i + 1000] for i in range(0, len(encoded), 1000)]
+    return np.concatenate(list(pool.map(_decode, parts)))
+
+
+def indices_of_step(seed, step, num_images):
+    """As gsjax.data.order.permuted_records."""
+    epoch, place = divmod(step, num_images // BATCH)
+    order = np.random.default_rng([seed, epoch]).permutation(num_images)
+    return order[place * BATCH : (place + 1) * BATCH]
+
+
+def crops(images, boxes):
+    """Bilinear enlargement of crops as tf.image.resize computes it, in its order of operations.
+
+    images uint8 [N, S, S, 3], boxes uint8 [N, 4] (top, left, height, width) -> uint8 like images.
+    """
+
+    def neighbours(start, length):
+        scale = length.astype(np.float32) / np.float32(SIDE)
+        place = (np.arange(SIDE, dtype=np.float32) + np.float32(0.5)) * scale[:, None]
+        place -= np.float32(0.5)
+        low = np.floor(place)
+        share = (place - low).astype(np.float32)
+        first = np.maximum(low, 0).astype(int)
+        second = np.minimum(low + 1, length[:, None] - 1).astype(int)
+        return first + start[:, None], second + start[:, None], share
+
+    top, left, height, width = boxes.astype(int).T
+    upper, lower, down = neighbours(top, height)
+    west, east, right = neighbours(left, width)
+    n = np.arange(len(images))[:, None, None]
+
+    def row(rows):
+        start = images[n, rows[:, :, None], west[:, None, :]].astype(np.float32)
+        end = images[n, rows[:, :, None], east[:, None, :]].astype(np.float32)
+        return start + (end - start) * right[:, None, :, None]
+
+    above, below = row(upper), row(lower)
+    views = above + (below - above) * down[:, :, None, None]
+    return np.clip(np.rint(views), 0, 255).astype(np.uint8)
+
+
+def _cut(folder, seed, first, last):
+    images = np.load(folder / "train.npy", mmap_mode="r")
+    boxes = np.load(folder / f"boxes-{seed}.npz")["arr_0"]
+    views = np.load(folder / f"views-{seed}.npy", mmap_mode="r+")
+    for step in range(first, last):
+        chosen = images[indices_of_step(seed, step, len(images))]
+        for view in range(2):
+            views[step, :, view] = crops(chosen, boxes[step, :, view])
+
+
+def cut(folder):
+    """Writes the decoded pictures and each seed's views, and compares these with the pipeline's."""
+    about = json.loads((folder / "about.json").read_text())
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        for split in ("train", "test"):
+            np.save(folder / f"{split}.npy", _pixels(folder, split, pool))
+        work = []
+        for seed in SEEDS:
+            shape = (STEPS, BATCH, 2, SIDE, SIDE, 3)
+            np.lib.format.open_memmap(folder / f"views-{seed}.npy", "w+", np.uint8, shape).flush()
+            parts = range(0, STEPS, 50)
+            work += [pool.submit(_cut, folder, seed, i, min(i + 50, STEPS)) for i in parts]
+        for part in work:
+            part.result()
+        same = list(pool.map(_is_as_packed, [folder] * len(SEEDS), SEEDS))
+    if not all(same):
+        sys.exit(f"the views are not those of the pipeline: {same}")
+    print(f"views of seeds {SEEDS} are the pipeline's, by digest: {about['digests']}", flush=True)
+
+
+def _is_as_packed(folder, seed):
+    digest, views = hashlib.sha256(), np.load(folder / f"views-{seed}.npy", mmap_mode="r")
+    num_images = len(np.load(folder / "train.npy", mmap_mode="r"))
+    for step in range(STEPS):
+        index = indices_of_step(seed, step, num_images).astype(np.int64)
+        digest.update(views[step].tobytes() + index.tobytes())
+    return (
+        digest.hexdigest() == json.loads((folder / "about.json").read_text())["digests"][str(seed)]
+    )
+
+
+def _environment(about):
+    """As gsjax.environment.describe, which imports TensorFlow."""
+    import jax
+
+    import gsjax
+
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "gsjax": gsjax.__version__,
+        "commit": about["commit"],
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in names},
+        "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind} "
+        f"({jax.devices()[0].platform})",
+        "processor": "beside the accelerator",
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+class KNN:
+    """The monitor's accuracies, without the pipeline."""
+
+    def __init__(self, folder, encoder, config):
+        import jax
+
+        from gsjax import augment, step
+        from gsjax.evaluate import nearest
+
+        self._parts = {
+            split: (np.load(folder / f"{split}.npy"), np.load(folder / f"{split}.npz")["labels"])
+            for split in ("train", "test")
+        }
+        pixels, self._nearest = step.pixels(config), nearest
+        self._encode = jax.jit(
+            lambda variables, x: encoder.apply(
+                variables, augment.normalise(x, *pixels), train=False
+            )
+        )
+        self._raw = jax.jit(lambda _, x: augment.normalise(x, *pixels).reshape(len(x), -1))
+
+    def _accuracy(self, encode, variables):
+        features = {}
+        for split, (images, labels) in self._parts.items():
+            rows = [
+                np.asarray(encode(variables, np.resize(part, (ENCODED, *part.shape[1:]))))
+                for part in np.split(images, range(ENCODED, len(images), ENCODED))
+            ]
+            features[split] = np.concatenate(rows)[: len(images)], labels.astype(np.int32)
+        protocol = self._nearest.Protocol(201, 0.0)
+        predicted = self._nearest.predict(*features["train"], features["test"][0], protocol)
+        return 100 * float((predicted[:, 0] == features["test"][1]).mean())
+
+    def of_encoder(self, state):
+        """Returns `knn/top1`."""
+        from gsjax import step
+
+        return self._accuracy(self._encode, step.encoder_variables(state))
+
+    def of_pixels(self):
+        """Returns `knn/pixels_top1`."""
+        return self._accuracy(self._raw, None)
+
+
+def train(folder, out, path, label, value=None):
+    """Trains all seeds of an arm; writes parameters and curves to OUT/ARM.npz after each."""
+    import jax
+
+    from gsjax import methods, optimizers, parallel, step, sweeps
+
+    plan = sweeps.load(path, {})
+    members = [
+        m for m in plan.members if m.label == label and (value is None or m.value == float(value))
+    ]
+    about, out = json.loads((folder / "about.json").read_text()), pathlib.Path(out)
+    num_images = about["data"]["num_images"]
+    compiled, knn, kept, runs = None, None, {}, {}
+    for member in members:
+        config, began = member.config, time.time()
+        epoch_steps, num_steps = num_images // config.batch_size, member.config.num_steps
+        knn_steps = math.ceil(config.knn.every_epochs * epoch_steps)
+        mesh = parallel.create_mesh(config.batch_size)
+        schedule = optimizers.create_schedule(config, num_steps, epoch_steps)
+        optimizer = optimizers.create_optimizer(config, schedule)
+        method = methods.create_method(config, mesh.devices.flat[0].platform)
+        init_key, key = step.keys(config)
+        state = step.create_state_fn(method, optimizer, mesh)(init_key)
+        knn = knn or KNN(folder, method.modules["encoder"], config)
+        start = {"step": 0, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        records = [
+            {"step": 0, "knn/pixels_top1": knn.of_pixels(), "knn/top1": knn.of_encoder(state)}
+        ]
+        views = np.load(folder / f"views-{config.seed}.npy", mmap_mode="r")
+        boxes = np.load(folder / f"boxes-{config.seed}.npz")["arr_0"].astype(np.float32)
+        batches = ({"views": v, "boxes": b} for v, b in zip(views, boxes, strict=True))
+        for done, batch in enumerate(parallel.prefetch(batches, mesh), 1):
+            if compiled is None:
+                program = step.create_train_step(config, method, optimizer, mesh)
+                compiled = program.lower(state, batch, key).compile()
+                print(f"{member.name}: compiled after {time.time() - began:.0f} s", flush=True)
+            state, values = compiled(state, batch, key)
+            if done % config.log.every_steps == 0 or done == num_steps:
+                if not values.pop("finite"):
+                    sys.exit(f"{member.name}: not finite at step {done}")
+                scalars = {f"train/{name}": float(v) for name, v in values.items()}
+                scalars["train/learning_rate"] = float(schedule(done - 1))
+                records.append({"step": done, **scalars})
+            if done == num_steps or done % knn_steps == 0:
+                records.append({"step": done, "knn/top1": knn.of_encoder(state)})
+            if done == num_steps:
+                break
+        seconds = time.time() - began
+        print(f"{member.name}: {records[-1]['knn/top1']:.2f} % after {seconds:.0f} s", flush=True)
+        leaves = jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))
+        for place, leaf in leaves:
+            kept[f"{member.name}|{jax.tree_util.keystr(place)}"] = np.asarray(leaf)
+        runs[member.name] = {"start": {**start, **_environment(about)}, "records": records}
+        out.mkdir(parents=True, exist_ok=True)
+        arm = sweeps.slug(label) + (f"_{float(value):g}" if value else "")
+        np.savez_compressed(out / f"{arm}.new.npz", runs=json.dumps(runs), **kept)
+        (out / f"{arm}.new.npz").rename(out / f"{arm}.npz")
+
+
+def unpack(folder, out, workdir, path):
+    """Makes work directories of what came back.
+
+    Their checkpoints have the optimiser's state of step 0: they are for evaluations, not for
+    further training.
+    """
+    import jax
+    from etils import epath
+
+    from gsjax import (
+        checkpoints,
+        files,
+        methods,
+        metrics,
+        optimizers,
+        ownership,
+        parallel,
+        step,
+        sweeps,
+    )
+
+    facts = json.loads((folder / "about.json").read_text())["data"]
+    members = {member.name: member for member in sweeps.load(path, {}).members}
+    for file in sorted(pathlib.Path(out).glob("*.npz")):
+        content = np.load(file)
+        for name, run in json.loads(str(content["runs"])).items():
+            if name not in members:
+                continue
+            own, config = epath.Path(workdir) / name, members[name].config
+            mesh = parallel.create_mesh(config.batch_size)
+            schedule = optimizers.create_schedule(config, config.num_steps, 390)
+            optimizer = optimizers.create_optimizer(config, schedule)
+            method = methods.create_method(config, "cpu")
+            state = step.create_state_fn(method, optimizer, mesh)(step.keys(config)[0])
+            trained = jax.tree_util.tree_map_with_path(
+                lambda place, leaf, c=content, n=name: jax.device_put(
+                    c[f"{n}|{jax.tree_util.keystr(place)}"], leaf.sharding
+                ),
+                (state.params, state.batch_stats),
+            )
+            count = jax.device_put(np.int32(config.num_steps), state.step.sharding)
+            state = state.replace(params=trained[0], batch_stats=trained[1], step=count)
+            ownership.claim(own, config, facts)
+            files.write_text(own / "environment.json", json.dumps([run["start"]], indent=1))
+            writer = metrics.create_writer(own, 0)
+            for record in run["records"]:
+                writer.write_scalars(record.pop("step"), record)
+            writer.flush()
+            saved = checkpoints.Checkpoints(own, 1, 0)
+            saved.save(config.num_steps, state, writer)
+            writer.close()
+            print(f"{own}: step {config.num_steps}", flush=True)
+
+
+if __name__ == "__main__":
+    verbs = {"pack": pack, "cut": cut, "train": train, "unpack": unpack}
+    if len(sys.argv) < 3 or sys.argv[1] not in verbs:
+        sys.exit(__doc__)
+    verbs[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])
