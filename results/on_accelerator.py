@@ -1,9 +1,9 @@
 """Trains members of the small studies on an accelerator where TensorFlow is not installed.
 
-Members of one seed share their crops. The pipeline's are packed once; on the machine with the
-accelerator NumPy cuts them out again, which their digest proves, and the library's own compiled
-step trains on them. What comes back becomes work directories, which the sweep's own command takes
-for trained: it makes the diagnostics and the summaries.
+Members of one seed share their crops, if they crop alike. The pipeline's are packed once; on the
+machine with the accelerator NumPy cuts them out again, which their digest proves, and the library's
+own compiled step trains on them. What comes back becomes work directories, which the sweep's own
+command takes for trained: it makes the diagnostics and the summaries.
 
     python results/on_accelerator.py pack PACK             # TensorFlow and the data set
     python results/on_accelerator.py cut PACK              # NumPy and Pillow
@@ -28,13 +28,13 @@ from importlib import metadata
 
 import numpy as np
 
-SEEDS, STEPS, BATCH, SIDE = (5, 6, 7), 2400, 128, 32
+BATCH, SIDE = 128, 32
 SMALL_STUDY = "configs/sweeps/small_study.py"
 ENCODED = 1024  # pictures at a time
 
 
 def pack(folder):
-    """Writes pictures (encoded), labels, and of each seed the indices, crops and their digest."""
+    """Writes pictures (encoded), labels, and of each seed the crops' boxes and their digest."""
     import tensorflow as tf
 
     from gsjax import environment, sweeps
@@ -52,20 +52,25 @@ def pack(folder):
         if split == "train":
             facts = {"num_images": source.num_examples, "file_names": source.names_digest}
             train = source
-    digests = {}
-    for seed in SEEDS:
-        config = sweeps.load(SMALL_STUDY, {}).members[SEEDS.index(seed) * 5].config
-        assert config.seed == seed
-        digest, boxes = hashlib.sha256(), np.zeros((STEPS, BATCH, 2, 4), np.uint8)
-        batches = input_pipeline.train_batches(train, config, 0, STEPS)
-        for step, batch in enumerate(batches):
+    cuts = {}
+    for config in (member.config for member in sweeps.load(SMALL_STUDY, {}).members):
+        name, steps = _cut_name(config), config.num_steps
+        if name in cuts:
+            continue  # the members that crop alike are equally long
+        digest, boxes = hashlib.sha256(), np.zeros((steps, BATCH, 2, 4), np.uint8)
+        for number, batch in enumerate(input_pipeline.train_batches(train, config, 0, steps)):
             digest.update(batch["views"].tobytes() + batch["index"].tobytes())
-            boxes[step] = batch["boxes"]
-        np.savez_compressed(folder / f"boxes-{seed}.npz", boxes)
-        digests[seed] = digest.hexdigest()
-        print(f"seed {seed}: {digests[seed]}", flush=True)
+            boxes[number] = batch["boxes"]
+        np.savez_compressed(folder / f"boxes-{name}.npz", boxes)
+        cuts[name] = {"seed": config.seed, "steps": steps, "digest": digest.hexdigest()}
+        print(name, cuts[name], flush=True)
     about = {"commit": environment.describe()["commit"], "data": {**facts, "hosts": None}}
-    (folder / "about.json").write_text(json.dumps({**about, "digests": digests}))
+    (folder / "about.json").write_text(json.dumps({**about, "cuts": cuts}))
+
+
+def _cut_name(config):
+    """What the crops of a member depend on."""
+    return f"{config.augment.min_scale:g}-{config.seed}"
 
 
 def _decode(encoded):
@@ -120,10 +125,10 @@ def crops(images, boxes):
     return np.clip(np.rint(views), 0, 255).astype(np.uint8)
 
 
-def _cut(folder, seed, first, last):
+def _cut(folder, name, seed, first, last):
     images = np.load(folder / "train.npy", mmap_mode="r")
-    boxes = np.load(folder / f"boxes-{seed}.npz")["arr_0"]
-    views = np.load(folder / f"views-{seed}.npy", mmap_mode="r+")
+    boxes = np.load(folder / f"boxes-{name}.npz")["arr_0"]
+    views = np.load(folder / f"views-{name}.npy", mmap_mode="r+")
     for step in range(first, last):
         chosen = images[indices_of_step(seed, step, len(images))]
         for view in range(2):
@@ -131,34 +136,35 @@ def _cut(folder, seed, first, last):
 
 
 def cut(folder):
-    """Writes the decoded pictures and each seed's views, and compares these with the pipeline's."""
-    about = json.loads((folder / "about.json").read_text())
+    """Writes the decoded pictures and the views, and compares these with the pipeline's."""
+    cuts = json.loads((folder / "about.json").read_text())["cuts"]
     with concurrent.futures.ProcessPoolExecutor() as pool:
         for split in ("train", "test"):
             np.save(folder / f"{split}.npy", _pixels(folder, split, pool))
         work = []
-        for seed in SEEDS:
-            shape = (STEPS, BATCH, 2, SIDE, SIDE, 3)
-            np.lib.format.open_memmap(folder / f"views-{seed}.npy", "w+", np.uint8, shape).flush()
-            parts = range(0, STEPS, 50)
-            work += [pool.submit(_cut, folder, seed, i, min(i + 50, STEPS)) for i in parts]
+        for name, about in cuts.items():
+            shape = (about["steps"], BATCH, 2, SIDE, SIDE, 3)
+            np.lib.format.open_memmap(folder / f"views-{name}.npy", "w+", np.uint8, shape).flush()
+            for i in range(0, about["steps"], 50):
+                last = min(i + 50, about["steps"])
+                work.append(pool.submit(_cut, folder, name, about["seed"], i, last))
         for part in work:
             part.result()
-        same = list(pool.map(_is_as_packed, [folder] * len(SEEDS), SEEDS))
-    if not all(same):
-        sys.exit(f"the views are not those of the pipeline: {same}")
-    print(f"views of seeds {SEEDS} are the pipeline's, by digest: {about['digests']}", flush=True)
+        found = list(pool.map(_digest, [folder] * len(cuts), cuts))
+    wrong = [n for n, f in zip(cuts, found, strict=True) if f != cuts[n]["digest"]]
+    if wrong:
+        sys.exit(f"these views are not those of the pipeline: {wrong}")
+    print(f"the views are the pipeline's, by digest: {', '.join(cuts)}", flush=True)
 
 
-def _is_as_packed(folder, seed):
-    digest, views = hashlib.sha256(), np.load(folder / f"views-{seed}.npy", mmap_mode="r")
+def _digest(folder, name):
+    digest, views = hashlib.sha256(), np.load(folder / f"views-{name}.npy", mmap_mode="r")
     num_images = len(np.load(folder / "train.npy", mmap_mode="r"))
-    for step in range(STEPS):
+    seed = json.loads((folder / "about.json").read_text())["cuts"][name]["seed"]
+    for step, part in enumerate(views):
         index = indices_of_step(seed, step, num_images).astype(np.int64)
-        digest.update(views[step].tobytes() + index.tobytes())
-    return (
-        digest.hexdigest() == json.loads((folder / "about.json").read_text())["digests"][str(seed)]
-    )
+        digest.update(part.tobytes() + index.tobytes())
+    return digest.hexdigest()
 
 
 def _environment(about):
@@ -175,7 +181,7 @@ def _environment(about):
         "packages": {name: metadata.version(name) for name in names},
         "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind} "
         f"({jax.devices()[0].platform})",
-        "processor": "beside the accelerator",
+        "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "system": platform.platform(),
     }
@@ -253,8 +259,8 @@ def train(folder, out, path, label, value=None):
         records = [
             {"step": 0, "knn/pixels_top1": knn.of_pixels(), "knn/top1": knn.of_encoder(state)}
         ]
-        views = np.load(folder / f"views-{config.seed}.npy", mmap_mode="r")
-        boxes = np.load(folder / f"boxes-{config.seed}.npz")["arr_0"].astype(np.float32)
+        views = np.load(folder / f"views-{_cut_name(config)}.npy", mmap_mode="r")
+        boxes = np.load(folder / f"boxes-{_cut_name(config)}.npz")["arr_0"].astype(np.float32)
         batches = ({"views": v, "boxes": b} for v, b in zip(views, boxes, strict=True))
         for done, batch in enumerate(parallel.prefetch(batches, mesh), 1):
             if compiled is None:
