@@ -297,7 +297,6 @@ def unpack(folder, out, workdir, path):
     further training.
     """
     import jax
-    from etils import epath
 
     from gsjax import (
         checkpoints,
@@ -318,7 +317,7 @@ def unpack(folder, out, workdir, path):
         for name, run in json.loads(str(content["runs"])).items():
             if name not in members:
                 continue
-            own, config = epath.Path(workdir) / name, members[name].config
+            own, config = files.absolute(workdir) / name, members[name].config
             mesh = parallel.create_mesh(config.batch_size)
             schedule = optimizers.create_schedule(config, config.num_steps, 390)
             optimizer = optimizers.create_optimizer(config, schedule)
