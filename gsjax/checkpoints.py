@@ -215,13 +215,20 @@ def _write(path: epath.Path, state: Any) -> None:
         sys.unraisablehook = hook
     except Exception as error:
         getLogger("asyncio").disabled = True
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(number[1])) if number else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} cannot be written: {reason}; the same command goes on from the last checkpoint"
+            f"{path} cannot be written: {_reason(error)}; the same command goes on from the last "
+            "checkpoint"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of Orbax says: that of a file as everywhere, others with their type."""
+    if isinstance(error, files.ERRORS):
+        return files.reason(error)
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else f"{type(error).__name__}: {error}"
 
 
 def _all_but_closed_loops(unraisable: Any) -> None:
