@@ -15,6 +15,7 @@ SWEEP is a file of configs/sweeps/; LABEL and VALUE choose an arm, of which all 
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 import json
@@ -150,17 +151,17 @@ def cut(folder):
                 work.append(pool.submit(_cut, folder, name, about["seed"], i, last))
         for part in work:
             part.result()
-        found = list(pool.map(_digest, [folder] * len(cuts), cuts))
+        seeds = [about["seed"] for about in cuts.values()]
+        found = list(pool.map(_digest, [folder] * len(cuts), cuts, seeds))
     wrong = [n for n, f in zip(cuts, found, strict=True) if f != cuts[n]["digest"]]
     if wrong:
         sys.exit(f"these views are not those of the pipeline: {wrong}")
     print(f"the views are the pipeline's, by digest: {', '.join(cuts)}", flush=True)
 
 
-def _digest(folder, name):
+def _digest(folder, name, seed):
     digest, views = hashlib.sha256(), np.load(folder / f"views-{name}.npy", mmap_mode="r")
     num_images = len(np.load(folder / "train.npy", mmap_mode="r"))
-    seed = json.loads((folder / "about.json").read_text())["cuts"][name]["seed"]
     for step, part in enumerate(views):
         index = indices_of_step(seed, step, num_images).astype(np.int64)
         digest.update(part.tobytes() + index.tobytes())
@@ -194,13 +195,12 @@ class KNN:
         import jax
 
         from gsjax import augment, step
-        from gsjax.evaluate import nearest
 
         self._parts = {
             split: (np.load(folder / f"{split}.npy"), np.load(folder / f"{split}.npz")["labels"])
             for split in ("train", "test")
         }
-        pixels, self._nearest = step.pixels(config), nearest
+        pixels = step.pixels(config)
         self._encode = jax.jit(
             lambda variables, x: encoder.apply(
                 variables, augment.normalise(x, *pixels), train=False
@@ -209,6 +209,8 @@ class KNN:
         self._raw = jax.jit(lambda _, x: augment.normalise(x, *pixels).reshape(len(x), -1))
 
     def _accuracy(self, encode, variables):
+        from gsjax.evaluate import nearest
+
         features = {}
         for split, (images, labels) in self._parts.items():
             rows = [
@@ -216,8 +218,8 @@ class KNN:
                 for part in np.split(images, range(ENCODED, len(images), ENCODED))
             ]
             features[split] = np.concatenate(rows)[: len(images)], labels.astype(np.int32)
-        protocol = self._nearest.Protocol(201, 0.0)
-        predicted = self._nearest.predict(*features["train"], features["test"][0], protocol)
+        protocol = nearest.Protocol(201, 0.0)  # knn.preset=thesis
+        predicted = nearest.predict(*features["train"], features["test"][0], protocol)
         return 100 * float((predicted[:, 0] == features["test"][1]).mean())
 
     def of_encoder(self, state):
@@ -226,16 +228,31 @@ class KNN:
 
         return self._accuracy(self._encode, step.encoder_variables(state))
 
+    @functools.cached_property
     def of_pixels(self):
-        """Returns `knn/pixels_top1`."""
+        """`knn/pixels_top1`, the same for every seed."""
         return self._accuracy(self._raw, None)
+
+
+def _prepared(config, num_images):
+    """Mesh, schedule, optimizer, method, key and state of step 0, as `pretrain` has them."""
+    from gsjax import methods, optimizers, parallel, step
+
+    mesh = parallel.create_mesh(config.batch_size)
+    epoch_steps = num_images // config.batch_size
+    schedule = optimizers.create_schedule(config, config.num_steps, epoch_steps)
+    optimizer = optimizers.create_optimizer(config, schedule)
+    method = methods.create_method(config, mesh.devices.flat[0].platform)
+    init_key, key = step.keys(config)
+    state = step.create_state_fn(method, optimizer, mesh)(init_key)
+    return mesh, schedule, optimizer, method, key, state
 
 
 def train(folder, out, path, label, value=None):
     """Trains all seeds of an arm; writes parameters and curves to OUT/ARM.npz after each."""
     import jax
 
-    from gsjax import methods, optimizers, parallel, step, sweeps
+    from gsjax import parallel, step, sweeps
 
     plan = sweeps.load(path, {})
     members = [
@@ -246,19 +263,12 @@ def train(folder, out, path, label, value=None):
     compiled, knn, kept, runs = None, None, {}, {}
     for member in members:
         config, began = member.config, time.time()
-        epoch_steps, num_steps = num_images // config.batch_size, member.config.num_steps
-        knn_steps = math.ceil(config.knn.every_epochs * epoch_steps)
-        mesh = parallel.create_mesh(config.batch_size)
-        schedule = optimizers.create_schedule(config, num_steps, epoch_steps)
-        optimizer = optimizers.create_optimizer(config, schedule)
-        method = methods.create_method(config, mesh.devices.flat[0].platform)
-        init_key, key = step.keys(config)
-        state = step.create_state_fn(method, optimizer, mesh)(init_key)
+        num_steps = config.num_steps
+        knn_steps = math.ceil(config.knn.every_epochs * (num_images // config.batch_size))
+        mesh, schedule, optimizer, method, key, state = _prepared(config, num_images)
         knn = knn or KNN(folder, method.modules["encoder"], config)
         start = {"step": 0, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        records = [
-            {"step": 0, "knn/pixels_top1": knn.of_pixels(), "knn/top1": knn.of_encoder(state)}
-        ]
+        records = [{"step": 0, "knn/pixels_top1": knn.of_pixels, "knn/top1": knn.of_encoder(state)}]
         views = np.load(folder / f"views-{_cut_name(config)}.npy", mmap_mode="r")
         boxes = np.load(folder / f"boxes-{_cut_name(config)}.npz")["arr_0"].astype(np.float32)
         batches = ({"views": v, "boxes": b} for v, b in zip(views, boxes, strict=True))
@@ -298,17 +308,7 @@ def unpack(folder, out, workdir, path):
     """
     import jax
 
-    from gsjax import (
-        checkpoints,
-        files,
-        methods,
-        metrics,
-        optimizers,
-        ownership,
-        parallel,
-        step,
-        sweeps,
-    )
+    from gsjax import checkpoints, files, metrics, ownership, sweeps
 
     facts = json.loads((folder / "about.json").read_text())["data"]
     members = {member.name: member for member in sweeps.load(path, {}).members}
@@ -318,11 +318,7 @@ def unpack(folder, out, workdir, path):
             if name not in members:
                 continue
             own, config = files.absolute(workdir) / name, members[name].config
-            mesh = parallel.create_mesh(config.batch_size)
-            schedule = optimizers.create_schedule(config, config.num_steps, 390)
-            optimizer = optimizers.create_optimizer(config, schedule)
-            method = methods.create_method(config, "cpu")
-            state = step.create_state_fn(method, optimizer, mesh)(step.keys(config)[0])
+            *_, state = _prepared(config, facts["num_images"])
             trained = jax.tree_util.tree_map_with_path(
                 lambda place, leaf, c=content, n=name: jax.device_put(
                     c[f"{n}|{jax.tree_util.keystr(place)}"], leaf.sharding
