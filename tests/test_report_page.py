@@ -168,7 +168,7 @@ def test_the_page_begins_with_what_was_compared_and_what_came_out(written):
     text = " ".join(" ".join(page.texts).split())
     start = text.index("What was compared, and what came out")
     after = text[start : start + 400]
-    assert f"Does <it> help & how?: {LABEL}; SimCLR on photos" in after
+    assert f"Does <it> help & how?: {LABEL}; SimCLR (resnet18, width" in after
     assert "4 finished runs" in after and "not told apart" not in after
     assert "never: not run" in text and "half: unfinished, step 50 of 100" in text
 

@@ -1,7 +1,7 @@
 """Scores of groups of runs, their paired differences, and what follows from them in words."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -216,13 +216,14 @@ def headline(study: Study) -> list[str]:
     finished = [group for group in study.groups if group.finished]
     lines = [f"{study.title}: nothing has been trained to its end."]
     if finished:
-        data = _listed(str(group.shaping["data.source"]) for group in finished)
-        lengths = _listed((length_of(group) for group in finished), "; ")
-        number_of_runs = sum(len(group.finished) for group in finished)
-        lines = [
-            f"{study.title}: {_compared(study, finished)} on {data} ({lengths}); {number_of_runs} "
-            f"finished {'run' if number_of_runs == 1 else 'runs'}."
-        ]
+        data = ", ".join(dict.fromkeys(str(group.shaping["data.source"]) for group in finished))
+        by_length: dict[str, list[Group]] = {}
+        for group in finished:
+            by_length.setdefault(length_of(group), []).append(group)
+        compared = "; ".join(f"{_names(study, of)} ({length})" for length, of in by_length.items())
+        count = sum(len(group.finished) for group in finished)
+        finished_runs = f"{count} finished {'run' if count == 1 else 'runs'}"
+        lines = [f"{study.title}: {compared} on {data}; {finished_runs}."]
     for group in finished:
         values = by_seed(group, PRIMARY)
         if not values:
@@ -246,7 +247,7 @@ def headline(study: Study) -> list[str]:
     return lines
 
 
-def _compared(study: Study, groups: Sequence[Group]) -> str:
+def _names(study: Study, groups: Sequence[Group]) -> str:
     """The labels, with the values of the axis."""
     values: dict[str, list[str]] = {}
     for group in groups:
@@ -256,10 +257,6 @@ def _compared(study: Study, groups: Sequence[Group]) -> str:
         f"{label} at {study.axis} = {', '.join(found)}" if found else label
         for label, found in values.items()
     )
-
-
-def _listed(texts: Iterable[str], separator: str = ", ") -> str:
-    return separator.join(dict.fromkeys(texts))
 
 
 def _verdict(found: Difference) -> str:

@@ -40,7 +40,7 @@ def results_table(study: Study, name: str) -> Table:
     Raw pixels and the untrained encoder come first; groups that were not run are there, missing.
     """
     names = [n for n in score_names(study.groups) if not _is_hidden(n)]
-    header = ("", "seeds", *names, f"{PRIMARY}: difference to the baseline (95 % interval)")
+    header = ("", "seeds", PRIMARY, "difference to the baseline (95 % interval)", *names[1:])
     rows = []
     for label, found in floors(study.groups).items():
         is_pixels = label.startswith("raw pixels")  # they have no other score, and no seed
@@ -52,19 +52,19 @@ def results_table(study: Study, name: str) -> Table:
         ]
         seeds = max(len(values) for values in found.values())
         seeds_cell = Cell("") if is_pixels else Cell(str(seeds), seeds)
-        rows.append((Cell(label), seeds_cell, *cells, Cell("")))
+        rows.append((Cell(label), seeds_cell, cells[0], Cell(""), *cells[1:]))
     for group in study.groups:
         done = len(group.finished)
         cells = [spread_cell(list(by_seed(group, score).values()), done) for score in names]
         seeds_cell = Cell(str(done), done)
         why = _difference_or_why(group, study.groups)
-        rows.append((Cell(group.name), seeds_cell, *cells, why))
+        rows.append((Cell(group.name), seeds_cell, cells[0], why, *cells[1:]))
     for label in study.absent:
         rows.append((Cell(label), Cell("0", 0), *[Cell("missing")] * (len(names) + 1)))
     caption = (
         f"{study.title}: mean (standard deviation over seeds) at the end of the training; accuracy "
-        "and mAP in %. The interval is of this comparison alone, by Student's t over seeds that "
-        "both have."
+        f"and mAP in %. The difference is of {PRIMARY}; its interval is of this comparison alone, "
+        "by Student's t over seeds that both have."
     )
     return Table(name, caption, header, tuple(rows))
 
@@ -119,7 +119,7 @@ def differences_table(study: Study, name: str) -> Table | None:
         "Paired differences: same seed, same crops. Each interval is of its comparison alone: of "
         "20 without any effect, one is expected to leave out 0."
     )
-    return Table(name, caption, header, tuple(rows))
+    return Table(name, caption, header, tuple(rows), folded=True)
 
 
 def thesis_tables(studies: Sequence[Study]) -> list[Table]:
