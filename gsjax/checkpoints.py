@@ -24,6 +24,11 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     return [step for step in _steps(workdir) if manifest.exists(_path(workdir, step))]
 
 
+def is_begun(workdir: epath.Path) -> bool:
+    """Whether a work directory holds any checkpoint, complete or not."""
+    return bool(_steps(workdir))
+
+
 def find(workdir: epath.Path, load: str) -> epath.Path | None:
     """Returns the checkpoint that an evaluation's `checkpoint.load` names, None for `none`.
 
@@ -54,8 +59,12 @@ def _find(workdir: epath.Path, load: str) -> epath.Path:
                 "--workdir, or measure the untrained encoder with checkpoint.load=none"
             )
         return newest
-    if int(load) not in saved_steps(workdir):
-        raise _no_step(workdir, load)
+    steps = saved_steps(workdir)
+    if int(load) not in steps:
+        raise UserError(
+            f"checkpoint.load: no checkpoint of step {load} in {workdir / 'checkpoints'} "
+            f"({', '.join(map(str, steps)) or 'none'})"
+        )
     return _checked(_path(workdir, int(load)))
 
 
@@ -150,12 +159,12 @@ class Checkpoints:
         start began from: from the newest that is as it was written.
 
         Args:
-          load: latest, none, a step or a path.
+          load: latest, none or a path.
           target: the state's shapes, types and shardings.
 
         Raises:
-          UserError: there is no such checkpoint, or it is damaged or one of another model; or
-            `load` is `none` and the directory holds checkpoints.
+          UserError: there is no such checkpoint, or it is damaged or one of another model; `load`
+            is a step, or is `none` and the directory holds checkpoints.
         """
         chosen = parallel.from_primary(lambda: self._choose(load))
         return None if chosen is None else restore(epath.Path(chosen), target)
@@ -168,23 +177,21 @@ class Checkpoints:
                 f"up to step {steps[-1]}; choose another --workdir, or checkpoint.load=latest to "
                 "go on"
             )
-        if load.isdecimal():
-            if steps and int(load) < steps[-1]:
-                raise UserError(
-                    f"checkpoint.load={load}, but {self._workdir / 'checkpoints'} goes on to step "
-                    f"{steps[-1]}; to branch off, give a new --workdir and "
-                    f"checkpoint.load={_path(self._workdir, int(load))}"
-                )
-            if int(load) not in steps:
-                raise _no_step(self._workdir, load)
-            chosen: epath.Path | None = _checked(_path(self._workdir, int(load)))
-        else:
-            chosen = _newest(self._workdir)
+        if load.isdecimal():  # a second start with it would have to go back
+            raise UserError(
+                f"checkpoint.load={load}: a training goes on from the newest checkpoint of its "
+                "--workdir (latest); to branch off from a step, give a new --workdir and "
+                f"checkpoint.load={_path(self._workdir, int(load))}"
+            )
+        if load == "none":
+            metrics.say("checkpoint.load is none: leave it out to go on after an interruption")
+        chosen = _newest(self._workdir)
         first = int(chosen.name) if chosen else 0
         self._damaged = {step for step in steps if step > first}
         begin = f"going on from step {first}" if chosen else "beginning anew"
         torn = [step for step in _steps(self._workdir) if step > first and step not in steps]
-        if chosen is None and len(torn) > 1:  # a kill in the first save leaves one
+        # A kill in the first save leaves one, and no metrics of later steps.
+        if chosen is None and (len(torn) > 1 or self._was_beyond(torn)):
             raise UserError(
                 f"no checkpoint in {self._workdir / 'checkpoints'} has its {manifest.FILE}: bring "
                 "them back, or choose another --workdir to begin anew"
@@ -202,6 +209,11 @@ class Checkpoints:
                 _put_aside(path)  # what two kills leave would look like lost manifests
         found = chosen or branched
         return found.as_posix() if found else None
+
+    def _was_beyond(self, steps: list[int]) -> bool:
+        """Whether the metrics tell of a training that went on after these saves."""
+        records = metrics.read_records(self._workdir) if steps else []
+        return any(record["step"] > max(steps) for record in records)
 
 
 def _write(path: epath.Path, state: Any) -> None:
@@ -286,13 +298,6 @@ def _checked(path: epath.Path) -> epath.Path:
     if fault:
         raise UserError(f"{path} is damaged ({fault}): name another with checkpoint.load")
     return path
-
-
-def _no_step(workdir: epath.Path, load: str) -> UserError:
-    steps = ", ".join(map(str, saved_steps(workdir))) or "none"
-    return UserError(
-        f"checkpoint.load: no checkpoint of step {load} in {workdir / 'checkpoints'} ({steps})"
-    )
 
 
 def _leaves(tree: Any) -> dict[str, str]:

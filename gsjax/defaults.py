@@ -183,7 +183,7 @@ SETTINGS: dict[str, Setting] = {
     "report.runs": free("", "folders of further runs and sweeps, beside those under --workdir"),
     "report.diagnostics": free(True, "run the job diagnostics on checkpoints that have none"),
     # Checkpoints and logs.
-    "checkpoint.load": free("latest", "latest, none, a step, or the path of a checkpoint"),
+    "checkpoint.load": free("latest", "latest, none, a path or, in an evaluation, a step"),
     "checkpoint.every_steps": free(1000, "saved too: the end and what kNN measures", low=1),
     "checkpoint.keep": free(2, "newest checkpoints kept", low=1),
     "checkpoint.keep_every": free(0, "when positive, multiples of this step are kept for good"),

@@ -32,6 +32,19 @@ def write_text(file: epath.Path, text: str) -> None:
         new.write_text(text)
 
 
+def check_writable(folder: epath.Path) -> None:
+    """Makes the folder, and writes and removes a small file in it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    probe = folder / f"{uuid.uuid4().hex[:8]}.new"
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+
+
 @contextlib.contextmanager
 def taking_the_place_of(file: epath.Path, new: epath.Path) -> Iterator[None]:
     """Lets `new`, which is written within, take the file's place at the end, or go."""

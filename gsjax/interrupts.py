@@ -126,4 +126,5 @@ def _leave(number: int, line: str) -> NoReturn:
 
 def _tell(line: str) -> None:
     # A signal may come in the middle of a print, which cannot be entered twice.
-    os.write(2, f"gsjax: {line}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, f"gsjax: {line}\n".encode())

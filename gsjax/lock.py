@@ -92,16 +92,19 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
       stale: seconds after which a file that does not change belongs to a dead process.
     """
     name = uuid.uuid4().hex
-    beats = 0
+    beats, beaten = 0, 0.0
     ended = threading.Event()
 
     def beat() -> None:
-        nonlocal beats
+        nonlocal beats, beaten
         beats += 1
         files.write_text(file, json.dumps({**_about(), "name": name, "beats": beats}))
+        beaten = time.monotonic()
 
     def is_ours(content: bytes | None) -> bool:
-        return content is None or name.encode() in content
+        if content is None:  # another may have taken it meanwhile, and have ended
+            return time.monotonic() - beaten < stale
+        return name.encode() in content
 
     def keep_beating() -> None:
         while not ended.wait(period):

@@ -1,5 +1,6 @@
 """The command line: `python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] ...`."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -51,8 +52,9 @@ example:
   python -m gsjax.main --workdir runs/simclr_gs_cifar10 --job linear
   python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
 
-exit status: 0 done, 2 something to mend (one line says what), 130 after Ctrl-C, 143 after SIGTERM
-(the step is saved, the same command goes on; a second Ctrl-C, over a second later, leaves at once)
+exit status: 0 done, 2 something to mend (one line says what), 75 another process of the run is gone
+(the same command goes on from the last checkpoint), 130 after Ctrl-C, 143 after SIGTERM (the step
+is saved, the same command goes on; a second Ctrl-C, over a second later, leaves at once)
 
 settings and their defaults:
 {settings}
@@ -60,7 +62,8 @@ settings and their defaults:
 
 
 def _tell(message: str) -> None:
-    print(f"gsjax: error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it any more: the status is left
+        print(f"gsjax: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _workdir() -> str:
@@ -128,9 +131,22 @@ def _run(start: Callable[[], None]) -> None:
     except UserError as error:
         _tell(str(error))
         _leave(2)
-    except Exception:  # a bug of ours, which must not leave the other hosts waiting
-        traceback.print_exc()
-        _leave(1)
+    except Exception as error:
+        _leave_after(error)
+
+
+def _leave_after(error: Exception) -> NoReturn:
+    if "gsjax.parallel" in sys.modules:
+        from gsjax import parallel
+
+        if parallel.is_lost_peer(error):
+            _tell(
+                "another process of this run has ended or cannot be reached "
+                f"({str(error).splitlines()[0]}): the same command goes on from the last checkpoint"
+            )
+            _leave(parallel.LOST_PEER)
+    traceback.print_exc()  # a bug of ours, which must not leave the other hosts waiting
+    _leave(1)
 
 
 def _leave(status: int) -> NoReturn:

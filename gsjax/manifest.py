@@ -47,13 +47,15 @@ def fault(folder: epath.Path) -> str | None:
     except files.ERRORS as error:
         return f"{FILE} cannot be read: {files.reason(error)}"
     lines = set(stored.split(b"\n"))
+    listed = {line[66:] for line in lines}
     digests = {}
     for file in _files(folder):
+        if file.encode() not in listed and _is_litter(file):
+            continue
         try:
             digests[file] = _digest(folder / file)
         except files.ERRORS as error:
             return f"{file} cannot be read: {files.reason(error)}"
-    listed = {line[66:] for line in lines}
     for file in digests:
         if file.encode() in listed and _text({file: digests[file]}).encode()[:-1] not in lines:
             return f"{file} differs from its manifest"
@@ -61,6 +63,12 @@ def fault(folder: epath.Path) -> str | None:
         if name.decode(errors="replace") not in digests:
             return f"{ascii(name.decode(errors='replace'))[1:-1]} is missing"
     return None if stored == _text(digests).encode() else f"{FILE} does not list its files"
+
+
+def _is_litter(file: str) -> bool:
+    """Whether desktops and network file systems leave such files in any folder."""
+    name = file.rpartition("/")[2]
+    return name.startswith(".") or name in ("desktop.ini", "Thumbs.db")
 
 
 def _files(folder: epath.Path) -> list[str]:

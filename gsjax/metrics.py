@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -160,10 +161,17 @@ def create_writer(workdir: epath.Path, restored_step: int) -> metric_writers.Met
 
 
 def say(line: str) -> None:
-    """Prints a line on the first host, above a live progress line."""
-    if parallel.is_primary():
+    """Prints a line on the first host, above a live progress line.
+
+    Where nothing can be printed (`| head`, a log on a full disk), the work goes on in silence.
+    """
+    if not parallel.is_primary():
+        return
+    try:
         tqdm.write(line)
         sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:

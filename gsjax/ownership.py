@@ -23,15 +23,30 @@ def claim(
       workdir: made if it is not there.
       config: the whole configuration.
       facts: what else decides which images come: their number, a digest of their files' names,
-        and the number of hosts where it matters.
+        the data set's version, and the number of hosts where it matters.
 
     Raises:
       UserError: the directory cannot be written, or belongs to a run that trains something else;
         the differences are listed.
     """
     ours = {"config": config.to_dict(), "data": facts}
-    first = parallel.from_primary(lambda: _claim(workdir, ours))
-    differences = _differences(first, ours)
+    compare_hosts(parallel.from_primary(lambda: _claim(workdir, ours)), ours)
+
+
+def compare_hosts(first: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Compares what this host was started with with the first one's.
+
+    Every setting counts: also those that may change with a start decide what hosts do together.
+
+    Args:
+      first: `config` and `data` of the first host.
+      ours: those of this one.
+
+    Raises:
+      UserError: they differ.
+    """
+    differences = settings.all_differences(first["config"], ours["config"])
+    differences += _data_differences(first, ours)
     if differences:
         raise UserError(
             f"process {jax.process_index()} was started with other settings or data than the first "
@@ -44,19 +59,24 @@ def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         steps = checkpoints.saved_steps(workdir)
-        if steps and not file.exists():
+        is_begun = checkpoints.is_begun(workdir)
+        if is_begun and not file.exists():
             raise UserError(
                 f"{file} is missing, which says what the checkpoints beside it were trained with: "
                 "bring it back, or choose another --workdir"
             )
-        if steps:
-            differences = _differences(json.loads(file.read_text()), ours)
+        if is_begun:
+            former = json.loads(file.read_text())
+            differences = settings.shaping_differences(former["config"], ours["config"])
+            differences += _data_differences(former, ours)
             if differences:
-                raise UserError(
-                    f"{workdir} holds a run with other settings ({'; '.join(differences)}); take "
-                    "the former settings, or a new --workdir; to go on from these weights there, "
-                    f"add --config.checkpoint.load={workdir / 'checkpoints' / str(steps[-1])}"
-                )
+                advice = "take the former settings, or a new --workdir"
+                if steps:
+                    newest = workdir / "checkpoints" / str(steps[-1])
+                    advice += "; to go on from these weights there, add "
+                    advice += f"--config.checkpoint.load={newest}"
+                told = f"{workdir} holds a run with other settings ({'; '.join(differences)})"
+                raise UserError(f"{told}; {advice}")
         content = {"gsjax": gsjax.__version__, **ours}
         files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     except (*files.ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -64,8 +84,8 @@ def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def _differences(former: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    return settings.shaping_differences(former["config"], ours["config"]) + [
+def _data_differences(former: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    return [
         f"{name}: {former['data'][name]} -> {value}"
         for name, value in ours["data"].items()
         if former["data"].get(name, value) != value  # an older run may lack it

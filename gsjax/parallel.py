@@ -1,11 +1,13 @@
 """Devices and hosts: start-up, the mesh, the data-parallel program, the way onto the devices."""
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -21,6 +23,7 @@ from gsjax.errors import UserError
 
 AXIS = "batch"  # the one mesh axis; collectives of the step name it
 _PEER_TIMEOUT = 20  # seconds after which the others end because a process is gone
+LOST_PEER = os.EX_TEMPFAIL  # the status then: a scheduler may start the same command again
 _EXTRAS = {
     "gpu": "pip install 'gsjax[cuda12]' (or cuda13)",
     "tpu": "pip install 'gsjax[tpu]'",
@@ -204,10 +207,18 @@ def is_primary() -> bool:
 def leave(status: int) -> NoReturn:
     """Ends this process, one of several without the farewell in which it would wait for all."""
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error tells that another process of the run has gone."""
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    return bool(re.search("gloo|nccl|coordination|heartbeat|peer|unavailable", str(error), re.I))
 
 
 def from_primary(function: Callable[[], Any]) -> Any:

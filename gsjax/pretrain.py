@@ -68,7 +68,12 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
     method = create_method(config, mesh.devices.flat[0].platform)
     monitor = create_monitor(config, source, method.modules["encoder"], mesh)
     hosts = jax.process_count() if source.shards else None
-    facts = {"num_images": source.num_examples, "file_names": source.names_digest, "hosts": hosts}
+    facts = {
+        "num_images": source.num_examples,
+        "file_names": source.names_digest,
+        "version": source.version,
+        "hosts": hosts,
+    }
     ownership.claim(folder, config, facts)
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"data     {source.name}, {source.num_examples} images")

@@ -238,7 +238,7 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     elif config.optimizer.fix_pred_lr:
         yield "optimizer.fix_pred_lr is true; only SimSiam has a predictor"
     if not config.checkpoint.load:
-        yield "checkpoint.load is empty; give latest, none, a step or a path"
+        yield "checkpoint.load is empty; give latest, none, a path or, in an evaluation, a step"
 
 
 def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -251,6 +251,16 @@ def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
         f"{key}: {_shown(shaping_old[key])} -> {_shown(shaping_new.get(key))}"
         for key in sorted(shaping_old)
         if shaping_old[key] != shaping_new.get(key)
+    ]
+
+
+def all_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Lists "key: one -> other" for all that differs but the folders, which machines may name."""
+    ours, theirs = flatten(one), flatten(other)
+    return [
+        f"{key}: {_shown(ours[key])} -> {_shown(theirs[key])}"
+        for key in sorted(ours)
+        if ours[key] != theirs[key] and not key.endswith(".data_dir")
     ]
 
 

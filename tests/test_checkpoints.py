@@ -32,10 +32,19 @@ def restore(folder, load, target=None):
     return jax.device_get(opened.restore(load, jax.eval_shape(lambda: target)))
 
 
-@pytest.mark.parametrize(("load", "step"), [("latest", 6), ("6", 6)])
-def test_load_names_a_checkpoint(saved, load, step):
-    restored = restore(saved, load)
-    np.testing.assert_array_equal(restored["weights"], np.full((3, 2), step, np.float32))
+def test_a_training_goes_on_from_the_newest(saved):
+    restored = restore(saved, "latest")
+    np.testing.assert_array_equal(restored["weights"], np.full((3, 2), 6, np.float32))
+
+
+@pytest.mark.parametrize(("load", "step"), [("latest", 6), ("6", 6), ("4", 4)])
+def test_an_evaluation_takes_any(saved, load, step):
+    assert checkpoints.find(saved, load) == saved / "checkpoints" / str(step)
+
+
+def test_an_evaluation_names_the_steps_that_are_there(saved):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7 in .*\(4, 6\)"):
+        checkpoints.find(saved, "7")
 
 
 def test_path_begins_a_new_run_and_goes_on_in_an_old_one(saved, tmp_path):
@@ -53,8 +62,7 @@ def test_empty_directory_is_a_fresh_start(tmp_path):
     ("load", "expected"),
     [
         ("none", "holds checkpoints up to step 6"),
-        ("7", r"no checkpoint of step 7 in .*4, 6"),
-        ("4", r"goes on to step 6; to branch off.*checkpoints/4"),
+        ("6", r"goes on from the newest checkpoint.*to branch off.*checkpoints/6"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(saved, load, expected):
@@ -103,10 +111,7 @@ def test_claim_writes_the_config_and_refuses_another(tmp_path):
     ownership.claim(folder, config, facts)
     config.batch_size = 64  # nothing has been trained yet
     ownership.claim(folder, config, facts)
-    (folder / "checkpoints" / "3").mkdir(parents=True)
-    config.batch_size = 32
-    ownership.claim(folder, config, facts)  # nor is its first checkpoint complete
-    (folder / "checkpoints" / "3" / "manifest.sha256").write_text("")
+    (folder / "checkpoints" / "3").mkdir(parents=True)  # its manifest may come back
     config.seed = 6
     with pytest.raises(UserError, match="seed: 5 -> 6; num_images: 10 -> 11"):
         ownership.claim(folder, config, facts | {"num_images": 11})

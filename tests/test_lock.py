@@ -81,6 +81,18 @@ def test_who_comes_back_too_late_ends_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_comes_back_after_another_has_ended_ends_too(tmp_path):
+    first = hold("beat", tmp_path)
+    first.send_signal(signal.SIGSTOP)
+    with take("beat", tmp_path):
+        pass
+    first.send_signal(signal.SIGCONT)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 2
+    assert f"{tmp_path} is in use by another training" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_several_that_come_at_once_one_holds(tmp_path, monkeypatch):
     """All have seen that nobody holds it; the last to write has it."""
     together = threading.Barrier(4)

@@ -106,6 +106,16 @@ def test_a_change_of_what_is_trained_is_refused(trained, pictures, changes, diff
     assert (trained / "config.json").read_bytes() == before
 
 
+def test_another_version_of_the_data_set_is_refused(tmp_path):
+    facts = {"num_images": 40, "version": "cifar10/3.0.2", "hosts": None}
+    folder = epath.Path(tmp_path)
+    config = settings.load(None)
+    ownership.claim(folder, config, facts)
+    (folder / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"\(version: cifar10/3.0.2 -> cifar10/3.1.0\)"):
+        ownership.claim(folder, config, facts | {"version": "cifar10/3.1.0"})
+
+
 @pytest.mark.parametrize(
     "changes",
     [

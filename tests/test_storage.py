@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from trainings import (
 
 from gsjax import checkpoints, files, manifest, metrics, parallel
 from gsjax.errors import UserError
+from gsjax.evaluate import evaluation
 from gsjax.pretrain import pretrain
 
 
@@ -130,8 +132,6 @@ def test_damage_is_named_and_the_one_before_is_taken(saved, kind, capsys):
         rf"checkpoint {saved}/6 is damaged \(.*{named}\): going on from step 4", output
     )
     with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): name another"):
-        restored(saved.parent, "6")
-    with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): name another"):
         checkpoints.find(epath.Path(saved.parent), "6")
     with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): name another"):
         restored(saved.parent / "new", str(saved / "6"))
@@ -170,6 +170,31 @@ def test_an_incomplete_checkpoint_is_named_and_passed_over(tmp_path, capsys):
     save(tmp_path, 4)
     assert restored(tmp_path)["step"] == 4
     assert capsys.readouterr().out == ""
+
+
+def test_a_lost_manifest_of_a_training_that_went_on_is_no_killed_save(tmp_path):
+    save(tmp_path, 4)
+    mark = tmp_path / "checkpoints" / "4" / "manifest.sha256"
+    mark.rename(tmp_path / "elsewhere")
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        file.write('{"step": 5, "train/loss": 1.0}\n')
+    with pytest.raises(UserError, match=r"has its manifest\.sha256: bring them back"):
+        restored(tmp_path)
+    (tmp_path / "elsewhere").rename(mark)
+    assert restored(tmp_path)["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["default/.nfs0001", ".DS_Store", "desktop.ini"])
+def test_what_desktops_leave_is_no_damage(name, tmp_path):
+    save(tmp_path, 2, 4)
+    (tmp_path / "checkpoints" / "4" / name).write_text("")
+    assert restored(tmp_path)["step"] == 4
+
+
+def test_a_file_more_is_damage(tmp_path, capsys):
+    save(tmp_path, 2, 4)
+    (tmp_path / "checkpoints" / "4" / "default" / "more").write_text("")
+    assert restored(tmp_path)["step"] == 2
 
 
 def test_kills_in_first_saves_at_several_steps_are_no_lost_manifests(tmp_path):
@@ -335,3 +360,49 @@ def test_a_read_only_disk_is_named_before_data_are_read(tmp_path):
     with mounted(tmp_path / "disk", "size=1m,ro") as disk:
         with pytest.raises(UserError, match=f"{disk}/run cannot be written: Read-only file system"):
             pretrain(small_config(data__source="folder", data__data_dir="nowhere"), f"{disk}/run")
+
+
+def test_an_evaluation_on_a_read_only_disk_says_so_before_it_begins(tmp_path):
+    config = small_config(checkpoint__load="none")
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        (disk / "results").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        told = pytest.raises(UserError, match=f"{disk}/results cannot be written: Read-only")
+        with told, evaluation.open_evaluation(config, str(disk), "knn"):
+            pytest.fail("it has begun")
+
+
+SAYS = "from gsjax import metrics\nmetrics.say('one')\nmetrics.say('two')\nopen('end', 'w')"
+
+
+@pytest.mark.parametrize("kind", ["full", "closed"])
+def test_work_goes_on_where_nothing_can_be_printed(kind, tmp_path):
+    with no_output(kind) as output:
+        done = subprocess.run(
+            [sys.executable, "-c", SAYS],
+            stdout=output, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "end").exists()
+
+
+@contextlib.contextmanager
+def no_output(kind):
+    """A log on a full disk, or a pipe whose reader has gone."""
+    if kind == "full":
+        with open("/dev/full", "w") as output:
+            yield output
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        yield writing
+        os.close(writing)
+
+
+@pytest.mark.slow
+def test_a_training_whose_log_is_on_a_full_disk_goes_on(tmp_path):
+    with no_output("full") as output:
+        process = command(tmp_path, *flags(), output=output)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert checkpoints.saved_steps(epath.Path(tmp_path)) == [8, 12]

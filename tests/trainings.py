@@ -64,12 +64,12 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
-def command(workdir, *arguments, devices=1, fast=True, environment=None):
+def command(workdir, *arguments, devices=1, fast=True, environment=None, output=subprocess.PIPE):
     xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION * fast}"
     environment = (environment or os.environ) | {"XLA_FLAGS": xla_flags}
     return subprocess.Popen(
         [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), *arguments],
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,

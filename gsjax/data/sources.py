@@ -10,7 +10,6 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-import gsjax
 from gsjax.data import folders, photos
 from gsjax.data.shards import Shard
 from gsjax.errors import UserError
@@ -195,7 +194,7 @@ def _open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
     return in_memory(
         f"data.source=photos, split {split!r}",
         "photos",
-        f"photos of gsjax {gsjax.__version__}",
+        "photos",
         tf.constant(tiles),
         labels,
         photos.names(),

@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax import checkpoints, files, metrics, parallel, step
+from gsjax import checkpoints, files, metrics, ownership, parallel, step
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
@@ -188,7 +188,6 @@ class Evaluation:
         entry = json.loads(json.dumps(entry, allow_nan=False))  # as it will be read again
         if not parallel.is_primary():
             return
-        self._recorded.append(entry)
         file = self.workdir / "results" / f"{self.name}.json"
         known = results.read(file)
         others = [other for other in known if not results.same(other, entry)]
@@ -196,6 +195,7 @@ class Evaluation:
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
         with files.told(file):
             files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
+        self._recorded.append(entry)
         at = (self.step or 0) if at is None else at
         with files.told(self.folder):
             metrics.forget(self.folder, at, set(scores))
@@ -231,14 +231,20 @@ def open_evaluation(
     """Loads the encoder that `checkpoint.load` names; prints the results at the end.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged or one of another model.
+      UserError: there is no such checkpoint, or it is damaged or one of another model; the work
+        directory cannot be written; or hosts were started with different settings.
     """
     folder = files.absolute(workdir)
     mesh = parallel.create_mesh(jax.device_count())
     method = create_method(config, mesh.devices.flat[0].platform)
     checkpoint = checkpoints.find(folder, config.checkpoint.load)
-    with files.told(folder / "results"):
-        (folder / "results").mkdir(parents=True, exist_ok=True)
+    ours = {"config": config.to_dict(), "data": {}}
+
+    def begin() -> dict[str, Any]:
+        files.check_writable(folder / "results")
+        return ours
+
+    ownership.compare_hosts(parallel.from_primary(begin), ours)
     # Only the shape of the optimiser's state matters here, which is the same for every rate.
     optimizer = create_optimizer(config, optax.constant_schedule(0.0))
     create = step.create_state_fn(method, optimizer, mesh)

@@ -130,7 +130,7 @@ def _train(
     program = create_train_step(job, data.augment, optimizer)
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory.told_out_of_memory(lambda: _smaller(batch_size)))
-        saved = checkpoints.Checkpoints(job.folder, 1, 0)
+        saved = checkpoints.Checkpoints(job.folder, keep=2, keep_every=0)
         state = saved.restore("latest", create.eval_shape(init_key))
         if state is None:
             state = create(init_key)
