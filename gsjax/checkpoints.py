@@ -95,6 +95,8 @@ def restore(path: epath.Path, target: Any) -> Any:
         try:
             return checkpointer.restore(item.as_posix(), target)
         except Exception as error:  # Orbax raises that very class
+            if parallel.is_lost_peer(error):
+                raise
             raise UserError(
                 f"{path} is damaged: name another checkpoint with checkpoint.load"
             ) from error
@@ -226,6 +228,8 @@ def _write(path: epath.Path, state: Any) -> None:
             checkpointer.save(path / "default", args=ocp.args.StandardSave(state))
         sys.unraisablehook = hook
     except Exception as error:
+        if parallel.is_lost_peer(error):
+            raise
         getLogger("asyncio").disabled = True
         raise UserError(
             f"{path} cannot be written: {_reason(error)}; the same command goes on from the last "

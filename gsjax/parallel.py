@@ -215,10 +215,12 @@ def leave(status: int) -> NoReturn:
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether an error tells that another process of the run has gone."""
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
-        return False
-    return bool(re.search("gloo|nccl|coordination|heartbeat|peer|unavailable", str(error), re.I))
+    """Whether an error tells that another process of the run has gone.
+
+    JAX has no type for it: it comes as JaxRuntimeError or, from reading an array, as ValueError.
+    """
+    words = r"\bgloo\b|\bnccl|coordination (service|agent)|heartbeat|by peer"
+    return jax.process_count() > 1 and bool(re.search(words, str(error), re.IGNORECASE))
 
 
 def from_primary(function: Callable[[], Any]) -> Any:
