@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from report_runs import diagnosed, result, write_plan, write_run
 
-from gsjax import defaults
+from gsjax import defaults, settings
 from gsjax.errors import UserError
 from gsjax.report import collect, report
 
@@ -264,5 +264,49 @@ def test_diagnostics_are_run_where_a_checkpoint_has_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report.subprocess, "run", run)
     studies, _ = collect.find([epath.Path(tmp_path)])
-    assert not report._diagnose(studies)
+    assert not report._diagnose(studies, defaults.get_config())
     assert sorted(calls) == [str(tmp_path / "new"), str(tmp_path / "old")]
+
+
+def test_diagnostics_get_the_settings_that_the_report_was_given(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", 40.0)
+    calls = []
+
+    def run(command, check):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    given = {
+        "platform": "cpu",
+        "data.data_dir": "/a folder/with = and spaces",
+        "data.test_split": "",
+        "data.max_damaged": "0.123456789012345678",
+        "diagnostics.num_images": "64",
+        "features.keep": "false",
+        "knn.every_epochs": "3",
+    }
+    config = defaults.get_config()
+    settings.override(config, {**given, "report.runs": str(tmp_path / "run")})
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    report._diagnose(studies, config)
+    ((_, *arguments),) = calls
+    rest, overrides = settings.split_overrides(arguments)
+    assert rest[-2:] == ["--workdir", str(tmp_path / "run")]
+    assert overrides.keys() == given.keys()
+    handed = defaults.get_config()
+    settings.override(handed, overrides)
+    handed.report.runs = config.report.runs
+    assert handed == config
+
+
+def test_settings_without_an_effect_on_a_report_are_one_line(tmp_path):
+    write_run(tmp_path / "run", 40.0)
+    config = defaults.get_config()
+    wrong = {"similarity.threshold": "0.7", "data.memory_gb": "1", "checkpoint.load": "50"}
+    settings.override(config, {**wrong, "report.diagnostics": "false", "platform": "cpu"})
+    with pytest.raises(UserError, match="^--job report: a report takes ") as error:
+        report.run(config, str(tmp_path))
+    words, _, names = str(error.value).partition(": leave out ")
+    assert "\n" not in words and set(names.split(", ")) == set(wrong)
+    assert not (tmp_path / "report").exists()

@@ -10,17 +10,21 @@ from etils import epath
 
 import gsjax
 from gsjax import checkpoints, defaults, files, metrics, settings
+from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
 from gsjax.report import collect, compare, groups, tables
 from gsjax.runs import Run
+from gsjax.schema import Kind
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes `report/` into the work directory: index.html, tables.md, CSV files and figures/.
 
     Raises:
-      UserError: there is nothing to report on, or a library of the extra `report` is missing.
+      UserError: there is nothing to report on, a setting is given that has no effect here, or a
+        library of the extra `report` is missing.
     """
+    _check(config)
     try:
         from gsjax.report import figures, page  # matplotlib and jinja2, of the extra `report`
     except ImportError as error:
@@ -28,7 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     paths = collect.open_paths(workdir, config.report.runs)
     studies, damaged = collect.find(paths)
-    if config.report.diagnostics and _diagnose(studies):
+    if config.report.diagnostics and _diagnose(studies, config):
         studies, damaged = collect.find(paths)
     folder = files.absolute(workdir) / "report"
     with files.told(folder):
@@ -84,11 +88,41 @@ def _tables(study: collect.Study, name: str) -> list[tables.Table]:
     return [table for table in found if table and table.rows]
 
 
-def _diagnose(studies: Sequence[collect.Study]) -> bool:
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Makes sure that no setting is given which trained encoders have already.
+
+    Raises:
+      UserError: there is one.
+    """
+    names = [key for key in _given(config) if not _is_handed_on(key)]
+    if names:
+        raise UserError(
+            "--job report: a report takes settings of its own and of the diagnostics; the runs "
+            f"have theirs in their config.json: leave out {', '.join(names)}"
+        )
+
+
+def _given(config: ml_collections.ConfigDict) -> dict[str, settings.Value]:
+    """The settings that differ from their defaults, but for those of the report itself."""
+    return {
+        key: value
+        for key, value in settings.flatten(config).items()
+        if value != SETTINGS[key].default and not key.startswith("report.")
+    }
+
+
+def _is_handed_on(key: str) -> bool:
+    """Whether diagnostics take a setting from the report; they are of the newest checkpoint."""
+    return SETTINGS[key].kind is Kind.FREE and key != "checkpoint.load"
+
+
+def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDict) -> bool:
     """Runs the job `diagnostics` where a checkpoint has none; says whether any was made.
 
-    Each in a process of its own, because JAX's number type is one for a whole process.
+    Each in a process of its own, because JAX's number type is one for a whole process, and with
+    the report's settings.
     """
+    given = [f"--config.{key}={v}" for key, v in _given(config).items() if _is_handed_on(key)]
     made = False
     for _, found in _runs(studies):
         done = [entry["step"] for entry in found.results.get("diagnostics", [])]
@@ -98,7 +132,7 @@ def _diagnose(studies: Sequence[collect.Study]) -> bool:
             continue
         metrics.say(f"diagnostics of {found.name}")
         command = [sys.executable, "-m", "gsjax.main", "--job", "diagnostics"]
-        command += ["--workdir", found.folder.as_posix()]
+        command += ["--workdir", found.folder.as_posix(), *given]
         status = subprocess.run(command, check=False).returncode
         if status:
             metrics.say(f"no diagnostics of {found.name}: the job ended with status {status}")
