@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from etils import epath
 from PIL import Image
 from report_runs import diagnosed, result, write_plan, write_run
 
-from gsjax import defaults, settings
+from gsjax import defaults, runs, settings
 from gsjax.errors import UserError
 from gsjax.report import collect, report
 
@@ -226,6 +227,43 @@ def test_where_nothing_can_be_read_nothing_is_written(tmp_path, name):
     with pytest.raises(UserError, match=f"^--job report: .*{name} holds neither a run nor a sweep"):
         report.run(defaults.get_config(), str(tmp_path / name))
     assert not (tmp_path / name / "report").exists()
+
+
+# What one summary holds instead, and whether the report can still show the run.
+CHANGES = {
+    "starts that are texts": ({"starts": ["x"]}, False),
+    "packages that are null": ({"starts": [{"packages": None}]}, False),
+    "versions that are null": ({"starts": [{"python": None, "packages": {"jax": 3}}]}, True),
+    "no member": ({"member": None}, False),
+    "a label that is a list": ({"member": {"label": [1]}}, False),
+    "no data": ({"data": None}, False),
+    "no protocol": ({"results": {"knn": [result("knn", "a", {}) | {"protocol": None}]}}, False),
+    "an endless score": ({"results": {"diagnostics": [diagnosed(1e999)]}}, True),
+    "empty curves": ({"curves": {"train/loss": [], "knn/pixels_top1": [[0, math.nan]]}}, True),
+    "no projector": ({"config": {"projector": ...}}, True),
+    "a projector that is null": ({"config": {"projector": None}}, False),
+    "a seed that is a text": ({"config": {"seed": "five"}}, False),
+    "a setting of tomorrow": ({"config": {"loss": {"younger": [None]}}}, True),
+    "no method": ({"config": {"method": ...}}, False),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_one_odd_summary_does_not_end_the_report(tmp_path, kind):
+    change, is_shown = CHANGES[kind]
+    for name, seed in (("good", 5), ("odd", 6)):
+        folder = write_run(tmp_path / name, 40.0, seed=seed, records=[{"step": 1, "train/loss": 2}])
+        runs.write_summary(runs.read(epath.Path(folder)), epath.Path(f"{folder}.json"))
+        shutil.rmtree(folder)
+    content = json.loads((tmp_path / "odd.json").read_text())
+    config = {**content["config"], **change.get("config", {})}
+    config = {name: value for name, value in config.items() if value is not ...}
+    (tmp_path / "odd.json").write_text(json.dumps({**content, **change, "config": config}))
+    report.run(defaults.get_config(), str(tmp_path))
+    text = " ".join(_Page((tmp_path / "report" / "index.html").read_text()).texts)
+    rows = _csv_files(tmp_path / "report")["environment.csv"]
+    assert [row[1] for row in rows] == (["seed", "5", "6"] if is_shown else ["seed", "5"])
+    assert (f"{tmp_path / 'odd.json'} is no summary of a run" in text) != is_shown
 
 
 def test_only_the_report_itself_needs_what_draws(tmp_path):

@@ -6,6 +6,7 @@ The SVG takes its text colour from the page, so that it is readable on light and
 import dataclasses
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -118,8 +119,8 @@ class Panels:
         note = _seed(run)
         if group.is_baseline:
             note += " The dashed line is what graded similarity would ask for; this run was not."
-        error = entry["scores"].get("diagnostics/calibration_error")
-        if error is not None:
+        error = entry["scores"].get("diagnostics/calibration_error", math.nan)
+        if math.isfinite(error):
             note += f" Mean distance to the dashed line: {compare.number(error)}."
         return self._try(
             f"calibration_{i}_{slug(group.name)}",

@@ -114,7 +114,7 @@ def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
     told = []
     for group in groups:
         twins = [other for other in groups if other.name == group.name]
-        keys = [k for k, v in group.shaping.items() if any(t.shaping[k] != v for t in twins)]
+        keys = [k for k, v in group.shaping.items() if any(t.shaping.get(k) != v for t in twins)]
         if keys:
             detail = ", ".join(f"{key}={settings.text(group.shaping[key])}" for key in keys)
             group = dataclasses.replace(group, label=f"{group.label} ({detail})")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from etils import epath
@@ -180,18 +181,21 @@ def _environments(studies: Sequence[collect.Study]) -> tables.Table:
     rows = []
     for group, one in _runs(studies):
         for start in one.starts or [{}]:
-            packages = start.get("packages", {})
             cells = (
                 group.name,
                 str(one.config["seed"]),
                 f"{one.step} of {one.num_steps}",
-                str(start.get("step", "not recorded")),
-                str(start.get("commit") or start.get("gsjax", "not recorded")),
-                start.get("python", "not recorded"),
-                packages.get("jax", "not recorded"),
-                start.get("devices", "not recorded"),
-                start.get("processor", "not recorded"),
+                _recorded(start.get("step")),
+                _recorded(start.get("commit") or start.get("gsjax")),
+                _recorded(start.get("python")),
+                _recorded(start.get("packages", {}).get("jax")),
+                _recorded(start.get("devices")),
+                _recorded(start.get("processor")),
             )
             rows.append(tuple(compare.Cell(cell) for cell in cells))
     header = ("run", "seed", "steps", "start at", "commit", "Python", "JAX", "devices", "processor")
     return tables.Table("environment", "Where it ran.", header, tuple(rows))
+
+
+def _recorded(value: Any) -> str:
+    return "not recorded" if value is None else str(value)
