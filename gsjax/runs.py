@@ -24,6 +24,7 @@ _POINTS = 100  # of a curve in a summary, at most
 _DIGITS = 6  # significant ones of its measured values
 # Settings without which nobody knows what a run was; others have their defaults.
 _NEEDED = ("seed", "method", "data.source", "data.image_size", "encoder.name")
+_NAMING = ("method", "similarity.measure")  # reports have names for the choices of this version
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, UserError)
 
 
@@ -170,6 +171,8 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
             complete[group] = {**default, **complete[group]}
     flat = settings.flatten(complete)
     for key, setting in defaults.SETTINGS.items():
+        if key not in _NAMING:  # another version of gsjax may have further choices
+            setting = dataclasses.replace(setting, choices=())
         setting.check(key, flat.get(key))
     return complete
 

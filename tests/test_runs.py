@@ -214,9 +214,12 @@ def test_a_config_has_the_defaults_of_what_it_lacks(workdir, tmp_path):
         content["config"] = _without(content["config"], "projector", "num_epochs")
         del content["config"]["optimizer"]["momentum"]
         content["config"]["loss"]["younger"] = 3  # than this gsjax
+        content["config"]["encoder"]["name"] = "resnet152"
         file.write_text(json.dumps(content))
+    del run.config["encoder"]["name"]
     for read in (runs.read(workdir), runs.read_summary(summary)):
         assert read.config["loss"].pop("younger") == 3
+        assert read.config["encoder"].pop("name") == "resnet152"
         assert read.config == run.config
 
 
