@@ -199,6 +199,25 @@ def test_the_page_the_csv_files_and_tables_md_hold_the_same(written):
     assert cells["raw pixels"][2] == "30.00"
 
 
+def test_the_settings_hold_all_that_differs_and_could_matter(tmp_path):
+    free = {"knn.every_epochs": 3, "log.every_steps": 7, "diagnostics.num_images": 64}
+    of_machine = {"data.data_dir": "/a", "checkpoint.load": "none", "report.runs": "/b"}
+    write_run(tmp_path / "a", 40.0, seed=6, config={**free, **of_machine, "batch_size": 64})
+    write_run(tmp_path / "b", 40.0, measure="none")
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    table = report._settings(studies)
+    assert table.header == ("setting", "default", "SimCLR", "SimCLR-GS")
+    assert {row[0].text: [cell.text for cell in row[1:]] for row in table.rows} == {
+        "data.num_images": ["", "1000", "1000"],
+        "batch_size": ["128", "128", "64"],
+        "num_steps": ["200", "100", "100"],
+        "similarity.measure": ["ioa", "none", "ioa"],
+        "knn.every_epochs": ["10", "10", "3"],
+        "log.every_steps": ["10", "10", "7"],
+        "diagnostics.num_images": ["2000", "2000", "64"],
+    }
+
+
 def test_cells_are_sorted_by_the_number_that_they_show(written):
     text = (written[0] / "index.html").read_text()
     cells = re.findall(r'<td data-value="([^"]+)">([^<]+)<', text)

@@ -10,12 +10,14 @@ import ml_collections
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, defaults, files, metrics, settings
+from gsjax import checkpoints, files, metrics, settings
 from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
 from gsjax.report import collect, compare, groups, tables
 from gsjax.runs import Run
 from gsjax.schema import Kind
+
+_NOT_COMPARED = ("seed", "checkpoint.load")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -161,20 +163,24 @@ def _runs(studies: Sequence[collect.Study]) -> list[tuple[groups.Group, Run]]:
 
 
 def _settings(studies: Sequence[collect.Study]) -> tables.Table:
-    """Every setting that differs from the default in any group."""
+    """Every setting that differs from the default in the first run of any group."""
     found = [group for study in studies for group in study.groups]
-    rows = []
-    for key, value in groups.shaping(defaults.get_config().to_dict(), {}).items():
-        if any(group.shaping[key] != value for group in found):
-            cells = [compare.Cell(settings.text(group.shaping[key])) for group in found]
-            rows.append((compare.Cell(key), compare.Cell(_default(value)), *cells))
+    values = [settings.flatten(group.runs[0].config) for group in found]
+    images = [group.shaping["data.num_images"] for group in found]
+    rows = [("data.num_images", "", *(str(number) for number in images))]
+    for key, setting in SETTINGS.items():
+        is_shown = not key.startswith("report.") and not key.endswith("data_dir")
+        if is_shown and key not in _NOT_COMPARED and any(v[key] != setting.default for v in values):
+            cells = [settings.text(value[key]) for value in values]
+            rows.append((key, settings.text(setting.default), *cells))
     header = ("setting", "default", *(group.name for group in found))
-    caption = "Settings that differ from the defaults; all others are the defaults of the package."
-    return tables.Table("settings", caption, header, tuple(rows))
-
-
-def _default(value: settings.Value | None) -> str:
-    return "" if value is None else settings.text(value)  # the number of images has none
+    caption = (
+        "Settings that differ from the defaults in the first run of a group; all others are the "
+        "defaults of the package. Left out: the seed, folders of data, checkpoint.load and what is "
+        "the report's own. An evaluation that was started by itself may have had others."
+    )
+    table = tuple(tuple(compare.Cell(text) for text in row) for row in rows)
+    return tables.Table("settings", caption, header, table)
 
 
 def _environments(studies: Sequence[collect.Study]) -> tables.Table:
