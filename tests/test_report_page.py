@@ -18,7 +18,7 @@ from report_runs import diagnosed, result, write_plan, write_run
 
 from gsjax import defaults, runs, settings
 from gsjax.errors import UserError
-from gsjax.report import collect, report
+from gsjax.report import absent, collect, figures, report
 
 LABEL = "a \"b\" <i>&amp; | 'c'"
 
@@ -230,6 +230,49 @@ def test_pictures_are_at_most_as_wide_as_the_page(written):
     text = (written[0] / "index.html").read_text()
     assert text.count("data:image/jpeg;base64,") == 2
     assert 'alt="a &#34;b&#34; &lt;i&gt;' in text
+
+
+def test_a_section_says_under_its_figures_what_is_not_there(written):
+    text = " ".join(_Page((written[0] / "index.html").read_text()).texts)
+    sweep, half, other = re.findall(r"Not here: .*\.", text)
+    assert sweep == (
+        "Not here: spread, distance of the two views, learning rate, speed (not recorded)."
+    )
+    assert (
+        half
+        == other
+        == (
+            "Not here: pairs of views, nearest neighbours, maps (in none of the work directories); "
+            "calibration and histograms of psi (no diagnostics); "
+            "loss, spread, distance of the two views, learning rate, speed (not recorded)."
+        )
+    )
+
+
+def test_a_section_of_summaries_says_where_its_pictures_are(tmp_path):
+    records = [{"step": 1, **{metric: 1.0 for metric in absent.CURVES}}]
+    entries = {"diagnostics": [diagnosed()]}
+    folder = write_run(tmp_path / "run", 40.0, records=records, results=entries)
+    runs.write_summary(runs.read(epath.Path(folder)), epath.Path(f"{folder}.json"))
+    shutil.rmtree(folder)
+    ((study,), _) = collect.find([epath.Path(tmp_path)])
+    assert absent.line(study) == (
+        "Not here: pairs of views, nearest neighbours, maps (they stand in the members' work "
+        "directories, not in their summaries)."
+    )
+
+
+def test_nothing_is_said_where_all_is_there_or_nothing_was_run(tmp_path):
+    assert absent.CURVES.keys() == figures._CURVES.keys()
+    records = [{"step": 1, **{metric: 1.0 for metric in absent.CURVES}}]
+    entries = {"diagnostics": [diagnosed()]}
+    folder = write_run(tmp_path / "runs" / "run", 40.0, records=records, results=entries)
+    (folder / "diagnostics").mkdir()
+    for name in absent.PICTURES:
+        (folder / name).write_text("")
+    write_plan(tmp_path / "sweep", [("a", "SimCLR", 5, None)])
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    assert [absent.line(study) for study in studies] == ["", ""]
 
 
 def test_nothing_to_report_on_is_one_line_and_status_2(tmp_path):

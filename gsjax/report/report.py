@@ -13,7 +13,7 @@ import gsjax
 from gsjax import checkpoints, files, metrics, settings
 from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
-from gsjax.report import collect, compare, groups, tables
+from gsjax.report import absent, collect, compare, groups, tables
 from gsjax.runs import Run
 from gsjax.schema import Kind
 
@@ -61,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                     drawn,
                     pictures,
                     study.missing,
+                    absent.line(study),
                 )
             )
         now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
