@@ -25,8 +25,9 @@ from gsjax.sweeps import slug
 
 _TEXT = "#010203"  # stands for the page's text colour in the SVG
 _SIZE = (4.6, 3.2)  # inches
+_KNN = "knn/top1"
 _CURVES = {  # metric: (title, axis)
-    "knn/top1": ("kNN accuracy during pre-training", "top-1, %"),
+    _KNN: ("kNN accuracy during pre-training", "top-1, %"),
     "train/loss": ("Loss", "loss"),
     "train/embedding_std": ("Spread of the embeddings (0 is collapse)", "std x sqrt(d)"),
     "train/positive_distance": ("Distance of the two views", "distance"),
@@ -57,12 +58,15 @@ class Panels:
         """Draws into `folder/<prefix>_<name>.png`."""
         self._study, self._folder, self._prefix = study, folder, prefix
         self._colours = draw.colours(study)
+        # Steps of different length would tell nothing beside each other.
+        self._in_epochs = len({group.epoch_steps for group in study.groups}) > 1
         self.damaged: list[str] = []
 
     def all(self) -> list[Panel]:
         """Every figure that the study's runs have data for."""
         panels = [self._over_axis()]
-        panels += [self._curves(metric) for metric in _CURVES]
+        panels += self._accuracies()
+        panels += [self._curves(metric) for metric in _CURVES if metric != _KNN]
         panels.append(self._histograms())
         panels += [self._calibration(i, group) for i, group in enumerate(self._study.groups)]
         panels += [self._map(i, group) for i, group in enumerate(self._study.groups)]
@@ -74,14 +78,26 @@ class Panels:
         (self._folder / f"{name}.png").write_bytes(png)
         return Panel(title, note, svg, f"{name}.png")
 
-    def _curves(self, metric: str) -> Panel | None:
+    def _accuracies(self) -> list[Panel | None]:
+        """One panel, or one for each method where there are several, as in figures 7 and 8."""
+        methods = list(dict.fromkeys(group.method for group in self._study.groups))
+        if len(methods) < 2:
+            return [self._curves(_KNN)]
+        return [self._curves(_KNN, method) for method in methods]
+
+    def _curves(self, metric: str, method: str = "") -> Panel | None:
+        """The curves of all groups, or of those of a method."""
         title, unit = _CURVES[metric]
         groups = [g for g in self._study.groups if any(metric in run.curves for run in g.runs)]
+        name = metric.replace("/", "_")
+        if method:
+            groups = [group for group in groups if group.method == method]
+            title, name = f"{method}: {title}", f"{name}_{slug(method)}"
         if not groups:
             return None
 
         def fill(axes: Axes) -> None:
-            draw.curves(axes, groups, metric, self._colours)
+            draw.curves(axes, groups, metric, self._colours, self._in_epochs)
             axes.set_ylabel(unit)
 
         notes = []
@@ -89,7 +105,7 @@ class Panels:
             notes.append("Dashed: without graded similarity.")
         if any(len(group.runs) > 1 for group in groups):
             notes.append("Thick: mean over seeds, as far as all go; thin: each seed.")
-        return self._render(metric.replace("/", "_"), title, " ".join(notes), fill)
+        return self._render(name, title, " ".join(notes), fill)
 
     def _over_axis(self) -> Panel | None:
         axis = self._study.axis

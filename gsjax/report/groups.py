@@ -43,6 +43,16 @@ class Group:
         return self.shaping["similarity.measure"] == "none"
 
     @property
+    def method(self) -> str:
+        """SimCLR or SimSiam, with or without graded similarity."""
+        return _METHODS[self.shaping["method"]]
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.shaping["data.num_images"] // self.shaping["batch_size"]
+
+    @property
     def name(self) -> str:
         """The label, with the value of the swept setting."""
         return name_of(self.label, self.value)
