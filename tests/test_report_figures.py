@@ -218,6 +218,28 @@ def test_calibration_leaves_out_empty_bins():
     assert np.allclose(named["1 - psi"], [(1 / 6, 0.5), (5 / 6, 0.0)])
 
 
+@pytest.mark.parametrize(
+    ("counts", "drawn", "note"),
+    [
+        ([19, 20, 500], [1, 2], "Bins of fewer than 20 directions are left out."),
+        ([20, 0, 500], [0, 2], ""),
+        ([19, 0, 1], [0, 2], "All bins are small, of fewer than 20 directions."),
+    ],
+)
+def test_calibration_leaves_out_small_bins_and_says_so(tmp_path, counts, drawn, note):
+    entry = diagnosed(counts=counts)
+    bins, axes = entry["details"]["calibration"], _axes()
+    draw.calibration(axes, bins, "#3b82c4")
+    middle = [(2 * i + 1) / 6 for i in drawn]
+    assert np.allclose([x for x, _ in _lines(axes)[0]["mean"]], middle)
+    for band in axes.collections:
+        assert np.allclose(np.unique(band.get_paths()[0].vertices[:, 0].round(9)), middle)
+    write_run(tmp_path / "runs" / "run", 40.0, results={"diagnostics": [entry]})
+    panels, _ = _panels(tmp_path / "runs", tmp_path)
+    (found,) = [panel.note for panel in panels if "distance by overlap" in panel.title]
+    assert found == f"Seed 5. Mean distance to the dashed line: 0.50. {note}".rstrip()
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1], None, [0, 0, 0, 0], [-1, 0, 1, 5]])
 def test_the_map_shows_every_picture(labels):
     places = {"x": [0.0, 1.0, 2.0, 3.0], "y": [4.0, 5.0, 6.0, 7.0], "label": labels}

@@ -19,6 +19,7 @@ Line = list[tuple[float, float]]  # (step or epoch, value), ascending
 GREY = "#888888"
 # Readable on white and on black.
 _COLOURS = ("#3b82c4", "#e07b39", "#3f9b5c", "#b65fc2", "#c9a227", "#35a3b5", "#d1495b", GREY)
+_FEWEST = 20  # in a bin of the calibration; a pair of views counts in both directions
 _FEW = 5  # lines that a legend names in full size
 _MOST_CLASSES = 12  # that the legend of a map names
 
@@ -147,9 +148,23 @@ def histograms(axes: Axes, details: Mapping[str, Any]) -> None:
     axes.legend()
 
 
+def large_bins(bins: Mapping[str, Any]) -> tuple[list[int], str]:
+    """The bins of a calibration that are worth drawing, and a note on those that are not.
+
+    Of a tiny run, where none is, all that are not empty.
+    """
+    filled = [i for i, count in enumerate(bins["count"]) if count]
+    large = [i for i in filled if bins["count"][i] >= _FEWEST]
+    if len(large) == len(filled):
+        return large, ""
+    if large:
+        return large, f"Bins of fewer than {_FEWEST} directions are left out."
+    return filled, f"All bins are small, of fewer than {_FEWEST} directions."
+
+
 def calibration(axes: Axes, bins: Mapping[str, Any], colour: str) -> None:
     """Distance of the embeddings by IoA, beside what graded similarity asks for."""
-    rows = [i for i, count in enumerate(bins["count"]) if count]
+    rows, _ = large_bins(bins)
     middle = [(bins["ioa_low"][i] + bins["ioa_high"][i]) / 2 for i in rows]
     column = {name: [bins[name][i] for i in rows] for name in bins}
     for low, high, alpha in (("q10", "q90", 0.2), ("q25", "q75", 0.3)):

@@ -124,7 +124,10 @@ class Panels:
         note = f"Pairs of crops of {entry['dataset']}, drawn as {run.name} draws them."
         title = "IoA and psi of the pairs"
         return self._try(
-            "overlap", title, note, lambda axes: draw.histograms(axes, entry["details"]), run
+            lambda: self._render(
+                "overlap", title, note, lambda axes: draw.histograms(axes, entry["details"])
+            ),
+            run,
         )
 
     def _calibration(self, i: int, group: Group) -> Panel | None:
@@ -138,15 +141,17 @@ class Panels:
         error = entry["scores"].get("diagnostics/calibration_error", math.nan)
         if math.isfinite(error):
             note += f" Mean distance to the dashed line: {compare.number(error)}."
-        return self._try(
-            f"calibration_{i}_{slug(group.name)}",
-            f"{group.name}: distance by overlap",
-            note,
-            lambda axes: draw.calibration(
-                axes, entry["details"]["calibration"], self._colours[group.name]
-            ),
-            run,
-        )
+        name, title = f"calibration_{i}_{slug(group.name)}", f"{group.name}: distance by overlap"
+
+        def make() -> Panel:
+            bins = entry["details"]["calibration"]
+            notes = f"{note} {draw.large_bins(bins)[1]}".rstrip()
+            colour = self._colours[group.name]
+            return self._render(
+                name, title, notes, lambda axes: draw.calibration(axes, bins, colour)
+            )
+
+        return self._try(make, run)
 
     def _map(self, i: int, group: Group) -> Panel | None:
         for run in group.runs:
@@ -156,19 +161,19 @@ class Panels:
         else:
             return None
         return self._try(
-            f"map_{i}_{slug(group.name)}",
-            f"{group.name}: map of the representations",
-            f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
-            lambda axes: draw.plane(axes, json.loads(file.read_text())),
+            lambda: self._render(
+                f"map_{i}_{slug(group.name)}",
+                f"{group.name}: map of the representations",
+                f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
+                lambda axes: draw.plane(axes, json.loads(file.read_text())),
+            ),
             run,
         )
 
-    def _try(
-        self, name: str, title: str, note: str, fill: Callable[[Axes], None], run: Run
-    ) -> Panel | None:
+    def _try(self, make: Callable[[], Panel], run: Run) -> Panel | None:
         """Draws what a file of the run holds, which may be damaged."""
         try:
-            return self._render(name, title, note, fill)
+            return make()
         except (ValueError, KeyError, TypeError, IndexError) as error:
             self.damaged.append(f"diagnostics of {run.name} ({type(error).__name__}: {error})")
             return None
