@@ -7,13 +7,14 @@ which a report or a sweep needs no checkpoint.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, environment, files, metrics, settings
+from gsjax import checkpoints, defaults, environment, files, metrics, settings
 from gsjax.errors import UserError
 from gsjax.evaluate import results
 
@@ -21,6 +22,10 @@ Curve = list[tuple[int, float]]  # (step, value), ascending
 
 _POINTS = 100  # of a curve in a summary, at most
 _DIGITS = 6  # significant ones of its measured values
+# Settings without which nobody knows what a run was; others have their defaults.
+_NEEDED = ("seed", "method", "data.source", "data.image_size", "encoder.name")
+_NAMING = ("method", "similarity.measure")  # reports have names for the choices of this version
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, UserError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Run:
 
     Attributes:
       name: of its work directory.
-      config: every setting, nested as in the config.
+      config: every setting, nested as in the config, with the defaults of those it lacked.
       data: facts about the images: `num_images`.
       member: what a sweep says of it: `label`, `seed`, `value` of the swept setting; or nothing.
       starts: entries of `environment.json`.
@@ -70,17 +75,17 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
     file = workdir / "config.json"
     try:
         content = json.loads(file.read_text())
-        config, data = content["config"], content["data"]
+        config, data = _complete(content["config"]), content["data"]
         epoch_steps = data["num_images"] // config["batch_size"]
         num_steps = config["num_steps"] or config["num_epochs"] * epoch_steps
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run (there is no config.json)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     steps = checkpoints.saved_steps(workdir)
     folder = workdir / "results"
     found = sorted(folder.glob("*.json")) if folder.exists() else []
-    return Run(
+    run = Run(
         name=workdir.name,
         config=config,
         data=data,
@@ -92,6 +97,11 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
         results={path.stem: results.read(path) for path in found},
         folder=workdir,
     )
+    try:
+        _check(run)
+    except _DAMAGE as error:
+        raise UserError(f"{workdir} is damaged ({type(error).__name__}: {error})") from error
+    return run
 
 
 def write_summary(run: Run, file: epath.Path) -> None:
@@ -116,19 +126,22 @@ def read_summary(file: epath.Path) -> Run:
     try:
         content = json.loads(file.read_text())
         fields = {name: content[name] for name in _WRITTEN}
-        settings.flatten(fields["config"])
+        fields["config"] = _complete(fields["config"])
         fields["step"], fields["num_steps"] = int(fields["step"]), int(fields["num_steps"])
-        fields["curves"] = {
-            metric: [(int(step), float(value)) for step, value in curve]
+        fields["curves"] = _measured(
+            (int(step), metric, float(value))
             for metric, curve in fields["curves"].items()
-        }
+            for step, value in curve
+        )
         for entries in fields["results"].values():
             results.check(entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        run = Run(**fields)
+        _check(run)
+    except _DAMAGE as error:
         raise UserError(
             f"{file} is no summary of a run ({type(error).__name__}: {error}): move it away"
         ) from error
-    return Run(**fields)
+    return run
 
 
 def is_summary(file: epath.Path) -> bool:
@@ -140,13 +153,84 @@ def is_summary(file: epath.Path) -> bool:
     return isinstance(content, dict) and "curves" in content and "config" in content
 
 
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the defaults of those that are lacking.
+
+    Raises:
+      KeyError: one is lacking that has to be there.
+      TypeError, AttributeError, UserError: one has another type or cannot be.
+    """
+    known = settings.flatten(config)
+    lacking = [key for key in _NEEDED if key not in known]
+    if lacking:
+        raise KeyError(", ".join(lacking))
+    complete = {**defaults.get_config().to_dict(), **config}
+    for group, default in defaults.get_config().to_dict().items():
+        if isinstance(default, dict):
+            _expect(group, complete[group], Mapping)
+            complete[group] = {**default, **complete[group]}
+    flat = settings.flatten(complete)
+    for key, setting in defaults.SETTINGS.items():
+        if key not in _NAMING:  # another version of gsjax may have further choices
+            setting = dataclasses.replace(setting, choices=())
+        setting.check(key, flat.get(key))
+    return complete
+
+
+def _check(run: Run) -> None:
+    """Makes sure that all but the config, which `_complete` checks, has its type.
+
+    Raises:
+      KeyError, TypeError, ValueError, AttributeError: something has another one.
+    """
+    _expect("name", run.name, str)
+    _expect("data.num_images", run.data["num_images"], int)
+    if run.data["num_images"] < run.config["batch_size"]:
+        raise ValueError("data.num_images is less than batch_size")
+    check_member(run.member)
+    for start in run.starts:
+        _expect("an entry of starts", start, Mapping)
+        _expect("packages of a start", start.get("packages", {}), Mapping)
+    for job, entries in run.results.items():
+        for entry in entries:
+            _expect(f"step of {job}", entry["step"], (int, NoneType))
+            _expect(f"dataset of {job}", entry["dataset"], str)
+            for part in ("protocol", "details"):
+                _expect(f"{part} of {job}", entry.get(part, {}), Mapping)
+            for score, value in entry["scores"].items():
+                _expect(score, value, (int, float))
+
+
+def check_member(member: Mapping[str, Any]) -> None:
+    """Makes sure of the types in `Run.member`.
+
+    Raises:
+      TypeError, AttributeError: something has another one.
+    """
+    _expect("label of the member", member.get("label", ""), str)
+    _expect("value of the member", member.get("value"), (int, float, str, NoneType))
+
+
+def _expect(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is of the type {type(value).__name__}")
+
+
 def _curves(workdir: epath.Path) -> dict[str, Curve]:
+    return _measured(
+        (record["step"], metric, float(value))
+        for record in metrics.read_records(workdir)
+        for metric, value in record.items()
+        if metric != "step" and value is not None
+    )
+
+
+def _measured(points: Iterable[tuple[int, str, float]]) -> dict[str, Curve]:
+    """{metric: curve} of (step, metric, value) without what is not finite."""
     curves: dict[str, Curve] = {}
-    for record in metrics.read_records(workdir):
-        step = record.pop("step")
-        for metric, value in record.items():
-            if value is not None:
-                curves.setdefault(metric, []).append((step, float(value)))
+    for step, metric, value in points:
+        if math.isfinite(value):
+            curves.setdefault(metric, []).append((step, value))
     return curves
 
 

@@ -57,14 +57,14 @@ def result(job, dataset, scores, step=100, protocol=None, details=None):
     }
 
 
-def diagnosed(error=0.5, psi="min(ioa / 0.5, 1)", step=100, bins=3):
+def diagnosed(error=0.5, psi="min(ioa / 0.5, 1)", step=100, bins=3, counts=None):
     """An entry of results/diagnostics.json."""
     low = [i / bins for i in range(bins)]
     column = [0.9 - 0.2 * i for i in range(bins)]
     calibration = {
         "ioa_low": low,
         "ioa_high": [*low[1:], 1.0],
-        "count": [4] * bins,
+        "count": counts or [4] * bins,
         "mean": column,
         "target": column,
     }

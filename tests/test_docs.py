@@ -11,10 +11,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gsjax
 from gsjax import defaults, methods, optimizers, parallel, schema, settings, step
+from gsjax.evaluate import pairs
 from gsjax.jobs import JOBS
 
 
@@ -131,6 +133,15 @@ def test_every_metric_of_pre_training_is_explained(pages):
     found = {row[0] for row in _rows(pages["diagnostics.md"])}
     assert {name for name in found if name.startswith("train/")} == expected
     assert {name for name in found if name.startswith("knn/")} == {"knn/top1", "knn/pixels_top1"}
+
+
+def test_every_score_of_the_diagnostics_is_explained(pages):
+    views, overlap = np.eye(3)[:, None].repeat(2, axis=1), np.ones((3, 2))
+    scores, _ = pairs.summarise(views, views, overlap, overlap)
+    found = {row[0] for row in _rows(pages["diagnostics.md"])}
+    assert {name for name in found if name.startswith("diagnostics/")} == scores.keys()
+    section = pages["jobs.md"].partition("\n## diagnostics\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(diagnostics/\w+)`", section)) == scores.keys()
 
 
 def test_links_between_pages_lead_to_a_page_and_a_heading(pages, reference):

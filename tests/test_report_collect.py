@@ -192,7 +192,18 @@ def test_a_damaged_run_is_named_and_the_others_go_on(tmp_path, kind):
     assert str(tmp_path / "bad") in line
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"title": "x"}', '{"members": 3}'])
+def _plan_of(**member):
+    members = [{"name": "a", "label": "SimCLR", "seed": 5, "value": None} | member]
+    return json.dumps({"title": "x", "shows": [], "axis": "", "members": members})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", '{"title": "x"}', '{"members": 3}'),
+        *(_plan_of(label=[]), _plan_of(value={})),
+    ],
+)
 def test_a_damaged_plan_is_named_and_the_others_go_on(tmp_path, content):
     write_run(tmp_path / "good", 40.0)
     (tmp_path / "sweep").mkdir()

@@ -8,6 +8,7 @@ from etils import epath
 from report_runs import diagnosed, result, write_plan, write_run
 from scipy import stats
 
+from gsjax.evaluate import linear
 from gsjax.evaluate.datasets import DATASETS
 from gsjax.report import collect, compare, tables, thesis
 from gsjax.report.groups import baseline_of
@@ -295,22 +296,105 @@ def test_every_score_of_the_thesis_tables_is_one_that_a_job_writes():
     assert set(columns) <= known
 
 
+RECIPE = "resnet18, width 16, batch 128, 100 steps"
+
+
+def _linear(top1, dataset="cifar10", **protocol):
+    return {"linear": [result("linear", dataset, {"top1": top1}, protocol=protocol)]}
+
+
+def _ours(studies, table="Table 1", column=2):
+    """{method: our cell} of a column of a thesis' table."""
+    (found,) = [t for t in tables.thesis_tables(studies) if t.name == table]
+    return {row[0].text: row[column].text for row in found.rows}
+
+
 def test_our_figures_stand_beside_the_thesis_with_their_recipe(tmp_path):
     folder = tmp_path / "sweep"
-    members = [("plain", "SimCLR", 5, None), ("gs", "SimCLR-GS", 5, None)]
+    members = [(f"plain-{seed}", "SimCLR", seed, None) for seed in (5, 6)]
     write_plan(folder, members, shows=("Table 1",))
-    entries = {"linear": [result("linear", "cifar10", {"top1": 61.5}, protocol={"num_epochs": 3})]}
     config = {"data.source": "cifar10"}
-    write_run(folder / "plain", 40.0, measure="none", results=entries, config=config)
-    other = {"linear": [result("linear", "cifar10", {"top1": 99.0})]}
-    write_run(tmp_path / "loose", 40.0, results=other, config=config)  # is of no such sweep
-    table = tables.thesis_tables(_studies(tmp_path))[0]
-    cells = _cells(table)
-    assert cells["SimCLR"]["CIFAR-10: thesis"] == "86.28"
-    row = next(row for row in table.rows if row[0].text == "SimCLR")
-    assert row[2].text == "61.50 [resnet18, width 16, batch 128, 100 steps]"
-    assert [row[2].text for row in table.rows if row[0].text == "SimCLR-GS"] == ["not run"]
+    for seed, top1 in ((5, 61.0), (6, 62.0)):
+        options = {"measure": "none", "results": _linear(top1), "config": config}
+        write_run(folder / f"plain-{seed}", 40.0, seed=seed, **options)
+    (table,) = tables.thesis_tables(_studies(tmp_path))
+    assert _cells(table)["SimCLR"]["CIFAR-10: thesis"] == "86.28"
     assert len(table.header) == 7
+    ours = _ours(_studies(tmp_path))
+    assert ours["SimCLR"] == f"61.50 (0.71) [{RECIPE}, 2 seeds]"
+    assert ours["SimCLR-GS"] == "not run"
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "told"),
+    [
+        ("simclr", {"num_epochs": 1, "flip": 0.5}, "linear.num_epochs=1"),
+        ("simclr", {"num_epochs": 90, "learning_rate": 0.1, "train": "all", "num_train": 9}, ""),
+        ("simclr", {"num_epochs": 90, "learning_rate": 30.0}, "linear.learning_rate=30"),
+        ("simsiam", {"num_epochs": 90, "learning_rate": 30.0}, ""),
+    ],
+)
+def test_our_figures_say_what_their_linear_evaluation_differs_in(tmp_path, method, protocol, told):
+    config = {"data.source": "cifar10", "method": method}
+    write_run(tmp_path / "run", 40.0, results=_linear(61.5, **protocol), config=config)
+    label = {"simclr": "SimCLR-GS", "simsiam": "SimSiam-GS"}[method]
+    expected = f"61.50 [{RECIPE}, 1 seed{told and ', '}{told}]"
+    assert _ours(_studies(tmp_path))[label] == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "job", "dataset", "scores", "protocol", "told"),
+    [
+        ("Table 2", "transfer", "cifar10", {"cifar10_top1": 61.5}, {"max_examples": 5000}, None),
+        ("Table 2", "transfer", "cifar10", {"cifar10_top1": 61.5}, {"max_iterations": 500}, ""),
+        ("Table 3", "retrieval", "roxford5k", {"easy_mAP": 61.5}, {"protocol": "aspect"}, None),
+        (
+            *("Table 3", "retrieval", "roxford5k", {"easy_mAP": 61.5}),
+            *({"protocol": "thesis", "image_size": 224}, ""),
+        ),
+        (
+            *("Table 3", "retrieval", "roxford5k", {"easy_mAP": 61.5}),
+            *({"protocol": "multiscale", "image_size": 224}, None),
+        ),
+    ],
+)
+def test_our_figures_say_what_other_evaluations_differ_in(
+    tmp_path, table, job, dataset, scores, protocol, told
+):
+    entries = {job: [result(job, dataset, scores, protocol=protocol)]}
+    config = {"data.source": "imagenet2012"}
+    write_run(tmp_path / "run", 40.0, measure="none", results=entries, config=config)
+    if told is None:
+        told = "".join(f", {job}.{name}={value}" for name, value in protocol.items())
+    assert _ours(_studies(tmp_path), table)["SimCLR"] == f"61.50 [{RECIPE}, 1 seed{told}]"
+
+
+def test_the_usual_learning_rates_are_those_of_the_linear_evaluation():
+    assert tables._LEARNING_RATES == linear._LEARNING_RATES
+
+
+def test_further_figures_for_a_cell_are_counted(tmp_path):
+    for i, size in enumerate((64, 128, 256)):
+        config = {"data.source": "cifar10", "batch_size": size}
+        write_run(tmp_path / f"{size}", 40.0, results=_linear(60.0 + i), config=config)
+    (study,) = _studies(tmp_path)
+    first = study.groups[0]
+    top1, size = compare.by_seed(first, "linear, cifar10, top1")[5], first.shaping["batch_size"]
+    recipe = f"{first.name}, {RECIPE.replace('128', str(size))}"
+    assert first.name == f"SimCLR-GS (batch_size={size})"
+    assert _ours([study])["SimCLR-GS"] == f"{top1:.2f} [{recipe}, 1 seed; and 2 more above]"
+
+
+def test_studies_that_name_a_table_come_first_in_it(tmp_path):
+    config = {"data.source": "cifar10"}
+    write_run(tmp_path / "a" / "loose", 40.0, results=_linear(70.0), config=config)
+    only_loose = _studies(tmp_path)
+    assert _ours(only_loose)["SimCLR-GS"] == f"70.00 [{RECIPE}, 1 seed]"
+    assert _ours(only_loose)["SimCLR"] == "not run"
+    for name, top1, shows in (("b", 80.0, ()), ("c", 90.0, ("Table 1",))):
+        write_plan(tmp_path / name, [("gs", "SimCLR-GS", 5, None)], shows=shows)
+        write_run(tmp_path / name / "gs", 40.0, results=_linear(top1), config=config)
+    assert _ours(_studies(tmp_path))["SimCLR-GS"] == (f"90.00 [{RECIPE}, 1 seed; and 2 more above]")
 
 
 def test_thesis_tables_that_nothing_repeats_are_not_shown(tmp_path):
@@ -333,4 +417,5 @@ def test_thesis_tables_name_the_variant_of_a_protocol(tmp_path):
     )
     (study,) = _studies(tmp_path)
     text = tables.thesis_tables([study])[0].rows[0][2].text
-    assert text == "63.00 [resnet18, width 16, batch 128, 100 steps, num_epochs=3]"
+    told = "1 seed, linear.num_epochs=3; and 1 more above"
+    assert text == f"63.00 [{RECIPE}, {told}]"

@@ -85,6 +85,56 @@ def test_seeds_that_share_no_step_are_drawn_without_a_mean(tmp_path):
     assert _lines(axes) == ({}, [[(10, 3.0)], [(50, 2.0)]])
 
 
+def test_curves_are_over_epochs_where_their_steps_differ(tmp_path, monkeypatch):
+    drawn = {}
+    curves = draw.curves
+
+    def spy(axes, groups, metric, *rest):
+        curves(axes, groups, metric, *rest)
+        drawn[metric] = axes.get_xlabel(), _lines(axes)[0]
+
+    monkeypatch.setattr(figures.draw, "curves", spy)
+    for name, size in (("a", 100), ("b", 50)):  # of 1000 images: 10 steps an epoch, and 20
+        records = _records([3.0, 2.5])
+        write_run(tmp_path / "runs" / name, 40.0, records=records, config={"batch_size": size})
+    _panels(tmp_path / "runs", tmp_path / "both")
+    assert drawn["train/loss"] == (
+        "epoch",
+        {
+            "SimCLR-GS (batch_size=100)": [(1, 3.0), (2, 2.5)],
+            "SimCLR-GS (batch_size=50)": [(0.5, 3.0), (1, 2.5)],
+        },
+    )
+    assert drawn["knn/top1"][0] == "epoch"
+    _panels(tmp_path / "runs" / "a", tmp_path / "one")
+    assert drawn["train/loss"] == ("step", {"SimCLR-GS": [(10, 3.0), (20, 2.5)]})
+
+
+def test_each_method_has_a_panel_of_its_knn_accuracy(tmp_path, monkeypatch):
+    drawn = {}
+    render = figures.Panels._render
+
+    def spy(self, name, title, note, fill):
+        axes = _axes()
+        fill(axes)
+        drawn[title] = sorted(_lines(axes)[0])
+        return render(self, name, title, note, fill)
+
+    monkeypatch.setattr(figures.Panels, "_render", spy)
+    for method in ("simsiam", "simclr"):
+        for measure in ("none", "ioa"):
+            options = {"measure": measure, "config": {"method": method}}
+            folder = tmp_path / "runs" / f"{method}-{measure}"
+            write_run(folder, 40.0, records=_records([1.0]), **options)
+    panels, _ = _panels(tmp_path / "runs", tmp_path)
+    assert len({panel.file for panel in panels}) == 3
+    assert drawn == {
+        "SimCLR: kNN accuracy during pre-training": ["SimCLR", "SimCLR-GS", "raw pixels"],
+        "SimSiam: kNN accuracy during pre-training": ["SimSiam", "SimSiam-GS", "raw pixels"],
+        "Loss": ["SimCLR", "SimCLR-GS", "SimSiam", "SimSiam-GS"],
+    }
+
+
 def test_knn_accuracy_is_beside_raw_pixels(tmp_path):
     write_run(tmp_path / "run", 40.0, untrained=20.5, pixels=31.25)
     study, axes = _study(tmp_path), _axes()
@@ -166,6 +216,28 @@ def test_calibration_leaves_out_empty_bins():
     expected = [(1 / 6, 0.9), (5 / 6, 0.5)]
     assert np.allclose(named["mean"], expected)
     assert np.allclose(named["1 - psi"], [(1 / 6, 0.5), (5 / 6, 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("counts", "drawn", "note"),
+    [
+        ([19, 20, 500], [1, 2], "Bins of fewer than 20 directions are left out."),
+        ([20, 0, 500], [0, 2], ""),
+        ([19, 0, 1], [0, 2], "All bins are small, of fewer than 20 directions."),
+    ],
+)
+def test_calibration_leaves_out_small_bins_and_says_so(tmp_path, counts, drawn, note):
+    entry = diagnosed(counts=counts)
+    bins, axes = entry["details"]["calibration"], _axes()
+    draw.calibration(axes, bins, "#3b82c4")
+    middle = [(2 * i + 1) / 6 for i in drawn]
+    assert np.allclose([x for x, _ in _lines(axes)[0]["mean"]], middle)
+    for band in axes.collections:
+        assert np.allclose(np.unique(band.get_paths()[0].vertices[:, 0].round(9)), middle)
+    write_run(tmp_path / "runs" / "run", 40.0, results={"diagnostics": [entry]})
+    panels, _ = _panels(tmp_path / "runs", tmp_path)
+    (found,) = [panel.note for panel in panels if "distance by overlap" in panel.title]
+    assert found == f"Seed 5. Mean distance to the dashed line: 0.50. {note}".rstrip()
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1], None, [0, 0, 0, 0], [-1, 0, 1, 5]])

@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -15,9 +16,9 @@ from etils import epath
 from PIL import Image
 from report_runs import diagnosed, result, write_plan, write_run
 
-from gsjax import defaults
+from gsjax import defaults, runs, settings
 from gsjax.errors import UserError
-from gsjax.report import collect, report
+from gsjax.report import absent, collect, figures, report
 
 LABEL = "a \"b\" <i>&amp; | 'c'"
 
@@ -198,6 +199,25 @@ def test_the_page_the_csv_files_and_tables_md_hold_the_same(written):
     assert cells["raw pixels"][2] == "30.00"
 
 
+def test_the_settings_hold_all_that_differs_and_could_matter(tmp_path):
+    free = {"knn.every_epochs": 3, "log.every_steps": 7, "diagnostics.num_images": 64}
+    of_machine = {"data.data_dir": "/a", "checkpoint.load": "none", "report.runs": "/b"}
+    write_run(tmp_path / "a", 40.0, seed=6, config={**free, **of_machine, "batch_size": 64})
+    write_run(tmp_path / "b", 40.0, measure="none")
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    table = report._settings(studies)
+    assert table.header == ("setting", "default", "SimCLR", "SimCLR-GS")
+    assert {row[0].text: [cell.text for cell in row[1:]] for row in table.rows} == {
+        "data.num_images": ["", "1000", "1000"],
+        "batch_size": ["128", "128", "64"],
+        "num_steps": ["200", "100", "100"],
+        "similarity.measure": ["ioa", "none", "ioa"],
+        "knn.every_epochs": ["10", "10", "3"],
+        "log.every_steps": ["10", "10", "7"],
+        "diagnostics.num_images": ["2000", "2000", "64"],
+    }
+
+
 def test_cells_are_sorted_by_the_number_that_they_show(written):
     text = (written[0] / "index.html").read_text()
     cells = re.findall(r'<td data-value="([^"]+)">([^<]+)<', text)
@@ -210,6 +230,49 @@ def test_pictures_are_at_most_as_wide_as_the_page(written):
     text = (written[0] / "index.html").read_text()
     assert text.count("data:image/jpeg;base64,") == 2
     assert 'alt="a &#34;b&#34; &lt;i&gt;' in text
+
+
+def test_a_section_says_under_its_figures_what_is_not_there(written):
+    text = " ".join(_Page((written[0] / "index.html").read_text()).texts)
+    sweep, half, other = re.findall(r"Not here: .*\.", text)
+    assert sweep == (
+        "Not here: spread, distance of the two views, learning rate, speed (not recorded)."
+    )
+    assert (
+        half
+        == other
+        == (
+            "Not here: pairs of views, nearest neighbours, maps (in none of the work directories); "
+            "calibration and histograms of psi (no diagnostics); "
+            "loss, spread, distance of the two views, learning rate, speed (not recorded)."
+        )
+    )
+
+
+def test_a_section_of_summaries_says_where_its_pictures_are(tmp_path):
+    records = [{"step": 1, **{metric: 1.0 for metric in absent.CURVES}}]
+    entries = {"diagnostics": [diagnosed()]}
+    folder = write_run(tmp_path / "run", 40.0, records=records, results=entries)
+    runs.write_summary(runs.read(epath.Path(folder)), epath.Path(f"{folder}.json"))
+    shutil.rmtree(folder)
+    ((study,), _) = collect.find([epath.Path(tmp_path)])
+    assert absent.line(study) == (
+        "Not here: pairs of views, nearest neighbours, maps (they stand in the members' work "
+        "directories, not in their summaries)."
+    )
+
+
+def test_nothing_is_said_where_all_is_there_or_nothing_was_run(tmp_path):
+    assert absent.CURVES.keys() == figures._CURVES.keys()
+    records = [{"step": 1, **{metric: 1.0 for metric in absent.CURVES}}]
+    entries = {"diagnostics": [diagnosed()]}
+    folder = write_run(tmp_path / "runs" / "run", 40.0, records=records, results=entries)
+    (folder / "diagnostics").mkdir()
+    for name in absent.PICTURES:
+        (folder / name).write_text("")
+    write_plan(tmp_path / "sweep", [("a", "SimCLR", 5, None)])
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    assert [absent.line(study) for study in studies] == ["", ""]
 
 
 def test_nothing_to_report_on_is_one_line_and_status_2(tmp_path):
@@ -226,6 +289,43 @@ def test_where_nothing_can_be_read_nothing_is_written(tmp_path, name):
     with pytest.raises(UserError, match=f"^--job report: .*{name} holds neither a run nor a sweep"):
         report.run(defaults.get_config(), str(tmp_path / name))
     assert not (tmp_path / name / "report").exists()
+
+
+# What one summary holds instead, and whether the report can still show the run.
+CHANGES = {
+    "starts that are texts": ({"starts": ["x"]}, False),
+    "packages that are null": ({"starts": [{"packages": None}]}, False),
+    "versions that are null": ({"starts": [{"python": None, "packages": {"jax": 3}}]}, True),
+    "no member": ({"member": None}, False),
+    "a label that is a list": ({"member": {"label": [1]}}, False),
+    "no data": ({"data": None}, False),
+    "no protocol": ({"results": {"knn": [result("knn", "a", {}) | {"protocol": None}]}}, False),
+    "an endless score": ({"results": {"diagnostics": [diagnosed(1e999)]}}, True),
+    "empty curves": ({"curves": {"train/loss": [], "knn/pixels_top1": [[0, math.nan]]}}, True),
+    "no projector": ({"config": {"projector": ...}}, True),
+    "a projector that is null": ({"config": {"projector": None}}, False),
+    "a seed that is a text": ({"config": {"seed": "five"}}, False),
+    "a setting of tomorrow": ({"config": {"loss": {"younger": [None]}}}, True),
+    "no method": ({"config": {"method": ...}}, False),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_one_odd_summary_does_not_end_the_report(tmp_path, kind):
+    change, is_shown = CHANGES[kind]
+    for name, seed in (("good", 5), ("odd", 6)):
+        folder = write_run(tmp_path / name, 40.0, seed=seed, records=[{"step": 1, "train/loss": 2}])
+        runs.write_summary(runs.read(epath.Path(folder)), epath.Path(f"{folder}.json"))
+        shutil.rmtree(folder)
+    content = json.loads((tmp_path / "odd.json").read_text())
+    config = {**content["config"], **change.get("config", {})}
+    config = {name: value for name, value in config.items() if value is not ...}
+    (tmp_path / "odd.json").write_text(json.dumps({**content, **change, "config": config}))
+    report.run(defaults.get_config(), str(tmp_path))
+    text = " ".join(_Page((tmp_path / "report" / "index.html").read_text()).texts)
+    rows = _csv_files(tmp_path / "report")["environment.csv"]
+    assert [row[1] for row in rows] == (["seed", "5", "6"] if is_shown else ["seed", "5"])
+    assert (f"{tmp_path / 'odd.json'} is no summary of a run" in text) != is_shown
 
 
 def test_only_the_report_itself_needs_what_draws(tmp_path):
@@ -264,5 +364,49 @@ def test_diagnostics_are_run_where_a_checkpoint_has_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report.subprocess, "run", run)
     studies, _ = collect.find([epath.Path(tmp_path)])
-    assert not report._diagnose(studies)
+    assert not report._diagnose(studies, defaults.get_config())
     assert sorted(calls) == [str(tmp_path / "new"), str(tmp_path / "old")]
+
+
+def test_diagnostics_get_the_settings_that_the_report_was_given(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", 40.0)
+    calls = []
+
+    def run(command, check):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    given = {
+        "platform": "cpu",
+        "data.data_dir": "/a folder/with = and spaces",
+        "data.test_split": "",
+        "data.max_damaged": "0.123456789012345678",
+        "diagnostics.num_images": "64",
+        "features.keep": "false",
+        "knn.every_epochs": "3",
+    }
+    config = defaults.get_config()
+    settings.override(config, {**given, "report.runs": str(tmp_path / "run")})
+    studies, _ = collect.find([epath.Path(tmp_path)])
+    report._diagnose(studies, config)
+    ((_, *arguments),) = calls
+    rest, overrides = settings.split_overrides(arguments)
+    assert rest[-2:] == ["--workdir", str(tmp_path / "run")]
+    assert overrides.keys() == given.keys()
+    handed = defaults.get_config()
+    settings.override(handed, overrides)
+    handed.report.runs = config.report.runs
+    assert handed == config
+
+
+def test_settings_without_an_effect_on_a_report_are_one_line(tmp_path):
+    write_run(tmp_path / "run", 40.0)
+    config = defaults.get_config()
+    wrong = {"similarity.threshold": "0.7", "data.memory_gb": "1", "checkpoint.load": "50"}
+    settings.override(config, {**wrong, "report.diagnostics": "false", "platform": "cpu"})
+    with pytest.raises(UserError, match="^--job report: a report takes ") as error:
+        report.run(config, str(tmp_path))
+    words, _, names = str(error.value).partition(": leave out ")
+    assert "\n" not in words and set(names.split(", ")) == set(wrong)
+    assert not (tmp_path / "report").exists()

@@ -136,7 +136,7 @@ def test_curves_are_never_too_long_and_keep_both_ends(tmp_path, size):
     run = dataclasses.replace(runs.read(write_run(tmp_path / "run", lines=0)), curves={"x": curve})
     file = epath.Path(tmp_path / "run.json")
     runs.write_summary(run, file)
-    found = runs.read_summary(file).curves["x"]
+    found = runs.read_summary(file).curves.get("x", [])  # an empty curve is none
     assert len(found) <= 100
     assert found[:1] + found[-1:] == curve[:1] + curve[-1:]
     if size <= 100:
@@ -157,6 +157,17 @@ def test_a_summary_is_told_from_other_files(workdir, tmp_path):
         assert not runs.is_summary(other)
 
 
+def test_curves_hold_what_is_finite_alone(workdir, tmp_path):
+    file = epath.Path(tmp_path / "summary.json")
+    runs.write_summary(runs.read(workdir), file)
+    curves = {"a": [], "b": [[1, math.nan]], "c": [[1, 2.5], [2, math.inf], [3, 4]]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"curves": curves}))
+    assert runs.read_summary(file).curves == {"c": [(1, 2.5), (3, 4.0)]}
+    lines = ['{"step": 1, "a": NaN, "b": 2}', '{"step": 2, "a": null, "b": Infinity}']
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert runs.read(workdir).curves == {"b": [(1, 2.0)]}
+
+
 def one_line(error):
     message = str(error.value)
     assert "\n" not in message
@@ -174,6 +185,10 @@ def one_line(error):
         ("environment.json", "[3]"),
         ("results/linear.json", "{}{"),
         ("results/linear.json", '[{"step": 3}]'),
+        ("environment.json", '[{"step": 0, "packages": null}]'),
+        ("results/linear.json", json.dumps([RESULT | {"protocol": None}])),
+        ("results/linear.json", json.dumps([RESULT | {"dataset": []}])),
+        ("results/linear.json", json.dumps([RESULT | {"scores": {"linear/top1": "high"}}])),
         ("metrics.jsonl", '{"step": 1, "x": 1}\n{"step": 2, "x"}\n'),
         ("metrics.jsonl", '{"x": 1}\n'),
         ("metrics.jsonl", '{"step": 1, "x": "far"}\n'),
@@ -183,7 +198,53 @@ def test_damaged_files_of_a_run_are_one_line_with_their_name(workdir, name, text
     (workdir / name).write_text(text)
     with pytest.raises(UserError) as error:
         runs.read(workdir)
-    assert str(workdir / name) in one_line(error)
+    assert str(workdir / name) in one_line(error) or f"{workdir} is damaged" in one_line(error)
+
+
+def _without(config, *groups):
+    return {name: value for name, value in config.items() if name not in groups}
+
+
+def test_a_config_has_the_defaults_of_what_it_lacks(workdir, tmp_path):
+    run = runs.read(workdir)
+    summary, config = epath.Path(tmp_path / "summary.json"), workdir / "config.json"
+    runs.write_summary(run, summary)
+    for file in (config, summary):
+        content = json.loads(file.read_text())
+        content["config"] = _without(content["config"], "projector", "num_epochs")
+        del content["config"]["optimizer"]["momentum"]
+        content["config"]["loss"]["younger"] = 3  # than this gsjax
+        content["config"]["encoder"]["name"] = "resnet152"
+        file.write_text(json.dumps(content))
+    del run.config["encoder"]["name"]
+    for read in (runs.read(workdir), runs.read_summary(summary)):
+        assert read.config["loss"].pop("younger") == 3
+        assert read.config["encoder"].pop("name") == "resnet152"
+        assert read.config == run.config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"projector": None}, "projector"),
+        ({"projector": {"out_dim": "wide"}}, "projector.out_dim"),
+        ({"num_steps": "10"}, "num_steps"),
+        ({"method": {"a": 1}}, "method"),
+        ({"method": "moco"}, "method"),
+        ({"batch_size": 6000}, "batch_size"),
+        ({"data": {"image_size": 32}}, "data.source"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(workdir, tmp_path, change, named):
+    summary, config = epath.Path(tmp_path / "summary.json"), workdir / "config.json"
+    runs.write_summary(runs.read(workdir), summary)
+    for file, read in ((config, runs.read), (summary, runs.read_summary)):
+        content = json.loads(file.read_text())
+        content["config"] |= change
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError) as error:
+            read(workdir if file == config else summary)
+        assert named in one_line(error)
 
 
 def test_no_run(tmp_path):
@@ -203,6 +264,21 @@ def test_no_run(tmp_path):
         {"results": {"knn": [{}]}},
         {"results": {"knn": 3}},
         {"results": []},
+        {"name": 3},
+        {"data": None},
+        {"data": {"num_images": "many"}},
+        {"member": None},
+        {"member": {"label": ["a"]}},
+        {"member": {"value": {}}},
+        {"starts": None},
+        {"starts": ["x"]},
+        {"starts": [{"packages": None}]},
+        {"results": {"linear": [RESULT | {"step": "last"}]}},
+        {"results": {"linear": [RESULT | {"dataset": []}]}},
+        {"results": {"linear": [RESULT | {"protocol": None}]}},
+        {"results": {"linear": [RESULT | {"details": 3}]}},
+        {"results": {"linear": [RESULT | {"scores": {"linear/top1": "high"}}]}},
+        {"curves": {"x": [[1e999, 1.0]]}},
     ],
 )
 def test_a_damaged_summary_is_one_line_with_its_name(workdir, tmp_path, change):

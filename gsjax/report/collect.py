@@ -7,13 +7,12 @@ from typing import Any
 
 from etils import epath
 
-from gsjax import files, runs, settings, sweep
+from gsjax import files, runs, sweep
 from gsjax.errors import UserError
 from gsjax.report import groups
 from gsjax.runs import Run
 
 _DEPTH = 2  # folders below the given one that are looked into
-_NEEDED = ("seed", "method", "data.source", "data.image_size", "encoder.name")
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
@@ -86,7 +85,7 @@ class _Found:
                 self.studies.append(_study(path, self.damaged))
                 return
             if (path / "config.json").exists():
-                self.loose.append(_read(path))
+                self.loose.append(runs.read(path))
                 return
             children = sorted(path.iterdir()) if depth else []
         except (UserError, OSError) as error:
@@ -140,8 +139,10 @@ def _study(folder: epath.Path, damaged: list[str]) -> Study:
         plan = json.loads(file.read_text())
         title, shows, axis = str(plan["title"]), tuple(plan["shows"]), str(plan["axis"])
         members = [
-            (m["name"], {n: m[n] for n in ("label", "seed", "value")}) for m in plan["members"]
+            (str(m["name"]), {n: m[n] for n in ("label", "seed", "value")}) for m in plan["members"]
         ]
+        for _, about in members:
+            runs.check_member(about)
     except _DAMAGE as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     found: list[Run] = []
@@ -171,51 +172,20 @@ def _member(folder: epath.Path, name: str, about: dict[str, Any], damaged: list[
     """A member's run: its summary, with what its folder has in addition, or the folder alone."""
     summary, own = folder / f"{name}.json", folder / name
     if not summary.exists():
-        return _read(own, about) if (own / "config.json").exists() else None
-    run = _sound(runs.read_summary(summary), summary)
+        return runs.read(own, about) if (own / "config.json").exists() else None
+    run = runs.read_summary(summary)
     run = dataclasses.replace(run, member={**run.member, **about})
     if not (own / "config.json").exists():
         return run
     run = dataclasses.replace(run, folder=own)
     try:
-        later = _read(own)
+        later = runs.read(own)
     except UserError as error:
         damaged.append(f"{error}; its summary stands in")
         return run
     if later.step != run.step:  # checkpoints were removed, or it trains anew
         return run
     return dataclasses.replace(run, results={**run.results, **later.results})
-
-
-def _read(folder: epath.Path, about: dict[str, Any] | None = None) -> Run:
-    """Reads a work directory.
-
-    Raises:
-      UserError: a file of it is damaged.
-    """
-    try:
-        return _sound(runs.read(folder, about), folder)
-    except _DAMAGE as error:
-        raise UserError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _sound(run: Run, place: epath.Path) -> Run:
-    """The run, if it has what a report needs.
-
-    Raises:
-      UserError: it has not.
-    """
-    try:
-        groups.label_of(run.config)
-        known = settings.flatten(run.config)
-        lacking = [key for key in _NEEDED if key not in known]
-        for entry in (entry for entries in run.results.values() for entry in entries):
-            lacking += [name for name in ("step", "dataset", "scores") if name not in entry]
-        if lacking:
-            raise KeyError(", ".join(lacking))
-    except _DAMAGE as error:
-        raise UserError(f"{place} is damaged ({type(error).__name__}: {error})") from error
-    return run
 
 
 def _why(run: Run) -> str:

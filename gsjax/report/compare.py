@@ -63,11 +63,7 @@ def _scores(run: runs.Run, step: int) -> dict[str, float]:
                 variant = entry.get("variant", "")
                 for score, value in entry["scores"].items():
                     found[f"{score_name(job, entry['dataset'], score)}{variant}"] = value
-    return {name: value for name, value in found.items() if _is_finite(value)}
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def score_name(job: str, dataset: str, score: str) -> str:

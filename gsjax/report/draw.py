@@ -12,11 +12,14 @@ from matplotlib.axes import Axes
 from gsjax.report import compare
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group
-from gsjax.runs import Curve, Run, thin
+from gsjax.runs import Run, thin
+
+Line = list[tuple[float, float]]  # (step or epoch, value), ascending
 
 GREY = "#888888"
 # Readable on white and on black.
 _COLOURS = ("#3b82c4", "#e07b39", "#3f9b5c", "#b65fc2", "#c9a227", "#35a3b5", "#d1495b", GREY)
+_FEWEST = 20  # in a bin of the calibration; a pair of views counts in both directions
 _FEW = 5  # lines that a legend names in full size
 _MOST_CLASSES = 12  # that the legend of a map names
 
@@ -33,10 +36,18 @@ def colours(study: Study) -> dict[str, str]:
     }
 
 
-def curves(axes: Axes, groups: Sequence[Group], metric: str, colour: Mapping[str, str]) -> None:
-    """A thin line for each seed, and a thick one for the mean."""
+def curves(
+    axes: Axes,
+    groups: Sequence[Group],
+    metric: str,
+    colour: Mapping[str, str],
+    in_epochs: bool = False,
+) -> None:
+    """A thin line for each seed, and a thick one for the mean, over steps or epochs."""
     for group in groups:
         lines = [scaled(run, metric) for run in group.runs if metric in run.curves]
+        if in_epochs:
+            lines = [[(at / group.epoch_steps, value) for at, value in line] for line in lines]
         dashes = "--" if group.is_baseline else "-"
         style: dict[str, Any] = {"color": colour[group.name], "linestyle": dashes}
         if len(lines) > 1:
@@ -59,19 +70,19 @@ def curves(axes: Axes, groups: Sequence[Group], metric: str, colour: Mapping[str
             if label.startswith("raw pixels"):
                 value = found[compare.PRIMARY][0]
                 axes.axhline(value, color=GREY, linestyle=":", label=legend_text(label))
-    axes.set_xlabel("step")
+    axes.set_xlabel("epoch" if in_epochs else "step")
     _legend(axes)
 
 
-def scaled(run: Run, metric: str) -> Curve:
+def scaled(run: Run, metric: str) -> Line:
     """The curve; the spread times sqrt(d), so that 1 is the whole sphere for every width."""
     is_spread = metric == "train/embedding_std"
     factor = math.sqrt(run.config["projector"]["out_dim"]) if is_spread else 1.0
     return [(step, factor * value) for step, value in thin(run.curves[metric])]
 
 
-def mean_curve(found: Sequence[Curve]) -> Curve:
-    """The mean as far as all curves go, at the steps of the shortest, straight between points.
+def mean_curve(found: Sequence[Line]) -> Line:
+    """The mean as far as all curves go, at the places of the shortest, straight between points.
 
     Nothing where one ends before another begins.
     """
@@ -80,12 +91,12 @@ def mean_curve(found: Sequence[Curve]) -> Curve:
     if first > last:
         return []
     shortest = min(found, key=len)
-    steps = [step for step, _ in shortest if first <= step <= last] or [last]
+    places = [at for at, _ in shortest if first <= at <= last] or [last]
     values = []
     for curve in found:
         at, value = zip(*curve, strict=True)
-        values.append(np.interp(steps, at, value))
-    return list(zip(steps, np.mean(values, axis=0).tolist(), strict=True))
+        values.append(np.interp(places, at, value))
+    return list(zip(places, np.mean(values, axis=0).tolist(), strict=True))
 
 
 def over_axis(axes: Axes, study: Study) -> None:
@@ -137,9 +148,23 @@ def histograms(axes: Axes, details: Mapping[str, Any]) -> None:
     axes.legend()
 
 
+def large_bins(bins: Mapping[str, Any]) -> tuple[list[int], str]:
+    """The bins of a calibration that are worth drawing, and a note on those that are not.
+
+    Of a tiny run, where none is, all that are not empty.
+    """
+    filled = [i for i, count in enumerate(bins["count"]) if count]
+    large = [i for i in filled if bins["count"][i] >= _FEWEST]
+    if len(large) == len(filled):
+        return large, ""
+    if large:
+        return large, f"Bins of fewer than {_FEWEST} directions are left out."
+    return filled, f"All bins are small, of fewer than {_FEWEST} directions."
+
+
 def calibration(axes: Axes, bins: Mapping[str, Any], colour: str) -> None:
     """Distance of the embeddings by IoA, beside what graded similarity asks for."""
-    rows = [i for i, count in enumerate(bins["count"]) if count]
+    rows, _ = large_bins(bins)
     middle = [(bins["ioa_low"][i] + bins["ioa_high"][i]) / 2 for i in rows]
     column = {name: [bins[name][i] for i in rows] for name in bins}
     for low, high, alpha in (("q10", "q90", 0.2), ("q25", "q75", 0.3)):

@@ -6,6 +6,7 @@ The SVG takes its text colour from the page, so that it is readable on light and
 import dataclasses
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ from gsjax.sweeps import slug
 
 _TEXT = "#010203"  # stands for the page's text colour in the SVG
 _SIZE = (4.6, 3.2)  # inches
+_KNN = "knn/top1"
 _CURVES = {  # metric: (title, axis)
-    "knn/top1": ("kNN accuracy during pre-training", "top-1, %"),
+    _KNN: ("kNN accuracy during pre-training", "top-1, %"),
     "train/loss": ("Loss", "loss"),
     "train/embedding_std": ("Spread of the embeddings (0 is collapse)", "std x sqrt(d)"),
     "train/positive_distance": ("Distance of the two views", "distance"),
@@ -56,12 +58,15 @@ class Panels:
         """Draws into `folder/<prefix>_<name>.png`."""
         self._study, self._folder, self._prefix = study, folder, prefix
         self._colours = draw.colours(study)
+        # Steps of different length would tell nothing beside each other.
+        self._in_epochs = len({group.epoch_steps for group in study.groups}) > 1
         self.damaged: list[str] = []
 
     def all(self) -> list[Panel]:
         """Every figure that the study's runs have data for."""
         panels = [self._over_axis()]
-        panels += [self._curves(metric) for metric in _CURVES]
+        panels += self._accuracies()
+        panels += [self._curves(metric) for metric in _CURVES if metric != _KNN]
         panels.append(self._histograms())
         panels += [self._calibration(i, group) for i, group in enumerate(self._study.groups)]
         panels += [self._map(i, group) for i, group in enumerate(self._study.groups)]
@@ -73,14 +78,26 @@ class Panels:
         (self._folder / f"{name}.png").write_bytes(png)
         return Panel(title, note, svg, f"{name}.png")
 
-    def _curves(self, metric: str) -> Panel | None:
+    def _accuracies(self) -> list[Panel | None]:
+        """One panel, or one for each method where there are several, as in figures 7 and 8."""
+        methods = list(dict.fromkeys(group.method for group in self._study.groups))
+        if len(methods) < 2:
+            return [self._curves(_KNN)]
+        return [self._curves(_KNN, method) for method in methods]
+
+    def _curves(self, metric: str, method: str = "") -> Panel | None:
+        """The curves of all groups, or of those of a method."""
         title, unit = _CURVES[metric]
         groups = [g for g in self._study.groups if any(metric in run.curves for run in g.runs)]
+        name = metric.replace("/", "_")
+        if method:
+            groups = [group for group in groups if group.method == method]
+            title, name = f"{method}: {title}", f"{name}_{slug(method)}"
         if not groups:
             return None
 
         def fill(axes: Axes) -> None:
-            draw.curves(axes, groups, metric, self._colours)
+            draw.curves(axes, groups, metric, self._colours, self._in_epochs)
             axes.set_ylabel(unit)
 
         notes = []
@@ -88,7 +105,7 @@ class Panels:
             notes.append("Dashed: without graded similarity.")
         if any(len(group.runs) > 1 for group in groups):
             notes.append("Thick: mean over seeds, as far as all go; thin: each seed.")
-        return self._render(metric.replace("/", "_"), title, " ".join(notes), fill)
+        return self._render(name, title, " ".join(notes), fill)
 
     def _over_axis(self) -> Panel | None:
         axis = self._study.axis
@@ -107,7 +124,10 @@ class Panels:
         note = f"Pairs of crops of {entry['dataset']}, drawn as {run.name} draws them."
         title = "IoA and psi of the pairs"
         return self._try(
-            "overlap", title, note, lambda axes: draw.histograms(axes, entry["details"]), run
+            lambda: self._render(
+                "overlap", title, note, lambda axes: draw.histograms(axes, entry["details"])
+            ),
+            run,
         )
 
     def _calibration(self, i: int, group: Group) -> Panel | None:
@@ -118,18 +138,20 @@ class Panels:
         note = _seed(run)
         if group.is_baseline:
             note += " The dashed line is what graded similarity would ask for; this run was not."
-        error = entry["scores"].get("diagnostics/calibration_error")
-        if error is not None:
+        error = entry["scores"].get("diagnostics/calibration_error", math.nan)
+        if math.isfinite(error):
             note += f" Mean distance to the dashed line: {compare.number(error)}."
-        return self._try(
-            f"calibration_{i}_{slug(group.name)}",
-            f"{group.name}: distance by overlap",
-            note,
-            lambda axes: draw.calibration(
-                axes, entry["details"]["calibration"], self._colours[group.name]
-            ),
-            run,
-        )
+        name, title = f"calibration_{i}_{slug(group.name)}", f"{group.name}: distance by overlap"
+
+        def make() -> Panel:
+            bins = entry["details"]["calibration"]
+            notes = f"{note} {draw.large_bins(bins)[1]}".rstrip()
+            colour = self._colours[group.name]
+            return self._render(
+                name, title, notes, lambda axes: draw.calibration(axes, bins, colour)
+            )
+
+        return self._try(make, run)
 
     def _map(self, i: int, group: Group) -> Panel | None:
         for run in group.runs:
@@ -139,19 +161,19 @@ class Panels:
         else:
             return None
         return self._try(
-            f"map_{i}_{slug(group.name)}",
-            f"{group.name}: map of the representations",
-            f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
-            lambda axes: draw.plane(axes, json.loads(file.read_text())),
+            lambda: self._render(
+                f"map_{i}_{slug(group.name)}",
+                f"{group.name}: map of the representations",
+                f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
+                lambda axes: draw.plane(axes, json.loads(file.read_text())),
+            ),
             run,
         )
 
-    def _try(
-        self, name: str, title: str, note: str, fill: Callable[[Axes], None], run: Run
-    ) -> Panel | None:
+    def _try(self, make: Callable[[], Panel], run: Run) -> Panel | None:
         """Draws what a file of the run holds, which may be damaged."""
         try:
-            return self._render(name, title, note, fill)
+            return make()
         except (ValueError, KeyError, TypeError, IndexError) as error:
             self.damaged.append(f"diagnostics of {run.name} ({type(error).__name__}: {error})")
             return None

@@ -43,6 +43,16 @@ class Group:
         return self.shaping["similarity.measure"] == "none"
 
     @property
+    def method(self) -> str:
+        """SimCLR or SimSiam, with or without graded similarity."""
+        return _METHODS[self.shaping["method"]]
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.shaping["data.num_images"] // self.shaping["batch_size"]
+
+    @property
     def name(self) -> str:
         """The label, with the value of the swept setting."""
         return name_of(self.label, self.value)
@@ -114,7 +124,7 @@ def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
     told = []
     for group in groups:
         twins = [other for other in groups if other.name == group.name]
-        keys = [k for k, v in group.shaping.items() if any(t.shaping[k] != v for t in twins)]
+        keys = [k for k, v in group.shaping.items() if any(t.shaping.get(k) != v for t in twins)]
         if keys:
             detail = ", ".join(f"{key}={settings.text(group.shaping[key])}" for key in keys)
             group = dataclasses.replace(group, label=f"{group.label} ({detail})")

@@ -30,7 +30,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What the page shows of a study."""
+    """What the page shows of a study; `absent` is a line on what it does not."""
 
     title: str
     shows: Sequence[str]
@@ -39,6 +39,7 @@ class Section:
     panels: Sequence[Panel]
     pictures: Sequence[Picture]
     missing: Sequence[tuple[str, str]]
+    absent: str
 
 
 def picture(title: str, file: epath.Path) -> Picture:

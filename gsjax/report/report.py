@@ -4,23 +4,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, defaults, files, metrics, settings
+from gsjax import checkpoints, files, metrics, settings
+from gsjax.defaults import SETTINGS
 from gsjax.errors import UserError
-from gsjax.report import collect, compare, groups, tables
+from gsjax.report import absent, collect, compare, groups, tables
 from gsjax.runs import Run
+from gsjax.schema import Kind
+
+_NOT_COMPARED = ("seed", "checkpoint.load")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes `report/` into the work directory: index.html, tables.md, CSV files and figures/.
 
     Raises:
-      UserError: there is nothing to report on, or a library of the extra `report` is missing.
+      UserError: there is nothing to report on, a setting is given that has no effect here, or a
+        library of the extra `report` is missing.
     """
+    _check(config)
     try:
         from gsjax.report import figures, page  # matplotlib and jinja2, of the extra `report`
     except ImportError as error:
@@ -28,7 +35,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     paths = collect.open_paths(workdir, config.report.runs)
     studies, damaged = collect.find(paths)
-    if config.report.diagnostics and _diagnose(studies):
+    if config.report.diagnostics and _diagnose(studies, config):
         studies, damaged = collect.find(paths)
     folder = files.absolute(workdir) / "report"
     with files.told(folder):
@@ -54,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                     drawn,
                     pictures,
                     study.missing,
+                    absent.line(study),
                 )
             )
         now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
@@ -84,11 +92,41 @@ def _tables(study: collect.Study, name: str) -> list[tables.Table]:
     return [table for table in found if table and table.rows]
 
 
-def _diagnose(studies: Sequence[collect.Study]) -> bool:
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Makes sure that no setting is given which trained encoders have already.
+
+    Raises:
+      UserError: there is one.
+    """
+    names = [key for key in _given(config) if not _is_handed_on(key)]
+    if names:
+        raise UserError(
+            "--job report: a report takes settings of its own and of the diagnostics; the runs "
+            f"have theirs in their config.json: leave out {', '.join(names)}"
+        )
+
+
+def _given(config: ml_collections.ConfigDict) -> dict[str, settings.Value]:
+    """The settings that differ from their defaults, but for those of the report itself."""
+    return {
+        key: value
+        for key, value in settings.flatten(config).items()
+        if value != SETTINGS[key].default and not key.startswith("report.")
+    }
+
+
+def _is_handed_on(key: str) -> bool:
+    """Whether diagnostics take a setting from the report; they are of the newest checkpoint."""
+    return SETTINGS[key].kind is Kind.FREE and key != "checkpoint.load"
+
+
+def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDict) -> bool:
     """Runs the job `diagnostics` where a checkpoint has none; says whether any was made.
 
-    Each in a process of its own, because JAX's number type is one for a whole process.
+    Each in a process of its own, because JAX's number type is one for a whole process, and with
+    the report's settings.
     """
+    given = [f"--config.{key}={v}" for key, v in _given(config).items() if _is_handed_on(key)]
     made = False
     for _, found in _runs(studies):
         done = [entry["step"] for entry in found.results.get("diagnostics", [])]
@@ -98,7 +136,7 @@ def _diagnose(studies: Sequence[collect.Study]) -> bool:
             continue
         metrics.say(f"diagnostics of {found.name}")
         command = [sys.executable, "-m", "gsjax.main", "--job", "diagnostics"]
-        command += ["--workdir", found.folder.as_posix()]
+        command += ["--workdir", found.folder.as_posix(), *given]
         status = subprocess.run(command, check=False).returncode
         if status:
             metrics.say(f"no diagnostics of {found.name}: the job ended with status {status}")
@@ -126,38 +164,45 @@ def _runs(studies: Sequence[collect.Study]) -> list[tuple[groups.Group, Run]]:
 
 
 def _settings(studies: Sequence[collect.Study]) -> tables.Table:
-    """Every setting that differs from the default in any group."""
+    """Every setting that differs from the default in the first run of any group."""
     found = [group for study in studies for group in study.groups]
-    rows = []
-    for key, value in groups.shaping(defaults.get_config().to_dict(), {}).items():
-        if any(group.shaping[key] != value for group in found):
-            cells = [compare.Cell(settings.text(group.shaping[key])) for group in found]
-            rows.append((compare.Cell(key), compare.Cell(_default(value)), *cells))
+    values = [settings.flatten(group.runs[0].config) for group in found]
+    images = [group.shaping["data.num_images"] for group in found]
+    rows = [("data.num_images", "", *(str(number) for number in images))]
+    for key, setting in SETTINGS.items():
+        is_shown = not key.startswith("report.") and not key.endswith("data_dir")
+        if is_shown and key not in _NOT_COMPARED and any(v[key] != setting.default for v in values):
+            cells = [settings.text(value[key]) for value in values]
+            rows.append((key, settings.text(setting.default), *cells))
     header = ("setting", "default", *(group.name for group in found))
-    caption = "Settings that differ from the defaults; all others are the defaults of the package."
-    return tables.Table("settings", caption, header, tuple(rows))
-
-
-def _default(value: settings.Value | None) -> str:
-    return "" if value is None else settings.text(value)  # the number of images has none
+    caption = (
+        "Settings that differ from the defaults in the first run of a group; all others are the "
+        "defaults of the package. Left out: the seed, folders of data, checkpoint.load and what is "
+        "the report's own. An evaluation that was started by itself may have had others."
+    )
+    table = tuple(tuple(compare.Cell(text) for text in row) for row in rows)
+    return tables.Table("settings", caption, header, table)
 
 
 def _environments(studies: Sequence[collect.Study]) -> tables.Table:
     rows = []
     for group, one in _runs(studies):
         for start in one.starts or [{}]:
-            packages = start.get("packages", {})
             cells = (
                 group.name,
                 str(one.config["seed"]),
                 f"{one.step} of {one.num_steps}",
-                str(start.get("step", "not recorded")),
-                str(start.get("commit") or start.get("gsjax", "not recorded")),
-                start.get("python", "not recorded"),
-                packages.get("jax", "not recorded"),
-                start.get("devices", "not recorded"),
-                start.get("processor", "not recorded"),
+                _recorded(start.get("step")),
+                _recorded(start.get("commit") or start.get("gsjax")),
+                _recorded(start.get("python")),
+                _recorded(start.get("packages", {}).get("jax")),
+                _recorded(start.get("devices")),
+                _recorded(start.get("processor")),
             )
             rows.append(tuple(compare.Cell(cell) for cell in cells))
     header = ("run", "seed", "steps", "start at", "commit", "Python", "JAX", "devices", "processor")
     return tables.Table("environment", "Where it ran.", header, tuple(rows))
+
+
+def _recorded(value: Any) -> str:
+    return "not recorded" if value is None else str(value)

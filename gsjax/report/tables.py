@@ -1,8 +1,11 @@
 """The tables of a report."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from gsjax import settings
+from gsjax.defaults import SETTINGS
 from gsjax.report import thesis
 from gsjax.report.collect import Study
 from gsjax.report.compare import (
@@ -20,6 +23,9 @@ from gsjax.report.compare import (
 )
 from gsjax.report.groups import Group, baseline_of, label_of
 
+# What linear.learning_rate=0 stands for, as its help says.
+_LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
+_NOT_RUN = Cell("not run")
 _HIDDEN = ("top5", "mP@1", "mP@5", "positive distance", "negative distance")  # too many columns
 
 
@@ -123,13 +129,15 @@ def differences_table(study: Study, name: str) -> Table | None:
 
 
 def thesis_tables(studies: Sequence[Study]) -> list[Table]:
-    """The thesis' tables that a study repeats, its figures beside ours."""
+    """The thesis' tables that a study repeats or a run has a figure for, its figures beside ours.
+
+    Studies that name a table come first in its cells.
+    """
     tables = []
     for table in thesis.TABLES:
-        repeating = [study for study in studies if table.name in study.shows]
-        groups = [group for study in repeating for group in study.groups]
-        if not repeating:
-            continue
+        ordered = sorted(studies, key=lambda study: table.name not in study.shows)
+        groups = [group for study in ordered for group in study.groups]
+        is_repeated = any(table.name in study.shows for study in studies)
         header = [""]
         for column in table.columns:
             header += [f"{column.label}: thesis", "ours"]
@@ -141,25 +149,71 @@ def thesis_tables(studies: Sequence[Study]) -> list[Table]:
                 cells.append(Cell("", None) if printed is None else Cell(f"{printed:.2f}", printed))
                 cells.append(_ours(groups, method, column))
             rows.append(tuple(cells))
-        tables.append(Table(table.name, table.caption, tuple(header), tuple(rows)))
+        if is_repeated or any(cell != _NOT_RUN for row in rows for cell in row[2::2]):
+            tables.append(Table(table.name, table.caption, tuple(header), tuple(rows)))
     return tables
 
 
 def _ours(groups: Sequence[Group], method: str, column: thesis.Column) -> Cell:
-    """Our figure for a cell, with what the training differs in from the thesis' recipe."""
+    """The first of our figures for a cell, and how many more there are.
+
+    In brackets: the group, if its name is not the method alone; encoder, batch and length of its
+    training; the number of seeds; settings of the evaluation that are not its defaults.
+    """
+    found = list(_matching(groups, method, column))
+    if not found:
+        return _NOT_RUN
+    group, score = found[0]
+    values = list(by_seed(group, score).values())
+    cell = spread_cell(values)
+    details = [group.name] if group.name != method else []
+    details += [length_of(group), f"{len(values)} {'seed' if len(values) == 1 else 'seeds'}"]
+    details += _evaluated(group, column, score)
+    more = f"; and {len(found) - 1} more above" if len(found) > 1 else ""
+    return Cell(f"{cell.text} [{', '.join(details)}{more}]", cell.value)
+
+
+def _matching(
+    groups: Sequence[Group], method: str, column: thesis.Column
+) -> Iterator[tuple[Group, str]]:
+    """The groups, and their scores, that were trained and measured on a column's data."""
     wanted = score_name(column.job, column.dataset, column.score)
     for group in groups:
-        if label_of(group.runs[0].config) != method:
-            continue
-        if group.shaping["data.source"] != column.trained_on:
-            continue
-        for score in score_names([group]):
-            plain, _, variant = score.partition(" (")
-            values = list(by_seed(group, score).values())
-            if plain == wanted and values:
-                cell = spread_cell(values)
-                details = ", ".join(
-                    part for part in (length_of(group), variant.rstrip(")")) if part
-                )
-                return Cell(f"{cell.text} [{details}]", cell.value)
-    return Cell("not run")
+        is_method = label_of(group.runs[0].config) == method
+        if is_method and group.shaping["data.source"] == column.trained_on:
+            for score in score_names([group]):
+                if score.partition(" (")[0] == wanted and by_seed(group, score):
+                    yield group, score
+
+
+def _evaluated(group: Group, column: thesis.Column, score: str) -> list[str]:
+    """What a score was measured with, such as linear.num_epochs=1, where that is not the default.
+
+    What tells it from the group's other scores of the column is there in any case.
+    """
+    wanted = score_name(column.job, column.dataset, column.score)
+    changed: dict[str, None] = {}
+    for run in group.finished:
+        for entry in run.results.get(column.job, ()):
+            if entry["step"] == run.num_steps and f"{wanted}{entry.get('variant', '')}" == score:
+                changed.update(dict.fromkeys(_changed(column.job, entry, run.config["method"])))
+    variant = score.partition(" (")[2].removesuffix(")")
+    told = [part for part in variant.split(", ") if part and f"{column.job}.{part}" not in changed]
+    return [*changed, *told]
+
+
+def _changed(job: str, entry: Mapping[str, Any], method: str) -> list[str]:
+    """The settings in a result's protocol that are not the job's defaults."""
+    protocol = entry.get("protocol", {})
+    usual = {
+        name: SETTINGS[f"{job}.{name}"].default for name in protocol if f"{job}.{name}" in SETTINGS
+    }
+    if job == "linear":
+        usual["learning_rate"] = _LEARNING_RATES[method]
+    if protocol.get("protocol") == "thesis":  # of retrieval, at the size of the training
+        usual.pop("image_size", None)
+    return [
+        f"{job}.{name}={settings.text(protocol[name])}"
+        for name, value in usual.items()
+        if protocol.get(name, value) != value
+    ]
