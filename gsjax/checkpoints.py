@@ -173,12 +173,6 @@ class Checkpoints:
 
     def _choose(self, load: str) -> str | None:
         steps = saved_steps(self._workdir)
-        if load == "none" and steps:
-            raise UserError(
-                f"checkpoint.load is none, but {self._workdir / 'checkpoints'} holds checkpoints "
-                f"up to step {steps[-1]}; choose another --workdir, or checkpoint.load=latest to "
-                "go on"
-            )
         if load.isdecimal():  # a second start with it would have to go back
             raise UserError(
                 f"checkpoint.load={load}: a training goes on from the newest checkpoint of its "
@@ -186,6 +180,12 @@ class Checkpoints:
                 f"checkpoint.load={_path(self._workdir, int(load))}"
             )
         if load == "none":
+            if steps:
+                raise UserError(
+                    f"checkpoint.load is none, but {self._workdir / 'checkpoints'} holds "
+                    f"checkpoints up to step {steps[-1]}; choose another --workdir, or "
+                    "checkpoint.load=latest to go on"
+                )
             metrics.say("checkpoint.load is none: leave it out to go on after an interruption")
         chosen = _newest(self._workdir)
         first = int(chosen.name) if chosen else 0
