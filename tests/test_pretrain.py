@@ -111,7 +111,7 @@ def compiled_programs():
 def test_resume_cuts_metrics_to_the_restored_step(finished, tmp_path):
     """A process that dies without a word leaves lines after its last checkpoint."""
     process = command(tmp_path, *flags())
-    wait_for(process, (tmp_path / "checkpoints" / "4").exists)
+    wait_for(process, (tmp_path / "checkpoints/4/manifest.sha256").exists)
     process.kill()
     process.communicate()
     with (tmp_path / "metrics.jsonl").open("a") as file:
