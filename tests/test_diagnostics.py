@@ -324,6 +324,7 @@ def test_few_pictures_have_few_neighbours():
     assert found.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow  # UMAP compiles for half a minute; test_job_on_a_run draws a map too
 def test_the_map_keeps_clusters_together_and_is_reproducible():
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(3, 20))
