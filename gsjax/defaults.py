@@ -193,6 +193,9 @@ SETTINGS: dict[str, Setting] = {
     "profile.num_steps": free(0, "when positive, trace this many steps into workdir/profile"),
 }
 
+# Per 256 images, what linear.learning_rate=0 stands for; thesis 5.1.
+LINEAR_LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the default configuration, locked against keys it does not have."""

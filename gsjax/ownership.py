@@ -55,33 +55,38 @@ def compare_hosts(first: dict[str, Any], ours: dict[str, Any]) -> None:
 
 
 def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
-    file = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        steps = checkpoints.saved_steps(workdir)
-        is_begun = checkpoints.is_begun(workdir)
-        if is_begun and not file.exists():
-            raise UserError(
-                f"{file} is missing, which says what the checkpoints beside it were trained with: "
-                "bring it back, or choose another --workdir"
-            )
-        if is_begun:
-            former = json.loads(file.read_text())
-            differences = settings.shaping_differences(former["config"], ours["config"])
-            differences += _data_differences(former, ours)
-            if differences:
-                advice = "take the former settings, or a new --workdir"
-                if steps:
-                    newest = workdir / "checkpoints" / str(steps[-1])
-                    advice += "; to go on from these weights there, add "
-                    advice += f"--config.checkpoint.load={newest}"
-                told = f"{workdir} holds a run with other settings ({'; '.join(differences)})"
-                raise UserError(f"{told}; {advice}")
+        if checkpoints.is_begun(workdir):
+            _compare_start(workdir, ours)
         content = {"gsjax": gsjax.__version__, **ours}
-        files.write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        files.write_text(workdir / "config.json", text)
     except (*files.ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
     return ours
+
+
+def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:
+    """Compares this start with what the checkpoints that are there were trained with."""
+    file = workdir / "config.json"
+    if not file.exists():
+        raise UserError(
+            f"{file} is missing, which says what the checkpoints beside it were trained with: "
+            "bring it back, or choose another --workdir"
+        )
+    former = json.loads(file.read_text())
+    differences = settings.shaping_differences(former["config"], ours["config"])
+    differences += _data_differences(former, ours)
+    if not differences:
+        return
+    advice = "take the former settings, or a new --workdir"
+    steps = checkpoints.saved_steps(workdir)
+    if steps:
+        newest = workdir / "checkpoints" / str(steps[-1])
+        advice += f"; to go on from these weights there, add --config.checkpoint.load={newest}"
+    told = f"{workdir} holds a run with other settings ({'; '.join(differences)})"
+    raise UserError(f"{told}; {advice}")
 
 
 def _data_differences(former: dict[str, Any], ours: dict[str, Any]) -> list[str]:

@@ -370,7 +370,8 @@ def test_our_figures_say_what_other_evaluations_differ_in(
 
 
 def test_the_usual_learning_rates_are_those_of_the_linear_evaluation():
-    assert tables._LEARNING_RATES == linear._LEARNING_RATES
+    assert tables.LINEAR_LEARNING_RATES == linear.LINEAR_LEARNING_RATES
+    assert linear.LINEAR_LEARNING_RATES == {"simclr": 0.1, "simsiam": 30.0}  # thesis 5.1
 
 
 def test_further_figures_for_a_cell_are_counted(tmp_path):

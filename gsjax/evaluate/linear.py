@@ -15,13 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from gsjax import augment, checkpoints, files, interrupts, lock, loop, memory, metrics, parallel
 from gsjax.data import input_pipeline, order, sources, transforms
+from gsjax.defaults import LINEAR_LEARNING_RATES
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features, store
 from gsjax.parallel import AXIS
 from gsjax.step import TrainState, first_state, marked_finite, update
 
-# Per 256 images; thesis 5.1.
-_LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
 _WEIGHT_STD = 0.01
 
 
@@ -43,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         epoch_steps = order.steps_per_epoch(train, batch_size, "linear.batch_size")
         protocol = {
             **settings.to_dict(),
-            "learning_rate": settings.learning_rate or _LEARNING_RATES[config.method],
+            "learning_rate": settings.learning_rate or LINEAR_LEARNING_RATES[config.method],
             "seed": config.seed,
             "train": train.name,
             "test": test.name,

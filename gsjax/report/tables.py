@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gsjax import settings
-from gsjax.defaults import SETTINGS
+from gsjax.defaults import LINEAR_LEARNING_RATES, SETTINGS
 from gsjax.report import thesis
 from gsjax.report.collect import Study
 from gsjax.report.compare import (
@@ -23,8 +23,6 @@ from gsjax.report.compare import (
 )
 from gsjax.report.groups import Group, baseline_of, label_of
 
-# What linear.learning_rate=0 stands for, as its help says.
-_LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
 _NOT_RUN = Cell("not run")
 _HIDDEN = ("top5", "mP@1", "mP@5", "positive distance", "negative distance")  # too many columns
 
@@ -209,7 +207,7 @@ def _changed(job: str, entry: Mapping[str, Any], method: str) -> list[str]:
         name: SETTINGS[f"{job}.{name}"].default for name in protocol if f"{job}.{name}" in SETTINGS
     }
     if job == "linear":
-        usual["learning_rate"] = _LEARNING_RATES[method]
+        usual["learning_rate"] = LINEAR_LEARNING_RATES[method]
     if protocol.get("protocol") == "thesis":  # of retrieval, at the size of the training
         usual.pop("image_size", None)
     return [
