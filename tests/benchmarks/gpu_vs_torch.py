@@ -36,27 +36,33 @@ def median_ms(run, calls=1):
     return 1000 * statistics.median(seconds)
 
 
-def gsjax_steps(views, plain, calls):
-    """A function that takes `calls` steps; `plain`: no augmentation and no similarity."""
+def prepare(path, overrides, views, devices=None):
+    """The training step of a config on random boxes: the program, state, batch and key."""
     from gsjax import methods, optimizers, parallel, settings, step
 
-    config = settings.load(str(CONFIG))
-    overrides = {"batch_size": str(BATCH), "encoder.dtype": "bfloat16"}
-    if plain:
-        overrides["similarity.measure"] = "none"
-        for name in ("flip", "jitter", "grey", "blur"):
-            overrides[f"augment.{name}"] = "0"
-    settings.override(config, overrides)
+    config = settings.load(str(path))
+    settings.override(config, overrides | {"batch_size": str(len(views))})
     settings.check(config)
-    mesh = parallel.create_mesh(BATCH)
+    mesh = parallel.create_mesh(config.batch_size, devices)
     method = methods.create_method(config, mesh.devices.flat[0].platform)
     optimizer = optimizers.create_optimizer(config, lambda step: 0.3)
     init_key, key = step.keys(config)
     state = step.create_state_fn(method, optimizer, mesh)(init_key)
-    boxes = np.tile(np.float32([[10, 10, 200, 200], [50, 60, 150, 160]]), (BATCH, 1, 1))
+    side = views.shape[2] / 224
+    boxes = np.float32([[10, 10, 200, 200], [50, 60, 150, 160]]) * np.float32(side)
+    boxes = np.tile(boxes, (len(views), 1, 1))
     batch = parallel.shard({"views": views, "boxes": boxes}, mesh)
+    return step.create_train_step(config, method, optimizer, mesh), state, batch, key, config
+
+
+def gsjax_steps(views, plain, calls):
+    """A function that takes `calls` steps; `plain`: no augmentation and no similarity."""
+    overrides = {"encoder.dtype": "bfloat16"}
+    if plain:
+        overrides["similarity.measure"] = "none"
+        overrides |= {f"augment.{name}": "0" for name in ("flip", "jitter", "grey", "blur")}
+    program, state, batch, key, _ = prepare(CONFIG, overrides, views)
     began = time.perf_counter()
-    program = step.create_train_step(config, method, optimizer, mesh)
     program = program.lower(state, batch, key).compile()
     print(f"  compiled in {time.perf_counter() - began:.0f} s", flush=True)
 
