@@ -241,6 +241,19 @@ def test_headline_claims_no_more_than_the_interval(tmp_path, graded, words):
     assert lines[3] == "For comparison: raw pixels 30.00 %, untrained encoder 20.00 (0.00) %."
 
 
+def test_headline_names_the_swept_setting_once(tmp_path):
+    members = [(f"{label}-{n}", label, 5, n) for n in (64, 128) for label in ("SimCLR", "GS")]
+    write_plan(tmp_path, members, axis="batch_size")
+    for name, label, _, value in members:
+        measure = "ioa" if label == "GS" else "none"
+        write_run(tmp_path / name, 30.0, measure=measure, config={"batch_size": value})
+    (study,) = _studies(tmp_path)
+    assert compare.headline(study)[0] == (
+        "A study: SimCLR at batch_size = 64, 128; GS at batch_size = 64, 128 "
+        "(resnet18, width 16, 100 steps) on photos; 4 finished runs."
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

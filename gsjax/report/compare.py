@@ -200,11 +200,21 @@ def _digits(*values: float) -> int:
     return 2 if largest >= 0.1 or largest == 0 else 2 - math.floor(math.log10(largest))
 
 
-def length_of(group: Group) -> str:
-    """What decides most on a score, so that nobody takes a short run for the thesis'."""
-    s = group.shaping
-    length = f"{s['num_steps']} steps" if s["num_steps"] else f"{s['num_epochs']} epochs"
-    return f"{s['encoder.name']}, width {s['encoder.width']}, batch {s['batch_size']}, {length}"
+def length_of(group: Group, axis: str = "") -> str:
+    """What decides most on a score, so that nobody takes a short run for the thesis'.
+
+    The swept setting `axis`, of which groups differ, is left out.
+    """
+    length, unit = (
+        ("num_steps", "steps") if group.shaping["num_steps"] else ("num_epochs", "epochs")
+    )
+    parts = {
+        "encoder.name": "{}",
+        "encoder.width": "width {}",
+        "batch_size": "batch {}",
+        length: f"{{}} {unit}",
+    }
+    return ", ".join(text.format(group.shaping[key]) for key, text in parts.items() if key != axis)
 
 
 def headline(study: Study) -> list[str]:
@@ -215,7 +225,7 @@ def headline(study: Study) -> list[str]:
         data = ", ".join(dict.fromkeys(str(group.shaping["data.source"]) for group in finished))
         by_length: dict[str, list[Group]] = {}
         for group in finished:
-            by_length.setdefault(length_of(group), []).append(group)
+            by_length.setdefault(length_of(group, study.axis), []).append(group)
         compared = "; ".join(f"{_names(study, of)} ({length})" for length, of in by_length.items())
         count = sum(len(group.finished) for group in finished)
         finished_runs = f"{count} finished {'run' if count == 1 else 'runs'}"
