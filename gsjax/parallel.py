@@ -89,7 +89,7 @@ def choose_platform(platform: str) -> None:
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
         return
-    asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+    asked = jax.config.values["jax_platforms"]
     among = f" with JAX_PLATFORMS={asked}" if asked else ""
     try:
         found = jax.default_backend()
