@@ -97,9 +97,7 @@ def restore(path: epath.Path, target: Any) -> Any:
         except Exception as error:  # Orbax raises that very class
             if parallel.is_lost_peer(error):
                 raise
-            raise UserError(
-                f"{path} is damaged: name another checkpoint with checkpoint.load"
-            ) from error
+            raise UserError(f"{path} cannot be restored: {_reason(error)}") from error
 
 
 class Checkpoints:
@@ -213,9 +211,12 @@ class Checkpoints:
         return found.as_posix() if found else None
 
     def _was_beyond(self, steps: list[int]) -> bool:
-        """Whether the metrics tell of a training that went on after these saves."""
+        """Whether the metrics tell of a training that went on after these saves.
+
+        The step after may be there nevertheless: one that was not finite is found a step late.
+        """
         records = metrics.read_records(self._workdir) if steps else []
-        return any(record["step"] > max(steps) for record in records)
+        return any(record["step"] > max(steps) + 1 for record in records)
 
 
 def _write(path: epath.Path, state: Any) -> None:

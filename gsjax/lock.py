@@ -29,6 +29,8 @@ _NETWORK = tuple(
     "9p afs beegfs ceph cifs fuse gfs gluster gpfs lustre ncp nfs ocfs orangefs pvfs smb vboxsf "
     "virtiofs wekafs".split()
 )  # how the kinds of such mounts begin
+# Goes on while the machine is suspended, where the system has such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @contextlib.contextmanager
@@ -99,11 +101,11 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
         nonlocal beats, beaten
         beats += 1
         files.write_text(file, json.dumps({**_about(), "name": name, "beats": beats}))
-        beaten = time.monotonic()
+        beaten = _now()
 
     def is_ours(content: bytes | None) -> bool:
         if content is None:  # another may have taken it meanwhile, and have ended
-            return time.monotonic() - beaten < stale
+            return _now() - beaten < stale
         return name.encode() in content
 
     def keep_beating() -> None:
@@ -133,6 +135,10 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
             file.unlink(missing_ok=True)
 
 
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
 def _watch(file: epath.Path, period: float, stale: float) -> None:
     """Returns when the file is gone or has long been the same.
 
@@ -143,8 +149,8 @@ def _watch(file: epath.Path, period: float, stale: float) -> None:
     if first is None:
         return
     metrics.say(f"{file} is there: {stale:.0f} s show whether its training is alive")
-    end = time.monotonic() + stale
-    while time.monotonic() < end:
+    end = _now() + stale
+    while _now() < end:
         time.sleep(period / 10)
         content = _read(file)
         if content is None:

@@ -52,9 +52,9 @@ example:
   python -m gsjax.main --workdir runs/simclr_gs_cifar10 --job linear
   python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
 
-exit status: 0 done, 2 something to mend (one line says what), 75 another process of the run is gone
-(the same command goes on from the last checkpoint), 130 after Ctrl-C, 143 after SIGTERM (the step
-is saved, the same command goes on; a second Ctrl-C, over a second later, leaves at once)
+exit status: 0 done, 2 something to mend (one line says what), 75 or 134 another process of the run
+is gone (the same command goes on from the last checkpoint), 130 after Ctrl-C, 143 after SIGTERM
+(the step is saved, the same command goes on; a second Ctrl-C, over a second later, leaves at once)
 
 settings and their defaults:
 {settings}
@@ -105,6 +105,8 @@ def _start(config: ml_collections.ConfigDict) -> None:
     dtype = config.encoder.dtype
     parallel.start(dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     parallel.choose_platform(config.platform)
+    # At once, because no host waits long for another one's first exchange.
+    parallel.sync_hosts("start")
 
 
 def _run_job(job: Job, config: ml_collections.ConfigDict) -> None:

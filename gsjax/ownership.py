@@ -84,7 +84,10 @@ def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:
     steps = checkpoints.saved_steps(workdir)
     if steps:
         newest = workdir / "checkpoints" / str(steps[-1])
-        advice += f"; to go on from these weights there, add --config.checkpoint.load={newest}"
+        advice += (
+            f"; to go on from these weights there, add --config.checkpoint.load={newest} and end "
+            f"later than at step {steps[-1]}"
+        )
     told = f"{workdir} holds a run with other settings ({'; '.join(differences)})"
     raise UserError(f"{told}; {advice}")
 

@@ -27,6 +27,7 @@ from gsjax import (
     step,
 )
 from gsjax.data import input_pipeline, order, sources
+from gsjax.errors import UserError
 from gsjax.evaluate.monitor import create_monitor, has_measured
 from gsjax.methods import Method, create_method
 from gsjax.optimizers import create_optimizer, create_schedule
@@ -91,6 +92,11 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
         if state is None:
             state = create(init_key)
         first = done = int(state.step)
+        if first >= num_steps and not saved.holds(first):  # that of another directory
+            raise UserError(
+                f"checkpoint.load={config.checkpoint.load} is of step {first}, and this training "
+                f"ends at step {num_steps}: make num_steps or num_epochs larger to go on from there"
+            )
 
         def knn_is_due(done: int) -> bool:
             return done == num_steps or bool(knn_steps and done % knn_steps == 0)

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from gsjax.data.decode import MAX_PIXELS, decode_image
 
@@ -78,6 +78,29 @@ def _palette(kind: str, **options) -> bytes:
     return _encode(_picture().quantize(64), kind, **options)
 
 
+def _noise() -> Image.Image:
+    """A picture whose PNG file is larger than 64 kB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _after_a_profile(jpeg: bytes) -> bytes:
+    """The JPEG file with two segments of 35 kB before all others."""
+    data = b"ICC_PROFILE\0\1\2" + bytes(35_000)
+    return jpeg[:2] + 2 * (b"\xff\xe2" + struct.pack(">H", len(data) + 2) + data) + jpeg[2:]
+
+
+RAW_PROFILE = f"\nexif\n{len(_turned(6).tobytes())}\n{_turned(6).tobytes().hex()}"
+XMP = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+
+
+def _with_text(name: str, text: str) -> bytes:
+    """A PNG file with a compressed text."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(name, text, zip=True)
+    return _encode(_picture(), "PNG", pnginfo=info)
+
+
 FORMATS = {
     "jpeg": lambda: _encode(_picture(), "JPEG", quality=90),
     "jpeg, no subsampling": lambda: _encode(_picture(), "JPEG", quality=95, subsampling=0),
@@ -109,6 +132,16 @@ FORMATS = {
     },
     "png, orientation": lambda: _encode(_picture(), "PNG", exif=_turned(6)),
     "webp, orientation": lambda: _encode(_picture(), "WEBP", exif=_turned(3)),
+    "jpeg, orientation after 70 kB of colour profile": lambda: _after_a_profile(
+        _encode(_picture(), "JPEG", exif=_turned(6))
+    ),
+    "png, orientation after the pixels": lambda: (
+        _encode(_noise(), "PNG")[:-12]
+        + _chunk(b"eXIf", _turned(6).tobytes()[6:])
+        + _chunk(b"IEND", b"")
+    ),
+    "png, orientation as text": lambda: _with_text("Raw profile type exif", RAW_PROFILE),
+    "png, orientation as XMP": lambda: _with_text("XML:com.adobe.xmp", XMP),
     "png, palette, transparency, orientation": lambda: _palette(
         "PNG", transparency=bytes(range(64)), exif=_turned(6)
     ),

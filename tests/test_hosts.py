@@ -109,6 +109,36 @@ def test_a_killed_peer_ends_the_others_and_a_restart_goes_on_exactly(victim, tmp
         np.testing.assert_array_equal(a, b)
 
 
+SHARED = """
+import functools
+from gsjax import lock, main
+lock.is_shared = lambda folder: True
+lock.beating = functools.partial(lock.beating, stale=40.0)
+main.main()
+"""
+
+
+@pytest.mark.slow
+def test_hosts_wait_while_the_first_watches_a_dead_ones_lock(tmp_path):
+    """On shared storage, for longer than the 30 s that a first exchange of Gloo waits."""
+    (tmp_path / "pretrain.lock").write_text("{}")
+    began = time.monotonic()
+    for process in together(tmp_path, 2, *flags(num_steps="1"), program=("-c", SHARED)):
+        finish(process)
+    assert time.monotonic() - began > 40
+    assert (tmp_path / "checkpoints/1/manifest.sha256").exists()
+
+
+@pytest.mark.slow
+def test_hosts_do_not_prepare_a_data_set_at_once(tmp_path):
+    own = flags(data__source="cifar10", data__data_dir=str(tmp_path))
+    for process in together(tmp_path / "run", 2, *own):
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert f"run tfds build cifar10 --data_dir={tmp_path} first" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.slow
 def test_what_stops_one_host_ends_the_other_and_is_told_once(tmp_path):
     """A damaged picture that only the second host meets, by their shares of each batch."""
@@ -169,10 +199,13 @@ def test_hosts_of_other_settings_are_told(key, values, tmp_path):
 
 
 @pytest.mark.slow
-def test_hosts_of_an_evaluation_with_other_settings_are_told(alone):
-    own = ["--config.knn.k=20", "--config.knn.k=21"]
+@pytest.mark.parametrize(
+    ("key", "values"), [("knn.k", (20, 21)), ("checkpoint.load", ("latest", "none"))]
+)
+def test_hosts_of_an_evaluation_with_other_settings_are_told(key, values, alone):
+    own = [f"--config.{key}={value}" for value in values]
     processes = together(alone, 2, "--job=knn", own=own)
-    assert_second_is_refused(processes, "(knn.k: 20 -> 21)")
+    assert_second_is_refused(processes, f"({key}: {values[0]} -> {values[1]})")
 
 
 @pytest.mark.slow

@@ -184,6 +184,15 @@ def test_a_longer_run_goes_on_in_a_new_work_directory(trained, pictures, tmp_pat
     np.testing.assert_array_equal(again.step, 6)
 
 
+def test_a_run_that_is_no_longer_saves_nothing_and_says_so(trained, pictures, tmp_path):
+    changes = {"seed": "6", "checkpoint.load": f"{trained}/checkpoints/4"}
+    for steps in ("4", "3"):
+        with pytest.raises(UserError, match=f"of step 4, and this training ends at step {steps}"):
+            pretrain(configured(pictures, changes | {"num_steps": steps}), str(tmp_path))
+    longer = configured(pictures, changes | {"num_steps": "5"})
+    assert int(pretrain(longer, str(tmp_path)).step) == 5  # the refusals have left nothing behind
+
+
 def test_a_folder_of_other_pictures_is_refused_and_one_that_moved_is_not(
     trained, pictures, tmp_path
 ):

@@ -177,11 +177,19 @@ def test_a_lost_manifest_of_a_training_that_went_on_is_no_killed_save(tmp_path):
     mark = tmp_path / "checkpoints" / "4" / "manifest.sha256"
     mark.rename(tmp_path / "elsewhere")
     with (tmp_path / "metrics.jsonl").open("w") as file:
-        file.write('{"step": 5, "train/loss": 1.0}\n')
+        file.write('{"step": 6, "train/loss": 1.0}\n')
     with pytest.raises(UserError, match=r"has its manifest\.sha256: bring them back"):
         restored(tmp_path)
     (tmp_path / "elsewhere").rename(mark)
     assert restored(tmp_path)["step"] == 4
+
+
+def test_a_step_that_was_not_finite_before_a_killed_save_is_not_beyond_it(tmp_path):
+    """Its values are written, then the state before it is saved; here that save was killed."""
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": null}\n')
+    assert restored(tmp_path) is None
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4.incomplete"]
 
 
 @pytest.mark.parametrize("name", ["default/.nfs0001", ".DS_Store", "desktop.ini"])

@@ -5,6 +5,7 @@ tests/test_ground_truth.py has the pickles of a ground truth.
 
 import ast
 import gc
+import importlib
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny_tfds
 from clu.metric_writers import MultiWriter
 from report_runs import diagnosed, result, write_run
 
@@ -180,6 +182,23 @@ def test_data_sets_whose_code_would_be_fetched(source):
     data = ml_collections.ConfigDict({"source": source, "data_dir": ""})
     with pytest.raises(UserError, match="is a community data set"):
         prepared.prepared_builder(data)
+
+
+@pytest.mark.parametrize("form", ["pythonClassName", "python_class_name", "type"])
+def test_a_data_set_whose_features_name_a_module(tmp_path, marker, monkeypatch, form):
+    """TFDS would import it; a work directory names the folder, and the folder the module."""
+    tiny_tfds.write(tmp_path)
+    data = ml_collections.ConfigDict({"source": "tiny", "data_dir": str(tmp_path)})
+    assert prepared.prepared_builder(data).is_prepared()
+    (tmp_path / f"of_{form}.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    hostile = {form: f"of_{form}.Thing"} | ({"content": {}} if form == "type" else {})
+    (tmp_path / "tiny/1.0.0/features.json").write_text(json.dumps(hostile))
+    with pytest.raises(UserError, match=rf"name of_{form}\.Thing, which is not of TFDS"):
+        prepared.prepared_builder(data)
+    assert not marker.exists()
+    importlib.import_module(f"of_{form}")
+    assert marker.exists()  # had it been imported
 
 
 def test_no_text_of_a_run_is_markup(tmp_path):

@@ -64,11 +64,19 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
-def command(workdir, *arguments, devices=1, fast=True, environment=None, output=subprocess.PIPE):
+def command(
+    workdir,
+    *arguments,
+    devices=1,
+    fast=True,
+    environment=None,
+    output=subprocess.PIPE,
+    program=("-m", "gsjax.main"),
+):
     xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION * fast}"
     environment = (environment or os.environ) | {"XLA_FLAGS": xla_flags}
     return subprocess.Popen(
-        [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), *arguments],
+        [sys.executable, *program, "--workdir", str(workdir), *arguments],
         stdout=output,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,10 +93,10 @@ def host_flags(count):
     return [[*one_run, f"--process_id={i}"] for i in range(count)]
 
 
-def together(workdir, count, *arguments, devices=1, own=()):
+def together(workdir, count, *arguments, own=(), **options):
     """Starts the processes of one run; `own` are further arguments of each."""
     return [
-        command(workdir, *host, *arguments, *own[i : i + 1], devices=devices)
+        command(workdir, *host, *arguments, *own[i : i + 1], **options)
         for i, host in enumerate(host_flags(count))
     ]
 

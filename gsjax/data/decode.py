@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 # what cameras make.
 MAX_PIXELS = 89_478_485
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's others run programs (EPS) or load plug-ins
-_HEAD = 65536  # bytes searched for an orientation: metadata stands before the pixels
+# Whatever may hold an orientation that Pillow obeys, wherever it stands in the file.
+_TURNED = r"(?s)\C*(Exif|eXIf|tiff:Orientation|XML:com\.adobe\.xmp|Raw profile type)\C*"
 _PNG_SIZE, _PNG_DEPTH = 16, 24  # offsets of width and height, and of the bit depth in a PNG file
 
 # Above its limit Pillow only warns, and prints that; such a picture is refused here.
@@ -42,8 +43,7 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
     header = tf.strings.join([tf.strings.substr(encoded, 0, 32), b"\0" * 32])
     deep = tf.strings.substr(header, _PNG_DEPTH, 1) == b"\x10"
-    head = tf.strings.substr(encoded, 0, _HEAD)
-    turned = tf.strings.regex_full_match(head, r"(?s)\C*(Exif|eXIf|tiff:Orientation)\C*")
+    turned = tf.strings.regex_full_match(encoded, _TURNED)
     png_size = tf.io.decode_raw(
         tf.strings.substr(header, _PNG_SIZE, 8), tf.int32, little_endian=False, fixed_length=8
     )

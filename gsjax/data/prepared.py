@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Sequence
 
+import jax
 import ml_collections
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,18 @@ _BY_HAND = {
         "cars_test_annos_withlabels.mat",
     ),
 }
+
+_class_of_feature = tfds.features.FeatureConnector.cls_from_name
+
+
+def _class_of_tfds(name: str) -> type:
+    """The class that the files of a data set name; TFDS would import, so run, any module."""
+    if not name.startswith("tensorflow_datasets."):
+        raise ValueError(f"its features name {name}, which is not of TFDS and is not run")
+    return _class_of_feature(name)
+
+
+setattr(tfds.features.FeatureConnector, "cls_from_name", staticmethod(_class_of_tfds))  # noqa: B010
 
 
 def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
@@ -192,6 +205,11 @@ def prepared_builder(data: ml_collections.ConfigDict):
         )
     if builder.is_prepared():
         return builder
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{data.source} is not prepared in {where}, and several processes would prepare it at "
+            f"once: run {command} first, where all of them read it"
+        )
     if tf.io.gfile.exists(str(builder.data_path)):
         raise _half_done(data.source, str(builder.data_path), command, "no dataset_info.json")
     archives = _BY_HAND.get(builder.name, ())

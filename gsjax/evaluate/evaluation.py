@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -224,6 +224,27 @@ class Evaluation:
         metrics.say(f"written to {file}")
 
 
+def _restore(
+    checkpoint: epath.Path, look: Callable[[], epath.Path | None], target: Any
+) -> tuple[epath.Path, step.TrainState]:
+    """Returns a checkpoint with its state; all hosts the same.
+
+    If a training beside this evaluation has removed it meanwhile, what `look` finds is taken.
+    """
+    state: Any = None
+    error = None
+    try:
+        state = checkpoints.restore(checkpoint, target)
+    except UserError as told:
+        error = told
+    if parallel.everywhere(error is None):
+        return checkpoint, state
+    newer = look()
+    if newer is None or newer == checkpoint:
+        raise error or UserError(f"another process cannot restore {checkpoint}")
+    return newer, checkpoints.restore(newer, target)
+
+
 @contextlib.contextmanager
 def open_evaluation(
     config: ml_collections.ConfigDict, workdir: str, name: str
@@ -237,7 +258,6 @@ def open_evaluation(
     folder = files.absolute(workdir)
     mesh = parallel.create_mesh(jax.device_count())
     method = create_method(config, mesh.devices.flat[0].platform)
-    checkpoint = checkpoints.find(folder, config.checkpoint.load)
     ours = {"config": config.to_dict(), "data": {}}
 
     def begin() -> dict[str, Any]:
@@ -245,6 +265,7 @@ def open_evaluation(
         return ours
 
     ownership.compare_hosts(parallel.from_primary(begin), ours)
+    checkpoint = checkpoints.find(folder, config.checkpoint.load)
     # Only the shape of the optimiser's state matters here, which is the same for every rate.
     optimizer = create_optimizer(config, optax.constant_schedule(0.0))
     create = step.create_state_fn(method, optimizer, mesh)
@@ -252,14 +273,8 @@ def open_evaluation(
     if checkpoint is None:
         state = create(init_key)
     else:
-        try:
-            state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
-        except UserError:
-            newer = checkpoints.find(folder, config.checkpoint.load)
-            if newer is None or newer == checkpoint:
-                raise
-            checkpoint = newer  # a training beside us has removed the other one meanwhile
-            state = checkpoints.restore(checkpoint, create.eval_shape(init_key))
+        look = functools.partial(checkpoints.find, folder, config.checkpoint.load)
+        checkpoint, state = _restore(checkpoint, look, create.eval_shape(init_key))
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
     metrics.say(f"workdir  {folder}")
