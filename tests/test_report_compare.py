@@ -134,6 +134,25 @@ def test_a_baseline_of_other_settings_is_none(tmp_path, other):
     assert tables.differences_table(study, "differences") is None
 
 
+@pytest.mark.parametrize(
+    ("scale", "method", "stands_in"),
+    [(0.5, "simclr", True), (1.0, "simclr", False), (1.0, "simsiam", True)],
+)
+def test_without_another_baseline_lambda_0_is_one_where_the_loss_is_the_same(
+    tmp_path, scale, method, stands_in
+):
+    for value in (0.0, 0.5):
+        config = {"similarity.threshold": value, "similarity.scale": scale, "method": method}
+        write_run(tmp_path / f"at-{value}", 40.0 + value, config=config)
+    (study,) = _studies(tmp_path)
+    found = [baseline_of(group, study.groups) for group in study.groups]
+    assert found == [None, study.groups[0] if stands_in else None]
+    cells = list(_cells(tables.results_table(study, "results")).values())[-2:]
+    column = [row["difference to the baseline (95 % interval)"] for row in cells]
+    expected = ["baseline", "+0.50 (one seed: no interval)"]
+    assert column == (expected if stands_in else ["no baseline here"] * 2)
+
+
 @pytest.mark.parametrize("harmless", [{"similarity.threshold": 0.7}, {"log.every_steps": 3}])
 def test_a_baseline_may_differ_in_what_does_not_shape_it(tmp_path, harmless):
     write_run(tmp_path / "gs", 40.0)

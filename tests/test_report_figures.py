@@ -204,6 +204,25 @@ def test_histograms_are_shares():
     assert bars == [(0.0, 0.25), (0.5, 0.75), (0.25, 0.0), (0.75, 1.0)]
 
 
+def test_each_law_of_the_overlap_has_a_histogram(tmp_path):
+    """A baseline's psi is that of the default, as the first graded arm's."""
+    psi = {"plain": "min(ioa / 0.5, 1)", "gs": "min(ioa / 0.5, 1)", "other": "min(iou / 0.5, 1)"}
+    measures = {"plain": "none", "gs": "ioa", "other": "iou"}
+    for name, measure in measures.items():
+        results = {"diagnostics": [diagnosed(psi=psi[name])]}
+        write_run(tmp_path / "runs" / name, 40.0, measure=measure, results=results)
+    panels, _ = _panels(tmp_path / "runs", tmp_path)
+    notes = {panel.title: panel.note for panel in panels if "overlap of the crops" in panel.title}
+    assert notes == {
+        "SimCLR-GS: overlap of the crops, and psi": (
+            "Pairs of crops of photos, as gs draws them. By the same law: SimCLR."
+        ),
+        "SimCLR-GS, IoU: overlap of the crops, and psi": (
+            "Pairs of crops of photos, as other draws them."
+        ),
+    }
+
+
 def test_calibration_leaves_out_empty_bins():
     bins = diagnosed()["details"]["calibration"]
     bins["count"][1] = 0

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -67,7 +67,7 @@ class Panels:
         panels = [self._over_axis()]
         panels += self._accuracies()
         panels += [self._curves(metric) for metric in _CURVES if metric != _KNN]
-        panels.append(self._histograms())
+        panels += self._histograms()
         panels += [self._calibration(i, group) for i, group in enumerate(self._study.groups)]
         panels += [self._map(i, group) for i, group in enumerate(self._study.groups)]
         return [panel for panel in panels if panel]
@@ -116,16 +116,26 @@ class Panels:
         title = f"kNN accuracy over {axis}"
         return self._render("axis", title, note, lambda axes: draw.over_axis(axes, self._study))
 
-    def _histograms(self) -> Panel | None:
-        found = _diagnosed([run for group in self._study.groups[::-1] for run in group.runs])
-        if not found:
-            return None
-        run, entry = found
-        note = f"Pairs of crops of {entry['dataset']}, drawn as {run.name} draws them."
-        title = "IoA and psi of the pairs"
+    def _histograms(self) -> list[Panel | None]:
+        """One panel for each law by which crops are drawn and psi follows from them."""
+        laws: dict[str, list[tuple[Group, Run, dict]]] = {}
+        for group in self._study.groups:
+            found = _diagnosed(group.runs)
+            if found:
+                laws.setdefault(_law_of_overlap(found[1]), []).append((group, *found))
+        return [self._histogram(of_law) for of_law in laws.values()]
+
+    def _histogram(self, of_law: list[tuple[Group, Run, dict]]) -> Panel | None:
+        first, *rest = sorted(of_law, key=lambda drawn: drawn[0].is_baseline)
+        group, run, entry = first
+        note = f"Pairs of crops of {entry['dataset']}, as {run.name} draws them."
+        others = [other.name for other, _, _ in rest]
+        if others:
+            note += f" By the same law: {', '.join(others)}."
+        name, title = f"overlap_{slug(group.name)}", f"{group.name}: overlap of the crops, and psi"
         return self._try(
             lambda: self._render(
-                "overlap", title, note, lambda axes: draw.histograms(axes, entry["details"])
+                name, title, note, lambda axes: draw.histograms(axes, entry["details"])
             ),
             run,
         )
@@ -239,3 +249,10 @@ def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
             if entry["step"] is not None and entry["step"] == run.step:
                 return run, entry
     return None
+
+
+def _law_of_overlap(entry: Mapping[str, Any]) -> str:
+    """What IoA and psi of the pairs of crops depend on, but for chance."""
+    protocol = entry.get("protocol", {})
+    crops = [protocol.get("augment", {}).get(key) for key in ("crop", "min_scale", "max_scale")]
+    return json.dumps([entry["dataset"], crops, protocol.get("psi")])

@@ -12,6 +12,7 @@ _METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 # They leave the encoder as it is, but not what the kNN monitor measures on it.
 _OF_THE_MONITOR = ("data.labelled_split", "data.test_split", "knn.preset", "knn.k")
 _NOT_OF_THE_PROTOCOL = ("seed", "num_left_out")
+_UNGRADED_SCALE = 0.5  # with psi = 1 the graded NT-Xent is then NT-Xent and a constant
 _OF_THE_METHOD = ("learning_rate",)  # of the linear evaluation, which has one for each
 
 
@@ -39,8 +40,14 @@ class Group:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether these runs are without graded similarity."""
-        return self.shaping["similarity.measure"] == "none"
+        """Whether the loss of these runs is that without graded similarity.
+
+        At lambda = 0, where psi is 1, it is so too where the positive term weighs the same.
+        """
+        s = self.shaping
+        weight = s["similarity.scale"] if s["method"] == "simclr" else _UNGRADED_SCALE
+        psi_is_1 = s["similarity.threshold"] == 0 and weight == _UNGRADED_SCALE
+        return s["similarity.measure"] == "none" or psi_is_1
 
     @property
     def method(self) -> str:
@@ -133,7 +140,10 @@ def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group without graded similarity whose settings are the same otherwise."""
+    """The group without graded similarity whose settings are the same otherwise.
+
+    Of several, one that has no measure of overlap at all.
+    """
     if group.is_baseline:
         return None
 
@@ -141,6 +151,7 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
         return {k: v for k, v in one.shaping.items() if not k.startswith("similarity.")}
 
     found = [other for other in groups if other.is_baseline and rest(other) == rest(group)]
+    found.sort(key=lambda other: other.shaping["similarity.measure"] != "none")
     return found[0] if found else None
 
 

@@ -17,7 +17,7 @@ from gsjax.report import absent, collect, compare, groups, tables
 from gsjax.runs import Run
 from gsjax.schema import Kind
 
-_NOT_COMPARED = ("seed", "checkpoint.load")
+_NOT_COMPARED = ("seed", "checkpoint.load", "platform")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -177,8 +177,9 @@ def _settings(studies: Sequence[collect.Study]) -> tables.Table:
     header = ("setting", "default", *(group.name for group in found))
     caption = (
         "Settings that differ from the defaults in the first run of a group; all others are the "
-        "defaults of the package. Left out: the seed, folders of data, checkpoint.load and what is "
-        "the report's own. An evaluation that was started by itself may have had others."
+        "defaults of the package. Left out: the seed, folders of data, checkpoint.load, platform "
+        "(the environment tells the devices) and what is the report's own. An evaluation that was "
+        "started by itself may have had others."
     )
     table = tuple(tuple(compare.Cell(text) for text in row) for row in rows)
     return tables.Table("settings", caption, header, table)

@@ -1,0 +1,103 @@
+"""The README's tables of results, calculated anew from the raw results beside it."""
+
+import collections
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+
+def table_after(repo_root, words):
+    """{name of a row: its other cells} of the first table after these words."""
+    text = (repo_root / "README.md").read_text()
+    rows = re.search(r"\n\n(\|.*?)\n\n", text[text.index(words) :], re.DOTALL)[1].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+    return {name: rest for name, *rest in cells}
+
+
+def final_accuracies(repo_root, study):
+    """{arm: {seed: kNN top-1}} of its summaries, with the rows for comparison."""
+    found = collections.defaultdict(dict)
+    for file in sorted((repo_root / "results" / study).glob("*-seed*.json")):
+        run = json.loads(file.read_text())
+        label, seed, value = (run["member"][key] for key in ("label", "seed", "value"))
+        arm = label if value is None else f"lambda = {value:g}"
+        steps, values = zip(*run["curves"]["knn/top1"], strict=True)
+        assert steps[0] == 0 and steps[-1] == run["step"] == run["num_steps"]
+        found[arm][seed] = values[-1]
+        found["untrained encoder"].setdefault(seed, values[0])
+        found["raw pixels"] = {0: run["curves"]["knn/pixels_top1"][0][1]}
+    return found
+
+
+def spread(values):
+    text = f"{np.mean(values):.2f}"
+    return f"{text} ({np.std(values, ddof=1):.2f})" if len(values) > 1 else text
+
+
+def close(text, expected):
+    """Whether the numbers in two texts agree within one in the last of two digits."""
+    pattern = r"[-+]?\d+\.\d+"
+    numbers = [np.array(re.findall(pattern, part), float) for part in (text, expected)]
+    words = [re.sub(pattern, "", part) for part in (text, expected)]
+    return words[0] == words[1] and np.allclose(*numbers, rtol=0, atol=0.0101)
+
+
+@pytest.mark.parametrize(
+    ("study", "words", "baselines"),
+    [
+        (
+            "small_study",
+            "configs/sweeps/small_study.py`: ResNet-18",
+            {
+                "SimCLR-GS": "SimCLR",
+                "SimCLR-GS, scale 0.5": "SimCLR",
+                "SimSiam-GS": "SimSiam",
+            },
+        ),
+        (
+            "small_threshold",
+            "configs/sweeps/small_threshold.py`: lambda",
+            {f"lambda = {value}": "lambda = 0" for value in ("0.25", "0.5", "1")},
+        ),
+    ],
+)
+def test_studies(repo_root, study, words, baselines):
+    shown = table_after(repo_root, words)
+    arms = final_accuracies(repo_root, study)
+    assert shown.keys() == arms.keys()
+    for arm, (accuracy, difference) in shown.items():
+        values = list(arms[arm].values())
+        assert close(accuracy, spread(values)), arm
+        if arm not in baselines:
+            assert difference == ""
+            continue
+        assert arms[arm].keys() == arms[baselines[arm]].keys()
+        pairs = np.array([[arms[arm][s], arms[baselines[arm]][s]] for s in arms[arm]]).T
+        low, high = stats.ttest_rel(*pairs).confidence_interval(0.95)
+        expected = f"{np.mean(pairs[0] - pairs[1]):+.2f} ({low:+.2f} to {high:+.2f})"
+        assert close(difference, expected), arm
+
+
+def test_the_evaluation_jobs(repo_root):
+    content = json.loads((repo_root / "results/evaluation_cifar10_600_steps.json").read_text())
+    scores = {True: {}, False: {}}  # by whether the encoder is trained
+    for entry in content["results"]:
+        scores[entry["step"] is not None] |= entry["scores"]
+    rows = {
+        ("`knn`", "CIFAR-10"): ["knn/top1", "knn/top5"],
+        ("`linear`", "CIFAR-10, 10 epochs"): ["linear/top1", "linear/top5"],
+        ("`transfer`", "Caltech-101"): ["transfer/caltech101_mean_per_class"],
+        ("`transfer`", "Imagenette"): ["transfer/imagenette_top1"],
+        ("`transfer`", "CIFAR-10, 5,000 + 5,000 pictures"): ["transfer/cifar10_top1"],
+        ("`retrieval`", "`rmini`"): [f"retrieval/{x}_mAP" for x in ("easy", "medium", "hard")],
+    }
+    text = (repo_root / "README.md").read_text()
+    for (job, dataset), names in rows.items():
+        row = re.search(rf"^\| {job} \| {re.escape(dataset)} \|.*$", text, re.MULTILINE)[0]
+        cells = [cell.strip() for cell in row.strip("|").split("|")][3:]
+        for cell, trained in zip(cells, (False, True), strict=True):
+            shown = np.array(cell.split("/"), float)
+            np.testing.assert_allclose(shown, [scores[trained][n] for n in names], atol=0.0501)
