@@ -2,7 +2,8 @@
 
     python -m gsjax.main --config configs/demo.py
 
-A few minutes on two CPU cores; kNN goes from 54.5 % (untrained) to 67.5 %, raw pixels give 38.0 %.
+A few minutes on two CPU cores; kNN goes from 54.5 % (untrained) to about 68 %, raw pixels give
+38.0 %.
 """
 
 from gsjax import defaults

@@ -101,3 +101,10 @@ def test_the_evaluation_jobs(repo_root):
         for cell, trained in zip(cells, (False, True), strict=True):
             shown = np.array(cell.split("/"), float)
             np.testing.assert_allclose(shown, [scores[trained][n] for n in names], atol=0.0501)
+
+
+def test_the_demonstration(repo_root):
+    shown = table_after(repo_root, "### The demonstration")
+    names = ("knn_top1_raw_pixels", "knn_top1_untrained", "knn_top1")
+    runs = json.loads((repo_root / "results/demo.json").read_text())["runs"]
+    assert shown == {str(run["seed"]): [f"{run[name]:.2f}" for name in names] for run in runs}
