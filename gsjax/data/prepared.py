@@ -46,6 +46,7 @@ def _class_of_tfds(name: str) -> type:
     return _class_of_feature(name)
 
 
+# By setattr, because mypy takes no assignment to a method.
 setattr(tfds.features.FeatureConnector, "cls_from_name", staticmethod(_class_of_tfds))  # noqa: B010
 
 

@@ -151,8 +151,7 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
         return {k: v for k, v in one.shaping.items() if not k.startswith("similarity.")}
 
     found = [other for other in groups if other.is_baseline and rest(other) == rest(group)]
-    found.sort(key=lambda other: other.shaping["similarity.measure"] != "none")
-    return found[0] if found else None
+    return min(found, key=lambda other: other.shaping["similarity.measure"] != "none", default=None)
 
 
 def protocols_told_apart(found: Sequence[Run]) -> list[Run]:

@@ -37,7 +37,7 @@ def median_ms(run, calls=1):
 
 
 def prepare(path, overrides, views, devices=None):
-    """The training step of a config on random boxes: the program, state, batch and key."""
+    """The training step of a config: the program, its state, batch and key, and the settings."""
     from gsjax import methods, optimizers, parallel, settings, step
 
     config = settings.load(str(path))
@@ -48,8 +48,8 @@ def prepare(path, overrides, views, devices=None):
     optimizer = optimizers.create_optimizer(config, lambda step: 0.3)
     init_key, key = step.keys(config)
     state = step.create_state_fn(method, optimizer, mesh)(init_key)
-    side = views.shape[2] / 224
-    boxes = np.float32([[10, 10, 200, 200], [50, 60, 150, 160]]) * np.float32(side)
+    scale = np.float32(views.shape[2] / SIDE)
+    boxes = np.float32([[10, 10, 200, 200], [50, 60, 150, 160]]) * scale
     boxes = np.tile(boxes, (len(views), 1, 1))
     batch = parallel.shard({"views": views, "boxes": boxes}, mesh)
     return step.create_train_step(config, method, optimizer, mesh), state, batch, key, config
