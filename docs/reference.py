@@ -18,7 +18,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GROUPS = {
     "The method": ("similarity", "losses", "augment", "methods", "optimizers"),
     "Training": ("pretrain", "step", "loop", "parallel", "metrics", "pictures"),
-    "Surviving": ("checkpoints", "manifest", "ownership", "lock", "files", "interrupts", "memory"),
+    "Surviving": (
+        "checkpoints",
+        "saved_state",
+        "manifest",
+        "ownership",
+        "lock",
+        "files",
+        "interrupts",
+        "memory",
+    ),
     "Command line": ("main", "defaults", "schema", "settings", "jobs", "errors"),
 }
 _OTHER = "More"

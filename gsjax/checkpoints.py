@@ -1,21 +1,14 @@
-"""Checkpoints of the training state by Orbax.
+"""The checkpoints of a run: which are there, which to go on from, which to keep.
 
 A checkpoint is complete with its manifest, and used only if its bytes are those of the manifest.
 """
 
-import os
-import re
-import sys
-from logging import getLogger
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from absl import logging
 from clu import metric_writers
 from etils import epath
 
-from gsjax import files, manifest, metrics, parallel
+from gsjax import files, manifest, metrics, parallel, saved_state
 from gsjax.errors import UserError
 
 
@@ -68,38 +61,6 @@ def _find(workdir: epath.Path, load: str) -> epath.Path:
     return _checked(_path(workdir, int(load)))
 
 
-def restore(path: epath.Path, target: Any) -> Any:
-    """Returns the state in `checkpoints/<step>`.
-
-    Args:
-      path: of the checkpoint.
-      target: the state's shapes, types and shardings.
-
-    Raises:
-      UserError: it is no checkpoint, or one of another model.
-    """
-    item = path / "default"
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = _leaves(checkpointer.metadata(item).item_metadata.tree)
-        except (ValueError, OSError, AttributeError) as error:
-            raise UserError(f"{path} is no checkpoint of gsjax, or a damaged one") from error
-        # Compared here, because Orbax casts another type without a word.
-        wanted = _leaves(target)
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise UserError(
-                    f"{path} is no checkpoint of this model: {name} is "
-                    f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-                )
-        try:
-            return checkpointer.restore(item.as_posix(), target)
-        except Exception as error:  # Orbax raises that very class
-            if parallel.is_lost_peer(error):
-                raise
-            raise UserError(f"{path} cannot be restored: {_reason(error)}") from error
-
-
 class Checkpoints:
     """The checkpoints `workdir/checkpoints/<step>` of a run."""
 
@@ -129,7 +90,7 @@ class Checkpoints:
                 manifest.remove(path)  # what was left of a save or has been damaged
                 path.mkdir(parents=True)
         parallel.sync_hosts(f"checkpoint {step} can be written")
-        _write(path, state)
+        saved_state.write(path, state)
         parallel.sync_hosts(f"checkpoint {step} is written")
         if parallel.is_primary():
             with files.told(path):
@@ -167,7 +128,7 @@ class Checkpoints:
             is a step, or is `none` and the directory holds checkpoints.
         """
         chosen = parallel.from_primary(lambda: self._choose(load))
-        return None if chosen is None else restore(epath.Path(chosen), target)
+        return None if chosen is None else saved_state.read(epath.Path(chosen), target)
 
     def _choose(self, load: str) -> str | None:
         steps = saved_steps(self._workdir)
@@ -219,41 +180,6 @@ class Checkpoints:
         return any(record["step"] > max(steps) + 1 for record in records)
 
 
-def _write(path: epath.Path, state: Any) -> None:
-    """Writes a state by Orbax, whose threads tell a full disk in many words, some of them later."""
-    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = _all_but_closed_loops
-    try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(path / "default", args=ocp.args.StandardSave(state))
-        sys.unraisablehook = hook
-    except Exception as error:
-        if parallel.is_lost_peer(error):
-            raise
-        getLogger("asyncio").disabled = True
-        raise UserError(
-            f"{path} cannot be written: {_reason(error)}; the same command goes on from the last "
-            "checkpoint"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _reason(error: Exception) -> str:
-    """What an error of Orbax says: that of a file as everywhere, others with their type."""
-    if isinstance(error, files.ERRORS):
-        return files.reason(error)
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(number[1])) if number else f"{type(error).__name__}: {error}"
-
-
-def _all_but_closed_loops(unraisable: Any) -> None:
-    """Prints what threads cannot raise, but for writes that end after the first one has failed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
-
-
 def _put_aside(path: epath.Path) -> None:
     aside = path.with_name(f"{path.name}.incomplete")
     metrics.say(f"put aside as {aside}")
@@ -303,11 +229,3 @@ def _checked(path: epath.Path) -> epath.Path:
     if fault:
         raise UserError(f"{path} is damaged ({fault}): name another with checkpoint.load")
     return path
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    """Returns {path of a leaf: its type and shape}."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

@@ -9,7 +9,7 @@ import pytest
 from clu.metric_writers import MultiWriter
 from etils import epath
 
-from gsjax import checkpoints, defaults, ownership
+from gsjax import checkpoints, defaults, ownership, saved_state
 from gsjax.errors import UserError
 
 
@@ -45,6 +45,22 @@ def test_an_evaluation_takes_any(saved, load, step):
 def test_an_evaluation_names_the_steps_that_are_there(saved):
     with pytest.raises(UserError, match=r"no checkpoint of step 7 in .*\(4, 6\)"):
         checkpoints.find(saved, "7")
+
+
+@pytest.mark.parametrize("size", [0, 20])
+def test_what_cannot_be_read_after_its_check_is_told_in_one_line(tmp_path, size):
+    """The metadata are there, the arrays are not whole: Orbax tells its store's whole layout."""
+    weights = {"weights": np.arange(4096, dtype=np.float32)}
+    checkpoints.Checkpoints(epath.Path(tmp_path), 1, 0).save(3, weights, MultiWriter([]))
+    path = tmp_path / "checkpoints" / "3"
+    arrays = list(path.glob("default/ocdbt.process_0/d/*"))
+    assert arrays
+    for file in arrays:
+        file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError) as refusal:
+        saved_state.read(epath.Path(path), jax.eval_shape(lambda: weights))
+    assert str(refusal.value).startswith(f"{path} cannot be restored: ")
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600
 
 
 def test_path_begins_a_new_run_and_goes_on_in_an_old_one(saved, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from clu.metric_writers import MultiWriter
 from test_step import batch_of, small_config
 
-from gsjax import checkpoints, files, methods, optimizers, parallel, settings, step
+from gsjax import checkpoints, files, methods, optimizers, parallel, saved_state, settings, step
 from gsjax.models import resnet
 
 
@@ -79,7 +79,7 @@ def test_checkpoints_fit_with_and_without(tmp_path):
     for i, (saved, target) in enumerate((states, states[::-1])):
         folder = files.absolute(str(tmp_path / str(i)))
         checkpoints.Checkpoints(folder, 1, 0).save(1, saved, MultiWriter([]))
-        restored = checkpoints.restore(folder / "checkpoints" / "1", target)
+        restored = saved_state.read(folder / "checkpoints" / "1", target)
         jax.tree.map(np.testing.assert_array_equal, restored, target)
 
 

@@ -21,7 +21,7 @@ import tiny_tfds
 from clu.metric_writers import MultiWriter
 from report_runs import diagnosed, result, write_run
 
-from gsjax import checkpoints, environment, files, runs, settings
+from gsjax import checkpoints, environment, files, runs, saved_state, settings
 from gsjax.data import prepared
 from gsjax.errors import UserError
 from gsjax.evaluate import features, results, store
@@ -125,7 +125,7 @@ def test_a_checkpoint_with_pickles(tmp_path, marker):
         before = file.read_bytes() if file.exists() else None
         file.write_bytes(payload)
         try:
-            checkpoints.restore(files.absolute(str(path)), jax.eval_shape(lambda: state))
+            saved_state.read(files.absolute(str(path)), jax.eval_shape(lambda: state))
         except UserError:
             refused += 1
         file.unlink() if before is None else file.write_bytes(before)

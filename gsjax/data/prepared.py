@@ -206,11 +206,6 @@ def prepared_builder(data: ml_collections.ConfigDict):
         )
     if builder.is_prepared():
         return builder
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{data.source} is not prepared in {where}, and several processes would prepare it at "
-            f"once: run {command} first, where all of them read it"
-        )
     if tf.io.gfile.exists(str(builder.data_path)):
         raise _half_done(data.source, str(builder.data_path), command, "no dataset_info.json")
     archives = _BY_HAND.get(builder.name, ())
@@ -221,6 +216,11 @@ def prepared_builder(data: ml_collections.ConfigDict):
         raise UserError(
             f"{data.source} is not in {where} and cannot be downloaded by a program: "
             f"put {what} into {manual} and run {command}"
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{data.source} is not prepared in {where}, and several processes would prepare it at "
+            f"once: run {command} first, where all of them read it"
         )
     print(f"{data.source} is not in {where}: TFDS downloads and prepares it", flush=True)
     left = tf.io.gfile.glob(os.path.join(os.path.dirname(builder.data_path), "incomplete.*"))

@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax import checkpoints, files, metrics, ownership, parallel, step
+from gsjax import checkpoints, files, metrics, ownership, parallel, saved_state, step
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
@@ -234,7 +234,7 @@ def _restore(
     state: Any = None
     error = None
     try:
-        state = checkpoints.restore(checkpoint, target)
+        state = saved_state.read(checkpoint, target)
     except UserError as told:
         error = told
     if parallel.everywhere(error is None):
@@ -242,7 +242,7 @@ def _restore(
     newer = look()
     if newer is None or newer == checkpoint:
         raise error or UserError(f"another process cannot restore {checkpoint}")
-    return newer, checkpoints.restore(newer, target)
+    return newer, saved_state.read(newer, target)
 
 
 @contextlib.contextmanager
