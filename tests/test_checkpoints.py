@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from clu.metric_writers import MultiWriter
 from etils import epath
@@ -50,7 +51,7 @@ def test_an_evaluation_names_the_steps_that_are_there(saved):
 @pytest.mark.parametrize("size", [0, 20])
 def test_what_cannot_be_read_after_its_check_is_told_in_one_line(tmp_path, size):
     """The metadata are there, the arrays are not whole: Orbax tells its store's whole layout."""
-    weights = {"weights": np.arange(4096, dtype=np.float32)}
+    weights = {"weights": jnp.arange(4096, dtype=jnp.float32)}
     checkpoints.Checkpoints(epath.Path(tmp_path), 1, 0).save(3, weights, MultiWriter([]))
     path = tmp_path / "checkpoints" / "3"
     arrays = list(path.glob("default/ocdbt.process_0/d/*"))
@@ -58,7 +59,7 @@ def test_what_cannot_be_read_after_its_check_is_told_in_one_line(tmp_path, size)
     for file in arrays:
         file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(UserError) as refusal:
-        saved_state.read(epath.Path(path), jax.eval_shape(lambda: weights))
+        saved_state.read(epath.Path(path), jax.tree.map(ocp.utils.to_shape_dtype_struct, weights))
     assert str(refusal.value).startswith(f"{path} cannot be restored: ")
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600
 
