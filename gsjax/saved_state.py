@@ -49,7 +49,7 @@ def read(path: epath.Path, target: Any) -> Any:
       target: the state's shapes, types and shardings.
 
     Raises:
-      UserError: it is no checkpoint, or one of another model.
+      UserError: it is no checkpoint, one of another model, or cannot be read.
     """
     item = path / "default"
     with ocp.StandardCheckpointer() as checkpointer:
