@@ -3,13 +3,17 @@
 A checkpoint is complete with its manifest, and used only if its bytes are those of the manifest.
 """
 
-from typing import Any
+from __future__ import annotations
 
-from clu import metric_writers
+from typing import TYPE_CHECKING, Any
+
 from etils import epath
 
 from gsjax import files, manifest, metrics, parallel, saved_state
 from gsjax.errors import UserError
+
+if TYPE_CHECKING:
+    from clu import metric_writers  # imports TensorFlow
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:
@@ -110,7 +114,7 @@ class Checkpoints:
                 path = _path(self._workdir, step)
                 try:
                     manifest.remove(path)
-                except files.ERRORS as error:
+                except files.error_types() as error:
                     metrics.say(f"warning: {path} cannot be removed: {files.reason(error)}")
 
     def restore(self, load: str, target: Any) -> Any:

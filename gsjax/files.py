@@ -3,21 +3,38 @@
 import contextlib
 import errno
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
 
-from gsjax.data import OpError
 from gsjax.errors import UserError
 
-ERRORS = (OSError, OpError)  # of local files and of TensorFlow, which reads and writes buckets
+
+def error_types(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """The errors of reading and writing files: Python's, TensorFlow's for buckets, and others.
+
+    TensorFlow takes seconds to import, and raises nothing as long as nobody has imported it.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    return (OSError, *([tensorflow.errors.OpError] if tensorflow else []), *others)
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path as a message shows it: bytes that are not UTF-8 and control characters escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def absolute(path: str) -> epath.Path:
     """Returns a local path made absolute, and gs://... as it is."""
     expanded = epath.Path(path).expanduser()
-    return expanded if is_remote(expanded) else expanded.absolute()
+    if not is_remote(expanded):
+        return expanded.absolute()
+    import gsjax.data  # noqa: F401  # prepares TensorFlow, through which epath reads buckets
+
+    return expanded
 
 
 def is_remote(path: epath.Path) -> bool:
@@ -53,7 +70,7 @@ def taking_the_place_of(file: epath.Path, new: epath.Path) -> Iterator[None]:
         sync(new)
         new.replace(file)
     except BaseException:
-        with contextlib.suppress(*ERRORS):
+        with contextlib.suppress(*error_types()):
             new.unlink(missing_ok=True)
         raise
     sync(file.parent)
@@ -78,8 +95,8 @@ def told(path: epath.Path) -> Iterator[None]:
     """Turns the errors of writing files into one line that names the path."""
     try:
         yield
-    except ERRORS as error:
-        raise UserError(f"{path} cannot be written: {reason(error)}") from error
+    except error_types() as error:
+        raise UserError(f"{shown(path)} cannot be written: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

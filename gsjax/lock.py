@@ -110,7 +110,7 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
 
     def keep_beating() -> None:
         while not ended.wait(period):
-            with contextlib.suppress(*files.ERRORS):  # storage that is away for a while
+            with contextlib.suppress(*files.error_types()):  # storage that is away for a while
                 content = _read(file)
                 if not is_ours(content):
                     print(f"gsjax: error: {_refusal(file, content)}", file=sys.stderr, flush=True)
@@ -131,7 +131,7 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(*files.ERRORS):
+        with contextlib.suppress(*files.error_types()):
             file.unlink(missing_ok=True)
 
 

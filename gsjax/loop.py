@@ -1,23 +1,28 @@
 """What training loops share: the clock, the watch over each step, the profiler's trace."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import ml_collections
 import numpy as np
-from clu import metric_writers
 from etils import epath
 from jax.sharding import Mesh
 
 from gsjax import files, metrics, parallel, step
-from gsjax.data.input_pipeline import Batch
 from gsjax.errors import UserError
 from gsjax.interrupts import Request, Stopped
+
+if TYPE_CHECKING:
+    from clu import metric_writers  # imports TensorFlow, as does gsjax.data
+
+    from gsjax.data.input_pipeline import Batch
 
 _NAMED = 8  # images that a message names
 # embedding_std * sqrt(D): healthy runs have 0.35 and more, also at their lowest

@@ -44,7 +44,7 @@ def fault(folder: epath.Path) -> str | None:
     """
     try:
         stored = (folder / FILE).read_bytes()
-    except files.ERRORS as error:
+    except files.error_types() as error:
         return f"{FILE} cannot be read: {files.reason(error)}"
     lines = set(stored.split(b"\n"))
     listed = {line[66:] for line in lines}
@@ -54,7 +54,7 @@ def fault(folder: epath.Path) -> str | None:
             continue
         try:
             digests[file] = _digest(folder / file)
-        except files.ERRORS as error:
+        except files.error_types() as error:
             return f"{file} cannot be read: {files.reason(error)}"
     for file in digests:
         if file.encode() in listed and _text({file: digests[file]}).encode()[:-1] not in lines:

@@ -1,8 +1,6 @@
-"""Where metrics go: TensorBoard and `metrics.jsonl` through CLU, and the terminal's progress."""
+"""What a run has measured, in `metrics.jsonl`, and what the terminal shows."""
 
-import contextlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -11,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from clu import metric_writers
 from etils import epath
 from tqdm import tqdm
 
 from gsjax import files, parallel
 from gsjax.errors import UserError
 
-KEEP_ALL = sys.maxsize  # as `restored_step`: nothing that is there is cut
-_FILE = "metrics.jsonl"
+FILE = "metrics.jsonl"
 
 
 def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
@@ -31,7 +26,7 @@ def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: a line in it is no such object.
     """
-    file = workdir / _FILE
+    file = workdir / FILE
     try:
         text = file.read_text() if file.exists() else ""
     except UnicodeDecodeError as error:
@@ -61,103 +56,21 @@ def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
             record = {name: value for name, value in record.items() if name not in names}
         if len(record) > 1:
             kept.append(record)
-    _rewrite(workdir, kept)
+    rewrite(workdir, kept)
 
 
 def sync(workdir: epath.Path) -> None:
     """Waits until what was flushed to `metrics.jsonl` has reached the disk."""
-    if (workdir / _FILE).exists():
-        files.sync(workdir / _FILE)
+    if (workdir / FILE).exists():
+        files.sync(workdir / FILE)
 
 
-def _rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Makes `metrics.jsonl` hold just these, at once."""
-    file = workdir / _FILE
+def rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces the content of `metrics.jsonl` by these records in one step."""
+    file = workdir / FILE
     text = "".join(json.dumps(record) + "\n" for record in records)
     if file.exists() and file.read_bytes() != text.encode():
         files.write_text(file, text)
-
-
-class JsonLines(metric_writers.MetricWriter):
-    """Writes scalars to `metrics.jsonl`, an object per call with `step`; leaves out the rest."""
-
-    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
-        """Cuts what an interrupted run wrote after the step that training goes on from."""
-        records = read_records(workdir) if restored_step else []
-        _rewrite(workdir, [record for record in records if record["step"] <= restored_step])
-        with contextlib.ExitStack() as stack:  # all that a bucket's file has is its context
-            self._file = stack.enter_context((workdir / _FILE).open("a"))
-            self._closing = stack.pop_all()
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        record: dict[str, float | None] = {"step": step}
-        for name, value in scalars.items():
-            number = float(np.asarray(value))
-            record[name] = number if math.isfinite(number) else None  # JSON has no NaN
-        self._file.write(json.dumps(record) + "\n")
-
-    def write_summaries(self, step, values, metadata=None):
-        """Not kept as text."""
-
-    def write_images(self, step, images):
-        """Not kept as text."""
-
-    def write_videos(self, step, videos):
-        """Not kept as text."""
-
-    def write_audios(self, step, audios, *, sample_rate):
-        """Not kept as text."""
-
-    def write_texts(self, step, texts):
-        """Not kept as text."""
-
-    def write_histograms(self, step, arrays, num_buckets=None):
-        """Not kept as text."""
-
-    def write_pointcloud(self, step, point_clouds, *, point_colors=None, configs=None):
-        """Not kept as text."""
-
-    def write_hparams(self, hparams):
-        """The work directory's config.json has them."""
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._closing.close()
-
-
-class _Writer(metric_writers.MultiWriter):
-    """TensorBoard and `metrics.jsonl`; a disk that cannot be written is told in one line."""
-
-    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
-        self._workdir = workdir
-        with files.told(self._workdir):
-            board = metric_writers.SummaryWriter(workdir.as_posix())
-            super().__init__([board, JsonLines(workdir, restored_step)])
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        with files.told(self._workdir):
-            super().write_scalars(step, scalars)
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        with files.told(self._workdir):
-            super().write_images(step, images)
-
-    def flush(self) -> None:
-        with files.told(self._workdir):
-            super().flush()
-
-    def close(self) -> None:
-        with files.told(self._workdir):
-            super().close()
-
-
-def create_writer(workdir: epath.Path, restored_step: int) -> metric_writers.MetricWriter:
-    """Returns the writer of a run; on other hosts than the first it writes nothing."""
-    if not parallel.is_primary():
-        return metric_writers.MultiWriter([])
-    return _Writer(workdir, restored_step)
 
 
 def say(line: str) -> None:

@@ -62,7 +62,7 @@ def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
         content = {"gsjax": gsjax.__version__, **ours}
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         files.write_text(workdir / "config.json", text)
-    except (*files.ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
+    except files.error_types(AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
     return ours
 

@@ -25,6 +25,7 @@ from gsjax import (
     parallel,
     pictures,
     step,
+    writers,
 )
 from gsjax.data import input_pipeline, order, sources
 from gsjax.errors import UserError
@@ -109,7 +110,7 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
         if first < num_steps or owed:
             environment.note_start(folder, first)
             metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
-            writer = metrics.create_writer(folder, first)
+            writer = writers.create_writer(folder, first)
             stack.enter_context(contextlib.closing(writer))
             if owed:
                 writer.write_scalars(first, owed.measure(state))

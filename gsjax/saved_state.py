@@ -83,7 +83,7 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 def _reason(error: BaseException) -> str:
     """What an error of Orbax says, in a line: that of a file as everywhere, others with type."""
-    if isinstance(error, files.ERRORS):
+    if isinstance(error, files.error_types()):
         return files.reason(error)
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number:

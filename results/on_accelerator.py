@@ -308,7 +308,7 @@ def unpack(folder, out, workdir, path):
     """
     import jax
 
-    from gsjax import checkpoints, files, metrics, ownership, sweeps
+    from gsjax import checkpoints, files, ownership, sweeps, writers
 
     facts = json.loads((folder / "about.json").read_text())["data"]
     members = {member.name: member for member in sweeps.load(path, {}).members}
@@ -329,7 +329,7 @@ def unpack(folder, out, workdir, path):
             state = state.replace(params=trained[0], batch_stats=trained[1], step=count)
             ownership.claim(own, config, facts)
             files.write_text(own / "environment.json", json.dumps([run["start"]], indent=1))
-            writer = metrics.create_writer(own, 0)
+            writer = writers.create_writer(own, 0)
             for record in run["records"]:
                 writer.write_scalars(record.pop("step"), record)
             writer.flush()

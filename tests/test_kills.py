@@ -19,7 +19,7 @@ from trainings import (
     write_pictures,
 )
 
-from gsjax import metrics, parallel
+from gsjax import parallel, writers
 from gsjax.data import input_pipeline
 from gsjax.pretrain import pretrain
 
@@ -155,7 +155,7 @@ def test_a_resume_takes_the_same_batches_to_the_same_end(every_step, step, tmp_p
 CUT = """
 import os, pathlib, random, signal, sys, time
 from etils import epath
-from gsjax import metrics
+from gsjax import writers
 
 folder = pathlib.Path(sys.argv[1])
 lines = [f'{{"step": {i}, "train/loss": {i / 7}}}\\n' for i in range(1, 60001)]
@@ -167,7 +167,7 @@ for trial in range(25):
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        metrics.JsonLines(epath.Path(folder), 40000)
+        writers.JsonLines(epath.Path(folder), 40000)
         os._exit(0)
     if trial:
         time.sleep(generator.uniform(0, seconds))
@@ -192,7 +192,7 @@ def test_a_kill_in_the_cut_of_the_metrics_loses_none(tmp_path):
 def test_a_torn_line_is_cut(tmp_path):
     """What a full disk left of a line does not swallow the next one."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a"')
-    writer = metrics.JsonLines(epath.Path(tmp_path), 1)
+    writer = writers.JsonLines(epath.Path(tmp_path), 1)
     writer.write_scalars(2, {"a": 2.0})
     writer.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -45,6 +45,39 @@ def test_import_is_light(module, repo_root):
     assert not heavy.intersection(loaded)
 
 
+IMPORTS = """
+import importlib, os, pkgutil, sys
+import gsjax
+
+names = [module.name for module in pkgutil.walk_packages(gsjax.__path__, "gsjax.")]
+pipeline = ("gsjax.data", "gsjax.evaluate", "gsjax.pretrain", "gsjax.writers")
+for name in sorted(names, key=lambda name: name.startswith(pipeline)):
+    importlib.import_module(name)
+    assert name.startswith(pipeline) or "tensorflow" not in sys.modules, name
+assert "tensorflow" in sys.modules and len(names) > 50
+"""
+
+
+def test_imports_print_nothing_and_only_the_pipeline_loads_tensorflow(repo_root):
+    libraries = ("TF_", "JAX_", "XLA_")  # their variables would hide what a user sees
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(libraries)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        cwd=repo_root, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_data_names_tensorflow(repo_root):
+    importing = re.compile(r"^\s*(import|from) tensorflow", re.MULTILINE)
+    found = {
+        path.relative_to(repo_root / "gsjax").parts[0]
+        for path in (repo_root / "gsjax").rglob("*.py")
+        if importing.search(path.read_text())
+    }
+    assert found == {"data"}
+
+
 def test_submodules_load_when_named(repo_root):
     code = (
         "import gsjax, sys\n"

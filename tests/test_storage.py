@@ -25,7 +25,7 @@ from trainings import (
     write_pictures,
 )
 
-from gsjax import checkpoints, files, manifest, metrics, parallel
+from gsjax import checkpoints, files, manifest, parallel, writers
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation
 from gsjax.pretrain import pretrain
@@ -335,7 +335,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(pictures, 
 
 def test_metrics_on_a_full_disk_end_in_one_line(tmp_path):
     with mounted(tmp_path / "disk", "size=1m") as disk:
-        writer = metrics.create_writer(epath.Path(disk), 0)
+        writer = writers.create_writer(epath.Path(disk), 0)
         writer.write_scalars(1, {"a": 1.0})
         writer.flush()
         fill(disk, 0)
@@ -346,7 +346,7 @@ def test_metrics_on_a_full_disk_end_in_one_line(tmp_path):
         with contextlib.suppress(UserError):
             writer.close()
         (disk / "filler").unlink()
-        writer = metrics.create_writer(epath.Path(disk), 1)
+        writer = writers.create_writer(epath.Path(disk), 1)
         writer.write_scalars(2, {"a": 2.0})
         writer.close()
         assert records(disk) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}]

@@ -1,9 +1,14 @@
 """Pictures in, batches out: sources, decoding, crops. Nothing else in gsjax imports TensorFlow."""
 
+import os
+
+# TensorFlow reads both when it is imported: no notices, and none about oneDNN, which the first
+# variable does not silence.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
 import tensorflow as tf
 
-# The accelerators belong to JAX: TensorFlow would take all of their memory at its first operation.
+# The accelerators belong to JAX: TensorFlow would take all their memory with its first operation.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
-
-OpError = tf.errors.OpError  # whatever goes wrong in TensorFlow, its files among it

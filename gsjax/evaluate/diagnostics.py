@@ -93,7 +93,7 @@ def _draw_neighbours(
     path = job.folder / "neighbours.png"
     with files.told(path):
         pictures.save(picture, path)
-    with contextlib.closing(job.writer(metrics.KEEP_ALL)) as writer:
+    with contextlib.closing(job.writer()) as writer:
         writer.write_images(job.step or 0, {"neighbours": picture[None]})
     metrics.say(f"nearest neighbours of {len(lines)} pictures drawn into {path}")
 

@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax import checkpoints, files, metrics, ownership, parallel, saved_state, step
+from gsjax import checkpoints, files, metrics, ownership, parallel, saved_state, step, writers
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
@@ -147,11 +147,11 @@ class Evaluation:
         order = np.argsort(rows.indices)
         return Features(*(column[order] for column in rows))
 
-    def writer(self, restored_step: int) -> metric_writers.MetricWriter:
-        """A CLU writer into the job's folder; `metrics.jsonl` is cut to a step."""
+    def writer(self, restored_step: int = writers.KEEP_ALL) -> metric_writers.MetricWriter:
+        """A CLU writer into the job's folder; what it holds of later steps is cut."""
         with files.told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            return metrics.create_writer(self.folder, restored_step)
+            return writers.create_writer(self.folder, restored_step)
 
     def record(
         self,
@@ -199,7 +199,7 @@ class Evaluation:
         at = (self.step or 0) if at is None else at
         with files.told(self.folder):
             metrics.forget(self.folder, at, set(scores))
-        with contextlib.closing(self.writer(metrics.KEEP_ALL)) as writer:
+        with contextlib.closing(self.writer()) as writer:
             writer.write_scalars(at, scores)
 
     def print_table(self) -> None:

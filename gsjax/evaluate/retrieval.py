@@ -194,6 +194,6 @@ def _draw(
             pictures.save(picture, path)
         drawn[f"{base.dataset}/{query.name}"] = picture[None]
     if drawn:
-        with contextlib.closing(job.writer(metrics.KEEP_ALL)) as writer:
+        with contextlib.closing(job.writer()) as writer:
             writer.write_images(job.step or 0, drawn)
         metrics.say(f"first results of {len(drawn)} queries drawn into {job.folder}")

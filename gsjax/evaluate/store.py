@@ -40,7 +40,7 @@ def load(folder: epath.Path, key: str) -> Features | None:
             if str(saved["key"]) != key:
                 return None
             return Features(*(saved[name] for name in Features._fields))
-    except (*files.ERRORS, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except files.error_types(ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -50,7 +50,7 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
         return
     try:
         write_npz(_path(folder, key), {"key": np.array(key), **features._asdict()})
-    except files.ERRORS as error:
+    except files.error_types() as error:
         metrics.say(f"features are not kept in {folder}: {files.reason(error)}")
 
 

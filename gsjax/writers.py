@@ -1,0 +1,101 @@
+"""Writers of metrics: TensorBoard's event files and `metrics.jsonl`, through CLU."""
+
+import gsjax.data  # noqa: F401  # prepares TensorFlow, which CLU imports
+
+# isort: split
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from clu import metric_writers
+from etils import epath
+
+from gsjax import files, metrics, parallel
+
+KEEP_ALL = sys.maxsize  # as `restored_step`: keeps everything that is there
+
+
+class JsonLines(metric_writers.MetricWriter):
+    """Writes scalars to `metrics.jsonl`, an object per call with `step`; leaves out the rest."""
+
+    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
+        """Cuts what an interrupted run wrote after the step that training goes on from."""
+        records = metrics.read_records(workdir) if restored_step else []
+        metrics.rewrite(workdir, [record for record in records if record["step"] <= restored_step])
+        with contextlib.ExitStack() as stack:  # all that a bucket's file has is its context
+            self._file = stack.enter_context((workdir / metrics.FILE).open("a"))
+            self._closing = stack.pop_all()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        record: dict[str, float | None] = {"step": step}
+        for name, value in scalars.items():
+            number = float(np.asarray(value))
+            record[name] = number if math.isfinite(number) else None  # JSON has no NaN
+        self._file.write(json.dumps(record) + "\n")
+
+    def write_summaries(self, step, values, metadata=None):
+        """Not kept as text."""
+
+    def write_images(self, step, images):
+        """Not kept as text."""
+
+    def write_videos(self, step, videos):
+        """Not kept as text."""
+
+    def write_audios(self, step, audios, *, sample_rate):
+        """Not kept as text."""
+
+    def write_texts(self, step, texts):
+        """Not kept as text."""
+
+    def write_histograms(self, step, arrays, num_buckets=None):
+        """Not kept as text."""
+
+    def write_pointcloud(self, step, point_clouds, *, point_colors=None, configs=None):
+        """Not kept as text."""
+
+    def write_hparams(self, hparams):
+        """The work directory's config.json has them."""
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+class _Writer(metric_writers.MultiWriter):
+    """TensorBoard and `metrics.jsonl`; a disk that cannot be written is told in one line."""
+
+    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
+        self._workdir = workdir
+        with files.told(self._workdir):
+            board = metric_writers.SummaryWriter(workdir.as_posix())
+            super().__init__([board, JsonLines(workdir, restored_step)])
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        with files.told(self._workdir):
+            super().write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        with files.told(self._workdir):
+            super().write_images(step, images)
+
+    def flush(self) -> None:
+        with files.told(self._workdir):
+            super().flush()
+
+    def close(self) -> None:
+        with files.told(self._workdir):
+            super().close()
+
+
+def create_writer(workdir: epath.Path, restored_step: int) -> metric_writers.MetricWriter:
+    """Returns the writer of a run; on other hosts than the first it writes nothing."""
+    if not parallel.is_primary():
+        return metric_writers.MultiWriter([])
+    return _Writer(workdir, restored_step)
