@@ -1,7 +1,10 @@
-"""Ctrl-C and SIGTERM: a training saves its step first, everything else just leaves.
+"""Signals: a training run saves its step first, everything else exits immediately.
 
-The exit status is 128 + the signal's number, as in shells: 130 after Ctrl-C, 143 after SIGTERM.
-No handler raises: an exception that comes from nowhere is swallowed where Python cannot pass it on.
+Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGUSR2 (SLURM and submitit
+send them before a time limit) and SIGXCPU (a limit of CPU time) are all handled alike. The exit
+status is 128 + the signal's number, as in shells: 130 after Ctrl-C, 143 after SIGTERM. SIGQUIT
+(Ctrl-\\) keeps its default action. No handler raises: an exception from nowhere gets swallowed
+where Python cannot propagate it.
 """
 
 import contextlib
@@ -12,9 +15,18 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A cluster signals every process of a job, and the parent of a sweep's member hands it on: what
-# follows within this many seconds is the same request.
+from gsjax import output
+
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+# A cluster signals every process of a job, and the parent of a sweep's member forwards signals:
+# what follows within this many seconds belongs to the same request.
 _SAME_REQUEST = 1.0
 _LEAVING = threading.Lock()
 
@@ -42,17 +54,54 @@ class Request:
             raise Stopped(self.signal)
 
 
+class _Patience:
+    """Tells a user who does not want to wait from a scheduler that repeats itself.
+
+    SLURM sends SIGUSR1 and later SIGTERM, a limit of CPU time SIGXCPU every second; neither may
+    interrupt a save.
+    """
+
+    def __init__(self) -> None:
+        self._began: dict[int, float] = {}
+
+    def ends(self, number: int) -> bool:
+        """Whether this signal asks to exit without saving.
+
+        Ctrl-C does after any other signal, SIGTERM after another SIGTERM, over a second later.
+        """
+        now = time.monotonic()
+        began = self._began.get(number, now)
+        if number == signal.SIGINT:
+            began = min([now, *self._began.values()])
+        self._began.setdefault(number, now)
+        return number in (signal.SIGINT, signal.SIGTERM) and now - began > _SAME_REQUEST
+
+
+def handled() -> list[int]:
+    """The signals to handle: not those that are ignored (`nohup` ignores SIGHUP).
+
+    Nor those, other than Ctrl-C and SIGTERM, for which the calling program has a handler of its
+    own, as submitit does for SIGUSR2.
+    """
+    return [number for number in SIGNALS if _is_ours(number, signal.getsignal(number))]
+
+
+def _is_ours(number: int, handler: Any) -> bool:
+    if number in (signal.SIGINT, signal.SIGTERM):
+        return handler not in (signal.SIG_IGN, None)  # None was installed from C
+    return handler in (signal.SIG_DFL, _leave_at_once)
+
+
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Within, a signal ends the process, also in the middle of a compilation.
+    """Within, a signal ends the process, even in the middle of a compilation.
 
-    Within `deferred` only the second one does. Handlers of others are theirs at the first one, too.
-    Python runs handlers between two lines of the main thread, which may be minutes from here; so a
-    thread of its own waits for the signals as well.
+    Within `deferred` only an impatient one does. Python runs handlers between two lines of the
+    main thread, which may be minutes apart; so a separate thread waits for the signals as well.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    with _handled(_leave_at_once):
+    with _handling(_leave_at_once):
         former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         watcher = threading.Thread(target=_watch, args=[reading], daemon=True)
         watcher.start()
@@ -67,32 +116,35 @@ def leaving_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(request: Request) -> Iterator[None]:
-    """Within, the first signal is only noted in `request`; the caller looks, saves and leaves.
+    """Within, the first signal is only noted in `request`; the caller checks, saves and exits.
 
-    Outside of the main thread, which alone gets signals, nothing is noted.
+    Outside of the main thread, which alone receives signals, nothing is noted.
     """
-    began = 0.0
+    patience = _Patience()
 
     def note(number: int, frame: Any) -> None:
-        nonlocal began
+        impatient = patience.ends(number)
         if not request.signal:
-            request.signal, began = number, time.monotonic()
-            _tell("stopping after this step; once more, a second later, to leave at once")
-        elif time.monotonic() - began > _SAME_REQUEST and callable(former[number]):
+            request.signal = number
+            name = signal.Signals(number).name
+            output.complain(
+                f"gsjax: {name}: stopping after this step; Ctrl-C, over a second later, "
+                "exits without saving"
+            )
+        elif impatient and callable(former[number]):
             former[number](number, frame)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _handled(note) as former:
+    with _handling(note) as former:
         yield
 
 
 @contextlib.contextmanager
-def _handled(handler: Any) -> Iterator[dict[int, Any]]:
-    """Installs a handler of those signals that are not ignored; gives the former ones."""
-    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    former: dict[int, Any] = {number: signal.signal(number, handler) for number in heard}
+def _handling(handler: Any) -> Iterator[dict[int, Any]]:
+    """Installs a handler; yields the former ones."""
+    former: dict[int, Any] = {number: signal.signal(number, handler) for number in handled()}
     try:
         yield former
     finally:
@@ -105,26 +157,20 @@ def _leave_at_once(number: int, frame: Any) -> NoReturn:
 
 
 def _watch(pipe: int) -> None:
-    """Waits for signals: a pipe has the number of each as a byte, and ends with the listening."""
-    began = 0.0
+    """Waits for signals: the pipe carries the number of each as a byte, and closes at the end."""
+    patience = _Patience()
     while numbers := os.read(pipe, 64):
         for number in numbers:
-            if number not in _SIGNALS:
+            if number not in SIGNALS:
                 continue
-            if signal.getsignal(number) is _leave_at_once:
+            handler = signal.getsignal(number)
+            if handler is _leave_at_once:
                 _leave_at_once(number, None)
-            began = began or time.monotonic()
-            if time.monotonic() - began > _SAME_REQUEST:
+            if callable(handler) and patience.ends(number):
                 _leave(number, "left at once by {}")
 
 
 def _leave(number: int, line: str) -> NoReturn:
     with _LEAVING:  # for good: the main thread and the watching one may both come here
-        _tell(line.format(signal.Signals(number).name))
+        output.complain(f"gsjax: {line.format(signal.Signals(number).name)}")
         os._exit(128 + number)
-
-
-def _tell(line: str) -> None:
-    # A signal may come in the middle of a print, which cannot be entered twice.
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        os.write(2, f"gsjax: {line}\n".encode())

@@ -1,6 +1,5 @@
 """The command line: `python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] ...`."""
 
-import contextlib
 import functools
 import os
 import pathlib
@@ -12,7 +11,7 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from gsjax import interrupts, settings, sweeps
+from gsjax import interrupts, output, rendezvous, settings, sweeps
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS, Job
 
@@ -23,8 +22,10 @@ _SWEEP_INDEX = flags.DEFINE_integer("sweep_index", None, "Run this one member of
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Several processes: HOST:PORT of the first, or auto on pods."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run; 1: a single one, whatever SLURM says."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 _HELP = """\
 gsjax: self-supervised vision with graded similarity.
@@ -38,7 +39,8 @@ usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config
   --sweep_index I    run one member of a sweep, from 0 (the job array of a cluster)
   --coordinator HOST:PORT --num_processes N --process_id I
                      one process of several; --coordinator auto on TPU pods and SLURM
-                     (several tasks of an srun are found without it)
+                     (several tasks of an srun are found without it; --num_processes 1 takes
+                     them for single processes). A start waits 300 s for all processes
 
 jobs:
 {jobs}
@@ -52,9 +54,14 @@ example:
   python -m gsjax.main --workdir runs/simclr_gs_cifar10 --job linear
   python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
 
-exit status: 0 done, 2 something to mend (one line says what), 75 or 134 another process of the run
-is gone (the same command goes on from the last checkpoint), 130 after Ctrl-C, 143 after SIGTERM
-(the step is saved, the same command goes on; a second Ctrl-C, over a second later, leaves at once)
+exit status:
+  0           done
+  2           something to fix; one line says what
+  75 or 134   another process of the run is gone; the same command resumes from the last checkpoint
+  128 + N     stopped by signal N: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (closed terminal),
+              138 by SIGUSR1, 140 by SIGUSR2, 152 by SIGXCPU. Training saves its step, and the same
+              command resumes. Ctrl-C, or a second SIGTERM, over a second later exits at once
+  1           a traceback: a bug of gsjax
 
 settings and their defaults:
 {settings}
@@ -62,8 +69,7 @@ settings and their defaults:
 
 
 def _tell(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more: the status is left
-        print(f"gsjax: error: {' '.join(message.split())}", file=sys.stderr)
+    output.complain(f"gsjax: error: {' '.join(message.split())}")
 
 
 def _workdir() -> str:
@@ -138,6 +144,9 @@ def _run(start: Callable[[], None]) -> None:
 
 
 def _leave_after(error: Exception) -> NoReturn:
+    if isinstance(error, rendezvous.LostFirst):
+        _tell(f"{error}: the same command starts again")
+        _leave(os.EX_TEMPFAIL)
     if "gsjax.parallel" in sys.modules:
         from gsjax import parallel
 
@@ -163,14 +172,12 @@ def main() -> None:
     """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # we say ourselves what goes wrong
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # one of them comes in spite of that
+    output.guard()
     try:
         app.run(_run, flags_parser=_parse_flags)
     except KeyboardInterrupt:
-        print("gsjax: stopped", file=sys.stderr)
+        output.complain("gsjax: stopped")
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone (`| head`): nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from gsjax import files, parallel
+from gsjax import files, output, parallel
 from gsjax.errors import UserError
 
 FILE = "metrics.jsonl"
@@ -78,13 +78,19 @@ def say(line: str) -> None:
 
     Where nothing can be printed (`| head`, a log on a full disk), the work goes on in silence.
     """
-    if not parallel.is_primary():
+    if not parallel.is_primary() or sys.stdout is None:
         return
     try:
-        tqdm.write(line)
+        try:
+            tqdm.write(line)
+        except UnicodeEncodeError as error:  # a name of a file that this encoding lacks
+            tqdm.write(line.encode(error.encoding, "backslashreplace").decode(error.encoding))
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:
+        pass  # closed
+    except OSError:  # in a program that has not called output.guard
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class Progress:
@@ -96,7 +102,7 @@ class Progress:
         """Begins at `start` of `total`; an `inner` one leaves nothing behind when it ends."""
         self._inner = inner
         self._label, self._total, self._done = label, total, start
-        self._live = sys.stdout.isatty()
+        self._live = output.is_terminal()
         self._said = time.monotonic()
         self._first: tuple[int, float] | None = None  # what is before the first update compiles
         self._bar = tqdm(

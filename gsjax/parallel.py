@@ -9,6 +9,8 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -19,9 +21,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gsjax import cluster, output, rendezvous
 from gsjax.errors import UserError
 
 AXIS = "batch"  # the one mesh axis; collectives of the step name it
+_CONNECT_TIMEOUT = 60  # seconds; all are there by then
 _PEER_TIMEOUT = 20  # seconds after which the others end because a process is gone
 LOST_PEER = os.EX_TEMPFAIL  # the status then: a scheduler may start the same command again
 _EXTRAS = {
@@ -30,51 +34,96 @@ _EXTRAS = {
 }
 
 
-def start(dtype: str, coordinator: str = "", num_processes: int = 1, process_id: int = 0) -> None:
+def start(
+    dtype: str,
+    coordinator: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
     """Prepares JAX: persistent compilation cache, 64 bits where asked, the other processes.
 
     Args:
       dtype: `encoder.dtype`; "float64" switches JAX to 64 bits.
-      coordinator: HOST:PORT of process 0; "auto" where JAX finds it by itself (TPU pods, SLURM,
-        Kubernetes with `jax[k8s]`); or "" for a single process, unless the environment names
-        several, which is as "auto".
-      num_processes: of the whole run.
+      coordinator: HOST:PORT of process 0; "auto" where the environment names the processes (SLURM,
+        TPU pods, Kubernetes with `jax[k8s]`); or "", as "auto" under `srun` and on TPU pods.
+      num_processes: of the whole run; 1 runs a single process, whatever the environment says.
       process_id: of this process.
+
+    Raises:
+      UserError: the flags or the environment are of no use, or the other processes do not come.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "gsjax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    member = _member(coordinator, num_processes, process_id)
+    _cache_compilations(told=not (member and member.process_id))
     jax.config.update("jax_enable_x64", dtype == "float64")
-    if not (coordinator or process_id) and num_processes == 1 and _environment_names_several():
-        coordinator = "auto"
-    if coordinator in ("", "auto") and (num_processes != 1 or process_id):
-        raise UserError(
-            "--num_processes and --process_id need --coordinator HOST:PORT of process 0"
-        )
-    if not coordinator:
+    if not member:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update(
         "jax_enable_preemption_service", False
     )  # it takes SIGTERM; interrupts.py does
-    known = coordinator != "auto"
+    rendezvous.meet(member)
     try:
         jax.distributed.initialize(
-            coordinator if known else None,
-            num_processes if known else None,
-            process_id if known else None,
+            member.address,
+            member.num_processes,
+            member.process_id,
+            initialization_timeout=_CONNECT_TIMEOUT,
             heartbeat_timeout_seconds=_PEER_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"--coordinator {coordinator}: {error}") from error
+        raise UserError(f"--coordinator {member.address}: {error}") from error
 
 
-def _environment_names_several() -> bool:
-    """Whether `srun` or a TPU pod has started this process as one of several."""
+def _member(
+    coordinator: str, num_processes: int | None, process_id: int | None
+) -> cluster.Member | None:
+    """Which process of which run this is; None for a single one."""
+    if coordinator not in ("", "auto"):
+        if num_processes is None:
+            raise UserError("--coordinator HOST:PORT needs --num_processes and --process_id")
+        origin = "as the flags say"
+        named = cluster.Member(coordinator, num_processes, process_id or 0, origin)
+        return named if num_processes > 1 else None
+    if num_processes == 1 and not process_id:
+        return None
+    if num_processes is not None or process_id is not None:
+        raise UserError(
+            "--num_processes and --process_id need --coordinator HOST:PORT of process 0"
+        )
+    member = cluster.from_slurm()
+    if member or os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
+        return member
     workers = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1 or "," in workers
+    if coordinator or "," in workers:
+        return cluster.from_jax()
+    return None
+
+
+def _cache_compilations(told: bool) -> None:
+    """Keeps compiled programs in the user's cache folder; does without where that is impossible."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A cache that fails later, as on a disk that has become full, is not worth a line per program.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    try:
+        if not folder:
+            home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+            folder = str(pathlib.Path(home) / "gsjax" / "xla")
+        if "://" not in folder:
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(4096))
+    except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
+        folder = None
+        if told:
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            output.complain(
+                "gsjax: warning: compiled programs are not kept, so every start compiles anew: "
+                f"{getattr(error, 'filename', None) or 'the cache folder'}: {reason}; "
+                "JAX_COMPILATION_CACHE_DIR names another folder"
+            )
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def choose_platform(platform: str) -> None:
@@ -101,10 +150,9 @@ def choose_platform(platform: str) -> None:
             f"{_EXTRAS[platform]}, see that its driver works, or take --config.platform=cpu"
         )
     if found == "cpu" and not asked and is_primary():
-        print(
+        output.complain(
             "gsjax: warning: no accelerator found, the CPU computes; if one is there: "
-            f"{' or '.join(_EXTRAS.values())}; if not, --config.platform=cpu silences this",
-            file=sys.stderr,
+            f"{' or '.join(_EXTRAS.values())}; if not, --config.platform=cpu silences this"
         )
 
 
@@ -207,9 +255,10 @@ def is_primary() -> bool:
 def leave(status: int) -> NoReturn:
     """Ends this process, one of several without the farewell in which it would wait for all."""
     if jax.distributed.is_initialized():
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                if stream is not None:
+                    stream.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -6,6 +6,7 @@ that the job array of a cluster spreads them over machines. A finished member le
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax import checkpoints, defaults, files, metrics, parallel, runs, settings
+from gsjax import checkpoints, defaults, files, interrupts, metrics, parallel, runs, settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 from gsjax.sweeps import Member, Plan
@@ -158,29 +159,39 @@ def write_plan(plan: Plan, folder: epath.Path) -> None:
 
 
 def _run_process(arguments: Sequence[str]) -> int:
-    """Runs gsjax; hands on Ctrl-C, SIGTERM and SIGHUP, and leaves after one of them."""
+    """Runs gsjax; forwards signals, and exits after one that asks to stop.
+
+    It is suspended and continued together with the member, as by Ctrl-Z and `fg`.
+    """
     command = [sys.executable, "-m", "gsjax.main", *arguments]
     asked: list[int] = []
     process: subprocess.Popen | None = None
 
-    def hand_on(number, frame):
+    def hand_on(number: int, frame: Any) -> None:
         asked.append(number)
         if process:
             process.send_signal(number)
 
-    # What is ignored stays so, as nohup asks for SIGHUP.
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
-    former = {number: signal.signal(number, hand_on) for number in heard}
+    def suspend(number: int, frame: Any) -> None:
+        if process:
+            process.send_signal(number)
+        os.kill(os.getpid(), signal.SIGSTOP)  # until somebody sends SIGCONT
+        if process:
+            process.send_signal(signal.SIGCONT)
+
+    numbers = interrupts.handled()
+    former: dict[int, Any] = {number: signal.signal(number, hand_on) for number in numbers}
+    if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+        former[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, suspend)
     try:
-        # In a process group of its own the terminal's Ctrl-C reaches it through us alone.
+        # In a process group of its own the terminal's signals reach it through us alone.
         process = subprocess.Popen(command, process_group=0)
-        if asked:  # while it started
-            process.send_signal(asked[-1])
+        for number in asked:  # while it started
+            process.send_signal(number)
         status = process.wait()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
     if asked:
-        sys.exit(128 + asked[-1])
+        sys.exit(128 + asked[0])
     return status

@@ -1,0 +1,82 @@
+"""Standard input, output and error that cannot make a run fail.
+
+A closed stream, a full disk, a pipe whose reader has gone, a terminal that was closed, or a
+character that the encoding lacks costs output, never the work.
+"""
+
+import contextlib
+import io
+import os
+import select
+import sys
+from typing import IO, Any
+
+
+class _Output(io.FileIO):
+    """A descriptor that accepts everything; what cannot be written is dropped."""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        with contextlib.suppress(OSError):
+            while rest:
+                written = super().write(rest)
+                if written is None:  # another program has made a shared terminal non-blocking
+                    select.select([], [self.fileno()], [])
+                rest = rest[written or 0 :]
+        return size
+
+
+def guard() -> None:
+    """Makes the standard streams safe; call it first in a program.
+
+    Opens /dev/null for the descriptors 0, 1 and 2 that are closed, or the next file to be opened
+    would receive what is printed. Streams that a caller has replaced (a notebook, a test) are kept.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = _guarded(sys.stdout, 1)
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = _guarded(sys.stderr, 2)
+
+
+def _guarded(former: IO[str] | None, number: int) -> io.TextIOWrapper:
+    encoding, unbuffered, by_line = None, False, number == 2
+    if isinstance(former, io.TextIOWrapper):
+        with contextlib.suppress(OSError):
+            former.flush()
+        encoding, unbuffered = former.encoding, former.write_through
+        by_line = former.line_buffering
+    raw = _Output(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        encoding,
+        "backslashreplace",
+        line_buffering=by_line,
+        write_through=unbuffered,
+    )
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    try:
+        return sys.stdout is not None and sys.stdout.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def complain(line: str) -> None:
+    """Writes a line to standard error, if it can be written.
+
+    It bypasses Python's buffer: a signal may come in the middle of a print, which is not
+    reentrant. A terminal that was stopped (Ctrl-S) is given a second.
+    """
+    with contextlib.suppress(OSError):
+        if select.select([], [2], [], 1.0)[1]:
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
