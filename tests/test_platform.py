@@ -33,6 +33,12 @@ def started(platform, asked=None):
     return done.stdout, done.stderr
 
 
+def own_lines(platform, asked):
+    """Standard output, and gsjax's own lines on standard error."""
+    output, errors = started(platform, asked)
+    return output, [line for line in errors.splitlines() if line.startswith("gsjax:")]
+
+
 @pytest.fixture(scope="module")
 def without_accelerator():
     if "takes cpu" not in started("auto")[0]:
@@ -49,12 +55,12 @@ def test_auto_warns_in_one_line(without_accelerator):
 
 @pytest.mark.parametrize(("platform", "asked"), [("auto", "cpu"), ("cpu", None), ("cpu", "cpu")])
 def test_the_cpu_that_was_asked_for_is_no_news(platform, asked):
-    assert started(platform, asked) == ("takes cpu\n", "")
+    assert own_lines(platform, asked) == ("takes cpu\n", [])
 
 
 def test_cpu_keeps_jax_from_looking_for_others():
     """An accelerator that cannot start, as a driver that is gone, does not matter then."""
-    assert started("cpu", "tpu") == ("takes cpu\n", "")
+    assert own_lines("cpu", "tpu") == ("takes cpu\n", [])
 
 
 @pytest.mark.parametrize("asked", [None, "cpu"])
@@ -81,8 +87,9 @@ def test_command_ends_with_status_2(without_accelerator, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("gsjax: error: platform is gpu, but JAX with JAX_PLATFORMS=cpu")
-    assert len(done.stderr.splitlines()) == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gsjax:")]
+    assert line.startswith("gsjax: error: platform is gpu, but JAX with JAX_PLATFORMS=cpu")
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -128,30 +135,3 @@ def test_whoever_imports_tensorflow_hides_the_accelerators(repo_root):
             found.append(path.name)
             assert any(module.startswith("gsjax.data") for module in modules), path
     assert found == ["datasets.py"]
-
-
-SEVERAL = """
-import jax
-from gsjax import parallel
-jax.distributed.initialize = lambda *given, **_: print("several", *given)
-parallel.start("float32")
-"""
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"SLURM_NTASKS": "2"}, ""),  # of a batch script, which no srun has started
-        ({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, ""),
-        ({"SLURM_STEP_NUM_TASKS": "2"}, "several None None None\n"),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "several None None None\n"),
-        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, "several None None None\n"),
-    ],
-)
-def test_srun_and_pods_start_several_without_being_told(variables, expected):
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TPU_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL],
-        capture_output=True, text=True, check=True, env=own | variables,
-    )  # fmt: skip
-    assert done.stdout == expected

