@@ -1,74 +1,278 @@
 """Pictures in a folder, at any depth."""
 
+import collections
+import functools
+import itertools
 import os
-import pathlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from gsjax import files, metrics
+from gsjax.data.paths import encoded, is_remote
 from gsjax.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+# What desktops, network drives and archives leave behind, in lower case. Hidden names are as well.
+_LITTER = {
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # network drives
+    *("$recycle.bin", "recycler", "system volume information", "found.000"),  # Windows
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini"),
+    *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+    *("lost+found", "__pycache__"),
+}
 
 
-def list_pictures(root: str) -> tuple[list[str], list[str]]:
+class Listing(NamedTuple):
+    """The pictures of a folder.
+
+    Attributes:
+      names: their paths relative to the folder, in the order of their bytes.
+      folders: its sub-folders that were read, in the same order.
+      ignored: how many files are no pictures by their extension, by extension in lower case.
+      twice: (path of a link or of what lies behind one, path by which its pictures are known).
+    """
+
+    names: list[str]
+    folders: list[str]
+    ignored: collections.Counter[str]
+    twice: list[tuple[str, str]]
+
+
+def list_pictures(root: str) -> Listing:
     """Lists a folder, on a local disk or as `gs://...`.
 
-    Returns:
-      Sorted relative paths of all pictures, told by their extensions, and the sorted sub-folders.
-      What is hidden is left out.
+    Links are followed, for a labeled folder is often one of links; but each file counts once, and
+    so does each folder. Of several paths to a file, the one with the fewest links is taken, and
+    among those the one of the first link in sorted order. Hard links are separate files, as they
+    are for every other program. A link to a folder that contains it, or the root, leads nowhere
+    new and is left out. A link to a missing file is listed: reading it reports the picture as
+    missing. Hidden files and folders and the litter of operating systems are left out.
 
     Raises:
       UserError: a folder cannot be read.
     """
-    names: list[str] = []
-    folders: set[str] = set()
-    for folder, files in _walk_bucket(root) if "://" in root else _walk(root):
-        inner = folder[len(root) :].strip("/")
-        parts = inner.split("/") if inner else []
-        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-            continue
-        folders.update(parts[:1])
-        names += [
-            "/".join([*parts, file])
-            for file in files
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
-    return sorted(names), sorted(folders)
+    walk = _walk_bucket(root) if is_remote(root) else _Walk(root)
+    in_order = sorted if is_remote(root) else in_byte_order
+    return Listing(
+        in_order(walk.names), in_order([*walk.folders]), walk.ignored, in_order(walk.twice)
+    )
 
 
-def _walk_bucket(root: str) -> Iterator[tuple[str, list[str]]]:
-    for folder, _, files in tf.io.gfile.walk(root):
-        yield folder, files
+def in_byte_order(names: Sequence) -> list:
+    """Sorts paths, or tuples of them, by their bytes: the order is the same in every locale."""
+    texts = names if not names or isinstance(names[0], str) else itertools.chain(*names)
+    if all(map(str.isascii, texts)):
+        return sorted(names)
+    return sorted(names, key=lambda n: encoded(n) if isinstance(n, str) else [*map(encoded, n)])
 
 
-def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Every folder with its files, through links, for a labelled folder is often one of links.
+class _Found:
+    """What a walk collects."""
 
-    The kinds of entries come with their names, without a system call for each file. A pipe, whose
-    reading would not end, is no file.
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.folders: set[str] = set()
+        self.ignored: collections.Counter[str] = collections.Counter()
+        self.twice: list[tuple[str, str]] = []
+
+    def ignore(self, name: str) -> None:
+        self.ignored[os.path.splitext(name)[1].lower()] += 1
+
+
+class _Walk(_Found):
+    """A walk through a local folder.
+
+    First come the folders below the root itself, then those behind their links, then those behind
+    the links found there, and so on. The kind of an entry comes with its name, so that a file that
+    is no link costs no system call of its own.
     """
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        self._shown_root = root
+        self._root = os.path.realpath(root)
+        self._paths: dict[str, str] = {}  # of the folders that were read, by their real paths
+        self._linked: dict[str, str] = {}  # of files outside of these, by their real paths
+        self._links: list[tuple[str, str]] = []  # to be followed: path below the root, real path
+        self._real_folders: dict[tuple[str, str], str] = {}
+        self._read(self._root, "")
+        while self._links:
+            links, self._links = in_byte_order(self._links), []
+            for path, link in links:
+                self._follow(path, link)
+
+    def _read(self, real: str, path: str) -> None:
+        """Reads a folder with all below it, but for links."""
+        folders = [(real, path)]
+        while folders:
+            real, path = folders.pop()
+            if real in self._paths:
+                self.twice.append((path, self._paths[real]))
+                continue
+            self._paths[real] = path
+            if path:
+                self.folders.add(path.split("/", 1)[0])
+            try:
+                self._read_one(real, f"{path}/" if path else "", folders)
+            except OSError as error:
+                shown = files.shown(os.path.join(self._shown_root, path))
+                raise UserError(f"{shown} cannot be read: {error.strerror}") from error
+
+    def _read_one(self, real: str, prefix: str, folders: list[tuple[str, str]]) -> None:
+        with os.scandir(real) as entries:
+            for entry in entries:
+                name = entry.name
+                lower = name.lower()
+                if name[0] == "." or lower in _LITTER:
+                    continue
+                # A pipe, whose reading would not end, is none of the three.
+                if entry.is_file(follow_symlinks=False):
+                    if not lower.endswith(EXTENSIONS):
+                        self.ignore(name)
+                    elif self._linked and entry.path in self._linked:
+                        self.twice.append((prefix + name, self._linked[entry.path]))
+                    else:
+                        self.names.append(prefix + name)
+                elif entry.is_symlink():
+                    self._links.append((prefix + name, entry.path))
+                elif entry.is_dir():
+                    folders.append((entry.path, prefix + name))
+
+    def _follow(self, path: str, link: str) -> None:
+        try:
+            mode = os.stat(link).st_mode
+            target = self._real_file(link) if stat.S_ISREG(mode) else os.path.realpath(link)
+        except OSError:
+            if is_picture(path):  # that it is missing is told when it is read
+                self.names.append(path)
+            return
+        if stat.S_ISDIR(mode):
+            if not _holds(target, self._root) and not _holds(target, os.path.dirname(link)):
+                self._read(target, path)
+            elif target in self._paths:
+                self.twice.append((path, self._paths[target]))
+        elif stat.S_ISREG(mode) and is_picture(path):
+            known = self._path_of(target)
+            if known is None:
+                self._linked[target] = path
+                self.names.append(path)
+            else:
+                self.twice.append((path, known))
+        elif stat.S_ISREG(mode):
+            self.ignore(path)
+
+    def _real_file(self, link: str) -> str:
+        """As os.path.realpath, but the folder that many links lead to is resolved once."""
+        target, slash, name = os.readlink(link).rpartition("/")
+        folder = link.rpartition("/")[0], target + slash
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(os.path.join(*folder))
+        real = f"{self._real_folders[folder]}/{name}"
+        if name in ("", ".", "..") or stat.S_ISLNK(os.lstat(real).st_mode):
+            return os.path.realpath(link)
+        return real
+
+    def _path_of(self, real: str) -> str | None:
+        """The path by which a file is known already."""
+        folder, _, name = real.rpartition("/")
+        path = self._paths.get(folder or "/")
+        if path is None or _is_litter(name) or not is_picture(name):
+            return self._linked.get(real)
+        return os.path.join(path, name)
+
+
+def _walk_bucket(root: str) -> _Found:
+    found = _Found()
     try:
-        with os.scandir(folder) as opened:
-            entries = list(opened)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    yield folder, [entry.name for entry in entries if _is_file(entry)]
-    for entry in entries:
-        if _is_folder(entry):
-            yield from _walk(entry.path)
+        for folder, _, names in tf.io.gfile.walk(root):
+            path = folder[len(root) :].strip("/")
+            parts = path.split("/") if path else []
+            if any(map(_is_litter, parts)):
+                continue
+            found.folders.update(parts[:1])
+            for name in names:
+                if not _is_litter(name) and not is_picture(name):
+                    found.ignore(name)
+                elif not _is_litter(name):
+                    found.names.append("/".join([*parts, name]))
+    except tf.errors.OpError as error:
+        raise UserError(f"{root} cannot be read: {files.reason(error)}") from error
+    return found
 
 
-def _is_file(entry: os.DirEntry) -> bool:
-    """Also a link to nowhere: that a picture is missing is told when it is read."""
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
+def class_labels(name: str, listing: Listing) -> np.ndarray:
+    """The number of the class folder of each picture, int32 [N].
+
+    A class folder without pictures stays a class, so that two splits of the same folders agree; a
+    line says so. A picture that links lead to from another class is of the class of its path in
+    the listing; a line says that as well.
+
+    Args:
+      name: of the root, for messages.
+      listing: of the root.
+
+    Raises:
+      UserError: a picture is in no class folder.
+    """
+    loose = [path for path in listing.names if "/" not in path]
+    if loose:
+        raise UserError(
+            f"{name} is a labelled split, but {files.shown(loose[0])} is in no class folder: "
+            f"put each picture in {name}/<class>/"
+        )
+    numbers = {folder: number for number, folder in enumerate(listing.folders)}
+    labels = np.array([numbers[path.split("/", 1)[0]] for path in listing.names], np.int32)
+    empty = sorted(set(range(len(numbers))) - set(labels.tolist()))
+    if empty:
+        which = _some([files.shown(listing.folders[number]) for number in empty])
+        _say_once(f"{name}: {len(empty)} of {len(numbers)} class folders hold no picture: {which}")
+    moved = [
+        (path, known)
+        for path, known in listing.twice
+        if path.split("/", 1)[0] != known.split("/", 1)[0]
+    ]
+    if moved:
+        path, known = map(files.shown, moved[0])
+        more = f" ({len(moved)} such links)" if len(moved) > 1 else ""
+        _say_once(f"{name}: {path} links to {known}, whose class counts{more}")
+    return labels
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    """But for a link to a folder that holds it, through which a walk would never end."""
-    if entry.is_symlink():
-        path = pathlib.Path(entry.path)
-        return path.is_dir() and not path.parent.resolve().is_relative_to(path.resolve())
-    return entry.is_dir()
+def report_ignored(name: str, listing: Listing) -> None:
+    """Says, once in a process, which files a folder holds besides pictures."""
+    if listing.ignored:
+        common = sorted(listing.ignored.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{files.shown(kind) or 'without one'} {number}" for kind, number in common]
+        _say_once(
+            f"ignored {listing.ignored.total()} files in {name} that are no pictures by their "
+            f"extension: {_some(kinds)}"
+        )
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Says a line on the first host, once in a process however often a folder is opened."""
+    metrics.say(line)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def is_picture(name: str) -> bool:
+    """Whether the extension is that of a picture."""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _is_litter(name: str) -> bool:
+    return name[0] == "." or name.lower() in _LITTER
+
+
+def _holds(folder: str, inner: str) -> bool:
+    return f"{inner}/".startswith(folder if folder.endswith("/") else f"{folder}/")

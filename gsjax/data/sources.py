@@ -10,7 +10,9 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from gsjax.data import folders, photos
+from gsjax import files
+from gsjax.data import classes, folders, photos
+from gsjax.data.paths import encoded, is_folder
 from gsjax.data.shards import Shard
 from gsjax.errors import UserError
 
@@ -20,7 +22,7 @@ class Source:
     """Pictures in a fixed order, each known by its index in it.
 
     Attributes:
-      name: of the data set and the split, for messages.
+      name: of the data set and the split, for messages; escaped where it is that of a folder.
       dataset: its name alone, for results.
       num_examples: number N of pictures.
       version: of the data set, for results.
@@ -34,7 +36,9 @@ class Source:
         or [C].
       files: what the pictures are read from, as (path, bytes, time of change); it tells a source
         from another or from itself after a change.
-      paths: of the pictures, where each is a file.
+      paths: of the pictures, where each is a file; as Python has them, so that bytes that are not
+        UTF-8 are surrogates (PEP 383).
+      root: the folder that holds them, which `names_digest` leaves out.
       shards: the files of a source that is read in sequence; empty with random access.
       label_shape: () or (C,).
     """
@@ -49,6 +53,7 @@ class Source:
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     files: Callable[[], list[tuple[str, int, float]]]
     paths: tuple[str, ...] = ()
+    root: str = ""
     shards: tuple[Shard, ...] = ()
     label_shape: tuple[int, ...] = ()
 
@@ -56,12 +61,15 @@ class Source:
     def names_digest(self) -> str:
         """Tells the data set from another by the names of its files, wherever they lie."""
         paths = self.paths or [f"/{os.path.basename(path)}" for path, _, _ in self.files()]
-        names = "\n".join(path.removeprefix(self.name) for path in paths)
-        return hashlib.sha256(names.encode()).hexdigest()[:12]
+        root = encoded(self.root)
+        names = b"\n".join(encoded(path).removeprefix(root) for path in paths)
+        return hashlib.sha256(names).hexdigest()[:12]
 
     def picture_name(self, index: int) -> str:
         """What a message calls a picture."""
-        return self.paths[index] if self.paths else f"number {index} of {self.name}"
+        if self.paths:
+            return files.shown(self.paths[index])
+        return f"number {index} of {self.name}"
 
 
 def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = False) -> Source:
@@ -130,8 +138,9 @@ def open_labelled(
 
 def check_same_classes(bank: Source, test: Source) -> None:
     """Raises UserError if two labelled sources do not have the same classes."""
-    if bank.class_names != test.class_names:
-        raise UserError(f"{bank.name} and {test.name} have different classes")
+    difference = classes.difference(bank.class_names, test.class_names)
+    if difference:
+        raise UserError(f"{bank.name} and {test.name} have different classes: {difference}")
 
 
 def check_one_label(*labelled: Source) -> None:
@@ -204,24 +213,21 @@ def _open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) ->
 
 
 def _open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
-    root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/")
-    if not tf.io.gfile.isdir(root):
-        raise UserError(f"{root} is no folder: check the data_dir and the split {split!r}")
-    dataset = os.path.basename(os.path.normpath(os.path.abspath(data.data_dir)))
-    names, classes = folders.list_pictures(root)
-    if not names:
-        raise UserError(f"{root} holds no pictures ({', '.join(folders.EXTENSIONS)})")
+    root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/") or "/"
+    name = files.shown(root)
+    if not is_folder(root):
+        raise UserError(f"{name} is no folder: check the data_dir and the split {split!r}")
+    dataset = files.shown(os.path.basename(os.path.normpath(os.path.abspath(data.data_dir))))
+    listing = folders.list_pictures(root)
+    if not listing.names:
+        raise UserError(f"{name} holds no pictures ({', '.join(folders.EXTENSIONS)})")
+    folders.report_ignored(name, listing)
+    paths = [f"{root}/{path}" for path in listing.names]
     if not labelled:
-        return from_files(root, dataset, [f"{root}/{name}" for name in names])
-    loose = [name for name in names if "/" not in name]
-    if loose:
-        raise UserError(
-            f"{root} is a labelled split, but {loose[0]} is in no class folder: "
-            f"put each picture in {root}/<class>/"
-        )
-    numbers = {folder: number for number, folder in enumerate(classes)}
-    labels = np.array([numbers[name.split("/", 1)[0]] for name in names], np.int32)
-    return from_files(root, dataset, [f"{root}/{name}" for name in names], labels, tuple(classes))
+        return from_files(name, dataset, paths, root=root)
+    labels = folders.class_labels(name, listing)
+    class_names = tuple(map(files.shown, listing.folders))
+    return from_files(name, dataset, paths, labels, class_names, root=root)
 
 
 def from_files(
@@ -230,6 +236,7 @@ def from_files(
     paths: Sequence[str],
     labels: np.ndarray | None = None,
     class_names: tuple[str, ...] | None = None,
+    root: str = "",
 ) -> Source:
     """A source of picture files.
 
@@ -239,8 +246,9 @@ def from_files(
       paths: of N pictures, in the order of the source.
       labels: int32 [N], or None for none.
       class_names: names of the labels.
+      root: the folder that holds them.
     """
-    path_tensor = tf.constant(list(paths))
+    path_tensor = tf.constant([encoded(path) for path in paths])
     known = np.full(len(paths), -1, np.int32) if labels is None else labels
     label_tensor = tf.constant(known)
 
@@ -261,12 +269,13 @@ def from_files(
         ),
         files=files,
         paths=tuple(paths),
+        root=root,
     )
 
 
 def _size_and_time(path: str) -> tuple[int, float]:
     try:
-        stat = tf.io.gfile.stat(path)
+        stat = tf.io.gfile.stat(encoded(path))
     except tf.errors.OpError:  # a link to nowhere
         return -1, 0.0
     return stat.length, stat.mtime_nsec

@@ -1,0 +1,74 @@
+"""What is asked of paths of the data, local or in a bucket, whatever bytes they hold."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from gsjax import files
+from gsjax.errors import UserError
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is one in a bucket, such as gs://...; a local one may hold :// within."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
+
+
+def encoded(path: str) -> bytes:
+    """The bytes of a path, as TensorFlow takes it whatever the locale; UTF-8 or not."""
+    return path.encode() if is_remote(path) else os.fsencode(path)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is such a folder, local or in a bucket.
+
+    Raises:
+      UserError: the bucket cannot be asked.
+    """
+    return _ask(tf.io.gfile.isdir, path) if is_remote(path) else os.path.isdir(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder; errors as from `is_folder`."""
+    return _ask(tf.io.gfile.exists, path) if is_remote(path) else os.path.exists(path)
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of the files and folders in a folder, in no order; none where there is no folder.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if is_remote(folder):
+        there = _ask(tf.io.gfile.isdir, folder)
+        return [name.rstrip("/") for name in _ask(tf.io.gfile.listdir, folder)] if there else []
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{files.shown(folder)} cannot be read: {error.strerror}") from error
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file that are not empty, without spaces around them.
+
+    Bytes that are not UTF-8 become what they are in a file's name (PEP 383).
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        text = tf.io.gfile.GFile(encoded(path), "rb").read().decode("utf-8", "surrogateescape")
+    except tf.errors.OpError as error:
+        raise UserError(f"{files.shown(path)} cannot be read: {files.reason(error)}") from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _ask(question: Callable, path: str) -> Any:
+    try:
+        return question(path)
+    except tf.errors.OpError as error:
+        raise UserError(f"{files.shown(path)} cannot be read: {files.reason(error)}") from error
