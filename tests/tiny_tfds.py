@@ -57,3 +57,42 @@ def write(data_dir: pathlib.Path, file_format: str = "tfrecord", num_shards: int
         download_config=tfds.download.DownloadConfig(num_shards=num_shards),
         disable_shuffling=True,
     )
+
+
+def write_features(
+    data_dir: pathlib.Path,
+    features: dict,
+    examples: list[dict],
+    supervised_keys: tuple | None = None,
+    file_format: str = "tfrecord",
+) -> None:
+    """Prepares the data set `tiny` of any features, with the splits train and test alike.
+
+    Args:
+      data_dir: the TFDS directory.
+      features: by name, of `tfds.features`.
+      examples: of each split.
+      supervised_keys: what the data set says of input and label.
+      file_format: tfrecord or array_record.
+    """
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "tiny"
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Tiny.",
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=supervised_keys,
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples() for split in ("train", "test")}
+
+        def _generate_examples(self):
+            yield from enumerate(examples)
+
+    Tiny(data_dir=data_dir, file_format=file_format).download_and_prepare()

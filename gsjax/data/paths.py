@@ -21,6 +21,11 @@ def encoded(path: str) -> bytes:
     return path.encode() if is_remote(path) else os.fsencode(path)
 
 
+def is_utf8(path: str) -> bool:
+    """Whether a library that encodes the path as UTF-8 would find it."""
+    return encoded(path) == path.encode("utf-8", "surrogatepass")
+
+
 def is_folder(path: str) -> bool:
     """Whether there is such a folder, local or in a bucket.
 
@@ -50,6 +55,15 @@ def names_in(folder: str) -> list[str]:
         return []
     except OSError as error:
         raise UserError(f"{files.shown(folder)} cannot be read: {error.strerror}") from error
+
+
+def folder_of_files(folder: str) -> str | None:
+    """The first folder in a folder, or it itself, that holds a file; None where there is none."""
+    walk = tf.io.gfile.walk if is_remote(folder) else os.walk
+    try:
+        return next((inner for inner, _, names in walk(folder) if names), None)
+    except tf.errors.OpError:
+        return None
 
 
 def read_lines(path: str) -> list[str]:

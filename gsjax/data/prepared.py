@@ -3,14 +3,16 @@
 import difflib
 import functools
 import os
+import shlex
 from collections.abc import Sequence
 
 import jax
 import ml_collections
-import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from gsjax.data.columns import Columns, choose
+from gsjax.data.paths import exists, folder_of_files, is_remote, is_utf8, names_in
 from gsjax.data.shards import (
     Shard,
     from_instructions,
@@ -22,6 +24,7 @@ from gsjax.data.shards import (
 )
 from gsjax.data.sources import Source, in_memory
 from gsjax.errors import UserError
+from gsjax.files import shown
 
 _RETRIES = 7  # of TFDS' downloads: its own 10 mean 3.5 minutes without network, these 25 s
 
@@ -65,18 +68,10 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
             f"{key} ({value.num_examples})" for key, value in builder.info.splits.items()
         )
         raise UserError(f"{name} selects no picture: {data.source} has {splits}")
-    features = builder.info.features
-    image_keys = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-    if not image_keys:
-        raise UserError(f"{data.source} has no feature of type Image: {', '.join(features)}")
-    image_key = image_keys[0]
-    kind, class_names = _label_kind(features)
-    if labelled and kind == "none":
-        raise UserError(f"{data.source} has no labels, which {name} needs as a labelled split")
-    if kind == "several" and class_names is None:
-        raise UserError(f"{data.source} does not name the classes of its labels")
-    label_shape = (len(class_names),) if kind == "several" and class_names else ()
-    parse = functools.partial(_parse, image_key, kind, label_shape, set(features))
+    columns = choose(data.source, builder.info, labelled)
+    class_names = columns.class_names
+    label_shape = (len(class_names),) if columns.several and class_names else ()
+    parse = functools.partial(_parse, columns, label_shape)
     version = builder.info.full_name
 
     def files() -> list[tuple[str, int, float]]:
@@ -95,19 +90,15 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
     )
     file_format = builder.info.file_format
     if file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        if kind == "several":
-            raise UserError(f"{data.source} has several labels a picture: prepare it as tfrecord")
-        decoders = {image_key: tfds.decode.SkipDecoding()}
-        records = builder.as_data_source(split=split, decoders=decoders)
+        _check_encodable(data.source, parts)
+        records = builder.as_data_source(split=split).data_source  # the raw records
         _check_files(records, parts)
 
-        def fetch(index: int) -> tuple[bytes, np.int32]:
-            example = records[int(index)]
-            return example[image_key], np.int32(example["label"] if kind == "one" else -1)
+        def fetch(index: int) -> bytes:
+            return records[int(index)]
 
         def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            picture, label = tf.numpy_function(fetch, [index], (tf.string, tf.int32))
-            return tf.ensure_shape(picture, []), tf.ensure_shape(label, [])
+            return parse(tf.ensure_shape(tf.numpy_function(fetch, [index], tf.string), []))
 
         return make(labels=None, read=read)
     if file_format != tfds.core.FileFormat.TFRECORD:
@@ -145,35 +136,36 @@ def _check_files(records: Sequence, parts: Sequence[Shard]) -> None:
             raise unusable(part.path, f"{type(error).__name__}: {error}") from error
 
 
-def _label_kind(features: tfds.features.FeaturesDict) -> tuple[str, tuple[str, ...] | None]:
-    """Whether pictures have `one` label, `several` or `none`, and the names of the classes."""
-    label = features["label"] if "label" in features else None
-    if label is not None and label.shape == ():
-        return "one", tuple(getattr(label, "names", None) or ()) or None
-    several = features["labels"] if "labels" in features else None
-    if several is not None and several.shape == (None,):
-        return "several", tuple(getattr(several.feature, "names", None) or ()) or None
-    return "none", None
+def _check_encodable(source: str, parts: Sequence[Shard]) -> None:
+    """Raises UserError if the paths are not UTF-8, which array_record takes for its own."""
+    for part in parts:
+        if not is_utf8(part.path):
+            raise UserError(
+                f"{shown(part.path)} cannot be read as array_record, because its path is not "
+                f"UTF-8: rename the folder, or prepare {source} as tfrecord"
+            )
 
 
 def _parse(
-    image_key: str, kind: str, label_shape: tuple[int, ...], features: set[str], records: tf.Tensor
+    columns: Columns, label_shape: tuple[int, ...], records: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads (pictures, labels) from one raw record or a vector of them."""
-    spec: dict = {image_key: tf.io.FixedLenFeature([], tf.string)}
-    if kind == "one":
-        spec["label"] = tf.io.FixedLenFeature([], tf.int64)  # whatever the type of the feature
-    several = {"labels", "labels_no_difficult"} & features if kind == "several" else set()
-    spec |= {key: tf.io.VarLenFeature(tf.int64) for key in several}
+    spec: dict = {columns.image: tf.io.FixedLenFeature([], tf.string)}
+    if columns.several:
+        names = [columns.label, *filter(None, [columns.clear])]
+        spec |= {name: tf.io.VarLenFeature(tf.int64) for name in names}
+    elif columns.label:
+        # Whatever the type of the feature.
+        spec[columns.label] = tf.io.FixedLenFeature([], tf.int64)
     examples = tf.io.parse_example(records, spec)
-    pictures = examples[image_key]
-    if kind == "one":
-        return pictures, tf.cast(examples["label"], tf.int32)
-    if kind == "none":
+    pictures = examples[columns.image]
+    if not columns.label:
         return pictures, tf.fill(tf.shape(pictures), -1)
-    present = {key: _any_hot(examples[key], label_shape[0]) for key in several}
-    clear = present.get("labels_no_difficult", present["labels"])
-    labels = tf.where(clear, 1, tf.where(present["labels"], 0, -1))
+    if not columns.several:
+        return pictures, tf.cast(examples[columns.label], tf.int32)
+    present = _any_hot(examples[columns.label], label_shape[0])
+    clear = _any_hot(examples[columns.clear], label_shape[0]) if columns.clear else present
+    labels = tf.where(clear, 1, tf.where(present, 0, -1))
     return pictures, tf.ensure_shape(labels, [*pictures.shape, *label_shape])
 
 
@@ -186,14 +178,10 @@ def _any_hot(labels: tf.SparseTensor, num_classes: int) -> tf.Tensor:
 def prepared_builder(data: ml_collections.ConfigDict):
     """The TFDS builder of a data set that is on disk, after preparing it if that is possible."""
     data_dir = os.path.expanduser(data.data_dir) or None
-    # In a bucket, a folder exists once something is in it.
-    if data_dir and "://" not in data_dir and not os.path.isdir(data_dir):
-        raise UserError(
-            f"the data_dir {data_dir} does not exist: correct it, or make the folder "
-            f"(mkdir -p {data_dir}) for TFDS to prepare {data.source} there"
-        )
+    if data_dir:
+        _check_data_dir(data_dir, data.source)
     where = data_dir or str(tfds.core.constants.DATA_DIR)
-    command = f"tfds build {data.source} --data_dir={where}"
+    command = f"tfds build {data.source} --data_dir={shlex.quote(shown(where))}"
     try:
         name, _ = tfds.core.naming.parse_builder_name_kwargs(data.source)
         builder = None if name.namespace else tfds.builder(data.source, data_dir=data_dir)
@@ -204,28 +192,37 @@ def prepared_builder(data: ml_collections.ConfigDict):
             f"data.source={data.source} is a community data set, whose code TFDS would fetch and "
             "run: prepare it where you trust it, and name it without the namespace"
         )
-    if builder.is_prepared():
+    folder = str(builder.data_path)
+    # Not builder.is_prepared(), which takes brackets in the path for a pattern.
+    if exists(os.path.join(folder, "dataset_info.json")):
         return builder
-    if tf.io.gfile.exists(str(builder.data_path)):
-        raise _half_done(data.source, str(builder.data_path), command, "no dataset_info.json")
+    if exists(folder):
+        raise _half_done(data.source, folder, command, "no dataset_info.json")
+    if not is_utf8(where):
+        raise UserError(
+            f"{data.source} is not in {shown(where)}, where TFDS cannot prepare it, because the "
+            "path is not UTF-8: rename the folder"
+        )
     archives = _BY_HAND.get(builder.name, ())
     manual = os.path.join(where, "downloads", "manual")
-    missing = [name for name in archives if not tf.io.gfile.exists(os.path.join(manual, name))]
+    missing = [name for name in archives if not exists(os.path.join(manual, name))]
     if missing or (builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not archives):
         what = ", ".join(missing) or "its archives (its page in the TFDS catalogue names them)"
         raise UserError(
-            f"{data.source} is not in {where} and cannot be downloaded by a program: "
-            f"put {what} into {manual} and run {command}"
+            f"{data.source} is not in {shown(where)} and cannot be downloaded by a program: "
+            f"put {what} into {shown(manual)} and run {command}"
         )
     if jax.process_count() > 1:
         raise UserError(
-            f"{data.source} is not prepared in {where}, and several processes would prepare it at "
-            f"once: run {command} first, where all of them read it"
+            f"{data.source} is not prepared in {shown(where)}, and several processes would prepare "
+            f"it at once: run {command} first, where all of them read it"
         )
-    print(f"{data.source} is not in {where}: TFDS downloads and prepares it", flush=True)
-    left = tf.io.gfile.glob(os.path.join(os.path.dirname(builder.data_path), "incomplete.*"))
-    if left:
-        print(f"an interrupted preparation has left {', '.join(left)}: delete it", flush=True)
+    print(f"{data.source} is not in {shown(where)}: TFDS downloads and prepares it", flush=True)
+    parent = os.path.dirname(folder)
+    for name in sorted(names_in(parent)):
+        if name.startswith("incomplete."):
+            left = shown(os.path.join(parent, name))
+            print(f"an interrupted preparation has left {left}: delete it", flush=True)
     try:
         from tensorflow_datasets.core.download import downloader
 
@@ -234,30 +231,47 @@ def prepared_builder(data: ml_collections.ConfigDict):
     except Exception as error:  # whatever the network, the disk or a data set's own code raises
         reason = _reason(error)
         raise UserError(
-            f"{data.source} is not in {where} and could not be prepared ({reason}): "
+            f"{data.source} is not in {shown(where)} and could not be prepared ({reason}): "
             f"mend that (network, free disk) and start again, or run {command} where there is a "
-            f"network and copy {os.path.join(where, builder.name)} from there"
+            f"network and copy {shown(os.path.join(where, builder.name))} from there"
         ) from error
     return builder
+
+
+def _check_data_dir(data_dir: str, source: str) -> None:
+    """Raises UserError if there is no such folder, or TFDS would take its path for another."""
+    if is_remote(data_dir):  # there a folder exists once something is in it
+        return
+    if "://" in data_dir:
+        raise UserError(
+            f"the data_dir {shown(data_dir)} holds ://, which TFDS takes for a bucket: rename the "
+            "folder"
+        )
+    if not os.path.isdir(data_dir):
+        raise UserError(
+            f"the data_dir {shown(data_dir)} does not exist: correct it, or make the folder "
+            f"(mkdir -p {shlex.quote(shown(data_dir))}) for TFDS to prepare {source} there"
+        )
 
 
 def _cannot_open(source: str, where: str, command: str, error: Exception) -> UserError:
     """Why TFDS makes no builder: its files are damaged, its code fails, or there is no such set."""
     name = source.split(":")[0]
-    with_files = [f for f, _, files in tf.io.gfile.walk(os.path.join(where, name)) if files]
-    if with_files:
-        return _half_done(source, with_files[0], command, _reason(error))
+    folder = folder_of_files(os.path.join(where, name))
+    if folder:
+        return _half_done(source, folder, command, _reason(error))
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] in known:
         return UserError(f"{source} cannot be opened by TFDS ({_reason(error)})")
     near = difflib.get_close_matches(source, ["folder", "photos", *known], n=1)
     return UserError(
-        f"data.source={source} is no TFDS data set, nor folder or photos, and {where} has none of "
-        "that name" + (f"; did you mean {near[0]}?" if near else "")
+        f"data.source={source} is no TFDS data set, nor folder or photos, and {shown(where)} has "
+        "none of that name" + (f"; did you mean {near[0]}?" if near else "")
     )
 
 
 def _half_done(source: str, folder: str, command: str, reason: str) -> UserError:
+    folder = shown(folder)
     return UserError(
         f"the preparation of {source} in {folder} is unfinished or damaged ({reason}): "
         f"delete {folder}, then start again or run {command}, or copy the data set anew"

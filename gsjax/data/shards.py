@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from gsjax.data.paths import encoded
 from gsjax.errors import UserError
+from gsjax.files import shown
 
 _SHUFFLE_BUFFER = 16384  # encoded pictures
 _TOO_FEW = tf.errors.FailedPreconditionError  # of assert_cardinality
@@ -55,7 +57,7 @@ def size(path: str) -> int:
       UserError: it is not there.
     """
     try:
-        return tf.io.gfile.stat(path).length
+        return tf.io.gfile.stat(encoded(path)).length
     except tf.errors.NotFoundError as error:
         raise unusable(path, "there is no such file") from error
 
@@ -108,7 +110,9 @@ def shuffled(shards: Sequence[Shard], seed: int, epoch: tf.Tensor) -> tf.data.Da
 
 def _columns(shards: Sequence[Shard]) -> tuple[tf.Tensor, ...]:
     paths, *numbers = zip(*map(dataclasses.astuple, shards), strict=True)
-    return tf.constant(paths), *(tf.constant(column, tf.int64) for column in numbers)
+    return tf.constant(list(map(encoded, paths))), *(
+        tf.constant(column, tf.int64) for column in numbers
+    )
 
 
 @tf.autograph.experimental.do_not_convert
@@ -134,7 +138,7 @@ def named(shards: Sequence[Shard]) -> Iterator[None]:
             needed[shard.path] = max(needed.get(shard.path, 0), shard.skip + shard.take)
         for path, least in needed.items():
             try:
-                records = tf.data.TFRecordDataset(path)
+                records = tf.data.TFRecordDataset(tf.constant(encoded(path)))
                 held = int(records.reduce(np.int64(0), lambda number, _: number + 1))
             except tf.errors.OpError as reason:
                 raise unusable(path, plain(reason)) from error
@@ -146,8 +150,8 @@ def named(shards: Sequence[Shard]) -> Iterator[None]:
 def unusable(path: str, reason: str) -> UserError:
     """The error that a file of a prepared data set is missing or damaged."""
     return UserError(
-        f"{path} is missing or damaged ({reason}): copy it anew, or delete {os.path.dirname(path)} "
-        "and start again, so that TFDS prepares the data set anew"
+        f"{shown(path)} is missing or damaged ({reason}): copy it anew, or delete "
+        f"{shown(os.path.dirname(path))} and start again, so that TFDS prepares the data set anew"
     )
 
 
