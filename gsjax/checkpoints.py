@@ -69,6 +69,12 @@ class Checkpoints:
     """The checkpoints `workdir/checkpoints/<step>` of a run."""
 
     def __init__(self, workdir: epath.Path, keep: int, keep_every: int) -> None:
+        """Keeps the `keep` newest, and one every `keep_every` steps unless that is 0.
+
+        Raises:
+          UserError: checkpoints cannot be kept in a folder of that name.
+        """
+        saved_state.check_path(workdir)
         self._workdir = workdir
         self._keep, self._keep_every = keep, keep_every
         self._damaged: set[int] = set()  # complete, but passed over

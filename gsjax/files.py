@@ -42,11 +42,26 @@ def is_remote(path: epath.Path) -> bool:
     return "://" in path.as_posix()
 
 
+def with_suffix(folder: epath.Path, suffix: str) -> list[epath.Path]:
+    """The sorted files of a folder whose names end so; none where there is no folder.
+
+    `folder.glob` would take brackets in the folder's own name for a pattern.
+    """
+    found = list(folder.iterdir()) if folder.exists() else []
+    return sorted(file for file in found if file.name.endswith(suffix))
+
+
 def write_text(file: epath.Path, text: str) -> None:
-    """Writes a file that is there whole, or as it was before, also where two write it at once."""
-    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
+    """Writes a file that is there whole, or as it was before, even if two write it together."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: epath.Path, content: bytes) -> None:
+    """Writes a file as `write_text` does."""
+    # Of another kind than the file: a reader of the folder must not take what a kill leaves for it.
+    new = file.with_name(f"{uuid.uuid4().hex[:8]}.new")
     with taking_the_place_of(file, new):
-        new.write_text(text)
+        new.write_bytes(content)
 
 
 def check_writable(folder: epath.Path) -> None:

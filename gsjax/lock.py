@@ -1,4 +1,4 @@
-"""One training in a work directory at a time.
+"""One training in a work directory at a time, and one writer of a results file.
 
 On a local disk the lock is the kernel's (`flock`), which ends with its process however that ends.
 Elsewhere nothing of that kind can be relied on: there the training rewrites a file every 20 s, and
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import re
 import sys
 import threading
@@ -24,6 +25,7 @@ from gsjax import files, metrics, parallel
 from gsjax.errors import UserError
 
 _PERIOD, _STALE = 20.0, 120.0  # seconds
+_TURN_PERIOD, _TURN_STALE, _TURN_PATIENCE = 5.0, 30.0, 120.0  # seconds
 _MOUNTS = pathlib.Path("/proc/self/mounts")
 _NETWORK = tuple(
     "9p afs beegfs ceph cifs fuse gfs gluster gpfs lustre ncp nfs ocfs orangefs pvfs smb vboxsf "
@@ -31,6 +33,10 @@ _NETWORK = tuple(
 )  # how the kinds of such mounts begin
 # Goes on while the machine is suspended, where the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class InUse(UserError):
+    """Another process holds the lock."""
 
 
 @contextlib.contextmanager
@@ -49,6 +55,33 @@ def held(folder: epath.Path, name: str) -> Iterator[None]:
             stack.enter_context(beating(file) if is_shared(folder) else flocked(file))
 
         parallel.from_primary(take)
+        yield
+
+
+@contextlib.contextmanager
+def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
+    """Holds `<file>.lock` while the file is read, changed and written; waits for who does so now.
+
+    Args:
+      file: in a folder that exists.
+      patience: seconds to wait.
+
+    Raises:
+      UserError: others still hold it after that time, or the folder cannot be written.
+    """
+    own = file.with_name(f"{file.name}.lock")
+    shared = is_shared(file.parent)
+    end = _now() + patience
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                holding = beating(own, _TURN_PERIOD, _TURN_STALE) if shared else flocked(own)
+                stack.enter_context(holding)
+                break
+            except InUse:
+                if _now() > end:
+                    raise
+            time.sleep(random.uniform(0.01, 0.05))
         yield
 
 
@@ -178,7 +211,7 @@ def _file_system(folder: epath.Path) -> str:
     if not _MOUNTS.exists():
         return ""
     kinds = {}
-    for line in _MOUNTS.read_text().splitlines():
+    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         _, point, kind, *_ = line.split()
         # A space is \040 there. Of several mounts on a point the last one counts.
         kinds[re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), point)] = kind
@@ -195,13 +228,13 @@ def _about() -> dict[str, str | int]:
     }
 
 
-def _refusal(file: epath.Path, content: bytes | None) -> UserError:
+def _refusal(file: epath.Path, content: bytes | None) -> InUse:
     try:
         about = json.loads(content or b"")
         holder = "process {process} on {host} since {started}: {command}".format_map(about)
     except (ValueError, KeyError, TypeError, AttributeError):  # it has not said so yet
-        holder = "another process"
-    return UserError(
-        f"{file.parent} is in use by another training ({holder}): wait for its end, or choose "
-        "another --workdir"
+        holder = "unknown"
+    return InUse(
+        f"{files.shown(file.parent)} is in use by another process ({holder}): wait for its end, or "
+        "choose another --workdir"
     )

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from gsjax import files, output, parallel
+from gsjax import event_files, files, output, parallel
 from gsjax.errors import UserError
 
 FILE = "metrics.jsonl"
@@ -47,7 +47,7 @@ def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
-    """Takes the metrics `names` of a step out of `metrics.jsonl`, because they come anew."""
+    """Takes the metrics `names` of a step out of the files, because they come anew."""
     if not parallel.is_primary():
         return
     kept = []
@@ -57,6 +57,7 @@ def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
         if len(record) > 1:
             kept.append(record)
     rewrite(workdir, kept)
+    event_files.forget(workdir, lambda at, name: at == step and name in names)
 
 
 def sync(workdir: epath.Path) -> None:

@@ -61,6 +61,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
 
 def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.TrainState:
     mesh = parallel.create_mesh(config.batch_size)
+    saved = checkpoints.Checkpoints(folder, config.checkpoint.keep, config.checkpoint.keep_every)
     source = sources.open_source(config.data, config.data.split)
     epoch_steps = order.steps_per_epoch(source, config.batch_size)
     num_steps = config.num_steps or config.num_epochs * epoch_steps
@@ -83,9 +84,6 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
 
     train_step: jax.stages.Compiled | None = None
     with contextlib.ExitStack() as stack:
-        saved = checkpoints.Checkpoints(
-            folder, config.checkpoint.keep, config.checkpoint.keep_every
-        )
         stack.enter_context(memory.told_out_of_memory(lambda: memory.of_step(config, train_step)))
         create = step.create_state_fn(method, optimizer, mesh)
         init_key, key = step.keys(config)

@@ -83,8 +83,7 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
     except _DAMAGE as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     steps = checkpoints.saved_steps(workdir)
-    folder = workdir / "results"
-    found = sorted(folder.glob("*.json")) if folder.exists() else []
+    found = files.with_suffix(workdir / "results", ".json")
     run = Run(
         name=workdir.name,
         config=config,

@@ -1,8 +1,10 @@
 """The state of a training on the disk, by Orbax."""
 
+import glob
 import os
 import re
 import sys
+from collections.abc import Iterator
 from logging import getLogger
 from typing import Any
 
@@ -15,19 +17,64 @@ from gsjax import files, parallel
 from gsjax.errors import UserError
 
 
-def write(path: epath.Path, state: Any) -> None:
-    """Writes a state into `checkpoints/<step>`; all hosts call it together.
+class _LiteralPath(type(epath.Path())):  # type: ignore[misc]
+    """A path whose own characters never count as a pattern.
+
+    Orbax finds what each process has written with `glob`, and epath would take brackets and
+    asterisks in the names of the parent folders for a part of the pattern.
+    """
+
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
+        if files.is_remote(self):
+            yield from super().glob(pattern)
+            return
+        for found in glob.iglob(os.path.join(glob.escape(os.fspath(self)), pattern)):
+            yield self._new(found)
+
+
+def check_path(folder: epath.Path) -> None:
+    """Checks that checkpoints can be kept below a folder of this name.
 
     Raises:
-      UserError: the disk is full or fails.
+      UserError: TensorStore, which writes the arrays, cannot use the name or takes it for another.
     """
+    name = os.fspath(folder)
+    if "\\" in name:
+        fault = "a backslash"
+    elif "gs:/" in name and not files.is_remote(folder):
+        fault = "a folder called gs:"
+    elif not _is_unicode(name):
+        fault = "a character that is not UTF-8"
+    else:
+        return
+    raise UserError(
+        f"checkpoints cannot be kept in {files.shown(folder)}, whose path holds {fault}: rename "
+        "the folder, or choose another --workdir"
+    )
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write(path: epath.Path, state: Any) -> None:
+    """Writes a state into `checkpoints/<step>` and checks it; all hosts call it together.
+
+    Raises:
+      UserError: the disk is full or fails, or what was written cannot be restored.
+    """
+    check_path(path)
     # Orbax's threads tell a full disk in many words, some of them later.
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _all_but_closed_loops
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(path / "default", args=ocp.args.StandardSave(state))
+            checkpointer.save(_LiteralPath(path / "default"), args=ocp.args.StandardSave(state))
         sys.unraisablehook = hook
     except Exception as error:
         if parallel.is_lost_peer(error):
@@ -39,6 +86,13 @@ def write(path: epath.Path, state: Any) -> None:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+    if parallel.is_primary():
+        try:
+            _compare(path, _found(path), state)
+        except UserError as error:
+            raise UserError(
+                f"{files.shown(path)} was written, but cannot be restored: {error}"
+            ) from error
 
 
 def read(path: epath.Path, target: Any) -> Any:
@@ -51,26 +105,46 @@ def read(path: epath.Path, target: Any) -> Any:
     Raises:
       UserError: it is no checkpoint, one of another model, or cannot be read.
     """
-    item = path / "default"
+    check_path(path)
+    _compare(path, _found(path), target)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            found = _leaves(checkpointer.metadata(item).item_metadata.tree)
-        except (ValueError, OSError, AttributeError) as error:
-            raise UserError(f"{path} is no checkpoint of gsjax, or a damaged one") from error
-        # Compared here, because Orbax casts another type without a word.
-        wanted = _leaves(target)
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise UserError(
-                    f"{path} is no checkpoint of this model: {name} is "
-                    f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-                )
-        try:
-            return checkpointer.restore(item.as_posix(), target)
+            return checkpointer.restore(_LiteralPath(path / "default"), target)
         except Exception as error:  # Orbax raises that very class
             if parallel.is_lost_peer(error):
                 raise
             raise UserError(f"{path} cannot be restored: {_reason(error)}") from error
+
+
+def _found(path: epath.Path) -> dict[str, str]:
+    """Reads what a checkpoint says of its arrays, as `_leaves` gives it.
+
+    Raises:
+      UserError: its metadata or the index of its arrays is missing or damaged.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            metadata = checkpointer.metadata(_LiteralPath(path / "default"))
+            return _leaves(metadata.item_metadata.tree)
+        except (ValueError, OSError, AttributeError) as error:
+            raise UserError(
+                f"{files.shown(path)} is no checkpoint of gsjax, or a damaged one"
+            ) from error
+
+
+def _compare(path: epath.Path, found: dict[str, str], target: Any) -> None:
+    """Compares a checkpoint's arrays with those wanted: Orbax casts another type silently.
+
+    Raises:
+      UserError: they differ.
+    """
+    wanted = _leaves(target)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{files.shown(path)} is no checkpoint of this model: {name} is "
+                f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+            )
 
 
 def _leaves(tree: Any) -> dict[str, str]:

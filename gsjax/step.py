@@ -87,8 +87,16 @@ def update(
 
 def keys(config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:
     """Returns the keys of the initial weights and of the augmentations."""
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    init_key, step_key = jax.random.split(seed_key(config.seed))
     return init_key, step_key
+
+
+def seed_key(seed: int) -> jax.Array:
+    """Returns the key of a seed.
+
+    Of Threefry, whatever JAX_DEFAULT_PRNG_IMPL says: the draws of others depend on the devices.
+    """
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 @jax.jit

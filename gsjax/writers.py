@@ -14,7 +14,7 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 
-from gsjax import files, metrics, parallel
+from gsjax import event_files, files, metrics, parallel
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: keeps everything that is there
 
@@ -74,6 +74,9 @@ class _Writer(metric_writers.MultiWriter):
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         self._workdir = workdir
         with files.told(self._workdir):
+            event_files.forget(
+                workdir, lambda step, _: not restored_step or step > restored_step
+            )
             board = metric_writers.SummaryWriter(workdir.as_posix())
             super().__init__([board, JsonLines(workdir, restored_step)])
 

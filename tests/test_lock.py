@@ -89,7 +89,7 @@ def test_who_comes_back_after_another_has_ended_ends_too(tmp_path):
     first.send_signal(signal.SIGCONT)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 2
-    assert f"{tmp_path} is in use by another training" in errors
+    assert f"{tmp_path} is in use by another process" in errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +151,7 @@ def test_a_second_training_is_refused_and_one_after_a_kill_goes_on(arguments, tm
     _, errors = second.communicate()
     assert second.returncode == 2
     (line,) = errors.splitlines()
-    assert f"gsjax: error: {tmp_path} is in use by another training (process {first.pid}" in line
+    assert f"gsjax: error: {tmp_path} is in use by another process (process {first.pid}" in line
     assert "gsjax/main.py" in line
     first.kill()
     first.communicate()
@@ -171,7 +171,7 @@ def test_several_processes_are_refused_with_one_message(arguments, tmp_path):
     first.kill()
     first.communicate()
     assert [process.returncode for process in both] == [2, 2]
-    assert f"is in use by another training (process {first.pid}" in outputs[0][1]
+    assert f"is in use by another process (process {first.pid}" in outputs[0][1]
     assert "gsjax: error" not in outputs[1][1] + outputs[1][0]
 
 

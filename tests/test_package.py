@@ -46,10 +46,10 @@ def test_import_is_light(module, repo_root):
 
 
 IMPORTS = """
-import importlib, os, pkgutil, sys
-import gsjax
+import importlib, pathlib, sys
 
-names = [module.name for module in pkgutil.walk_packages(gsjax.__path__, "gsjax.")]
+files = (path.with_suffix("").as_posix() for path in pathlib.Path("gsjax").rglob("*.py"))
+names = [file.removesuffix("/__init__").replace("/", ".") for file in files]
 pipeline = ("gsjax.data", "gsjax.evaluate", "gsjax.pretrain", "gsjax.writers")
 for name in sorted(names, key=lambda name: name.startswith(pipeline)):
     importlib.import_module(name)

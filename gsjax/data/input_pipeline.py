@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gsjax.data import crops, shards
+from gsjax.data.batches import Batch, Batches
 from gsjax.data.damage import ExampleFn, Replacements, read_key, retried
 from gsjax.data.decode import decode_image
 from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
@@ -18,9 +19,6 @@ from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 
 _OVERLAPPING = 2  # batches decoded at once: the next one's pictures fill the end of the first
-_PREFETCHED = 1  # further batches ahead of the one in use
-
-Batch = dict[str, np.ndarray]
 
 
 def train_batches(
@@ -31,7 +29,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_views: int = 2,
-) -> Generator[Batch, None, None]:
+) -> Batches:
     """This host's part of the batches of steps start_step, ..., num_steps - 1.
 
     The batch of a step is a function of the config, its seed and the step. With random access it
@@ -53,9 +51,9 @@ def train_batches(
       num_views: V, 2 or, for the linear evaluation, 1.
 
     Returns:
-      A generator of dicts: `views` uint8 [b, V, S, S, 3]; `boxes` float32 [b, V, 4] (top, left,
-      height, width in pixels of the original); `size` int32 [b, 2] (height and width of the
-      original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
+      Dicts: `views` uint8 [b, V, S, S, 3]; `boxes` float32 [b, V, 4] (top, left, height, width in
+      pixels of the original); `size` int32 [b, 2] (height and width of the original); `label`
+      int32 [b] (-1: unknown); `index` int64 [b] in the source.
 
     Raises:
       UserError: fewer images than a batch, a batch that the hosts cannot share evenly, or (while
@@ -78,11 +76,13 @@ def train_batches(
         source,
         functools.partial(_views, config.seed, config.data.image_size, config.augment, num_views),
     )
-    batches = _batches(_decoded(records, example_fn, local_size))
-    if source.shards and start_step % epoch_steps and process_index == 0:
-        batches = _timed_start(batches, source.name)
     replacements = Replacements(source, config.seed, config.data.max_damaged, example_fn)
-    return _completed(source, batches, replacements)
+    is_timed = bool(source.shards and start_step % epoch_steps and process_index == 0)
+
+    def complete(rows: Iterator) -> Generator[Batch, None, None]:
+        return _completed(source, _timed_start(rows, source.name, is_timed), replacements)
+
+    return Batches(_decoded(records, example_fn, local_size), complete)
 
 
 def test_batches(
@@ -92,7 +92,7 @@ def test_batches(
     process_index: int = 0,
     process_count: int = 1,
     indices: np.ndarray | None = None,
-) -> Iterator[Batch]:
+) -> Batches:
     """This host's part of the batches of all pictures that can be decoded, in order.
 
     Args:
@@ -105,8 +105,8 @@ def test_batches(
       indices: ascending int64 [n], the pictures to take; None for all.
 
     Returns:
-      An iterator of dicts: `image` uint8 [b, h, w, 3]; `label` int32 [b] (-1: unknown) or [b, C];
-      `index` int64 [b], -1 in rows that fill up a batch. A picture that is damaged has no row.
+      Dicts: `image` uint8 [b, h, w, 3]; `label` int32 [b] (-1: unknown) or [b, C]; `index` int64
+      [b], -1 in rows that fill up a batch. A picture that is damaged has no row.
 
     Raises:
       UserError: a batch that the hosts cannot share evenly, or (while iterating) an unlabelled
@@ -128,9 +128,13 @@ def test_batches(
     records = records.enumerate().filter(mine).batch(local_size)
     example_fn = _example_fn(source, functools.partial(_transformed, transform))
     dataset = _decoded(records, example_fn, local_size)
-    batches = retried(source, _batches(dataset), example_fn)
     empty = {name: np.asarray(column) for name, column in _no_rows(dataset.element_spec[2]).items()}
-    return _padded(source, batches, empty, -(-len(wanted) // batch_size), local_size)
+
+    def complete(rows: Iterator) -> Generator[Batch, None, None]:
+        batches = retried(source, rows, example_fn)
+        return _padded(source, batches, empty, -(-len(wanted) // batch_size), local_size)
+
+    return Batches(dataset, complete)
 
 
 def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
@@ -147,7 +151,7 @@ def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
         except tf.errors.OpError as error:
             raise UserError(
                 f"the picture {source.picture_name(index)} cannot be decoded: it is damaged, "
-                "missing or no JPEG, PNG, WebP or BMP; mend or remove it"
+                "missing or no JPEG, PNG, WebP, BMP or TIFF; mend or remove it"
             ) from error
     return images
 
@@ -230,17 +234,11 @@ def _no_rows(spec: dict[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
     }
 
 
-def _batches(dataset: tf.data.Dataset) -> Iterator:
-    # Autotuning has a thread for which the end of every iterator waits, up to a minute.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.prefetch(_PREFETCHED).with_options(options).as_numpy_iterator()
-
-
-def _timed_start(batches: Iterator, name: str) -> Iterator:
+def _timed_start(batches: Iterator, name: str, is_timed: bool) -> Iterator:
+    """The same batches; says how long the first one has taken if `is_timed`."""
     start = time.monotonic()
     for number, batch in enumerate(batches):
-        if number == 0:
+        if is_timed and number == 0:
             seconds = time.monotonic() - start
             print(f"resumed  {name}: skipped what was read, in {seconds:.1f} s", flush=True)
         yield batch
@@ -269,7 +267,7 @@ def _completed(
 
 def _padded(
     source: Source, batches: Iterator[Batch], empty: Batch, num_batches: int, local_size: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Fills every batch up to one size, and up to the number of batches of the other hosts."""
     with shards.named(source.shards):
         for _ in range(num_batches):

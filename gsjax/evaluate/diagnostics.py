@@ -4,9 +4,13 @@ The job `diagnostics` measures pairs of views (`gsjax.evaluate.pairs`), draws ne
 lays pictures out on a map.
 """
 
+import atexit
 import contextlib
 import json
+import shutil
+import tempfile
 import warnings
+from types import ModuleType
 
 import ml_collections
 import numpy as np
@@ -155,14 +159,31 @@ def _write_map(job: evaluation.Evaluation, source: sources.Source, rows: Feature
     metrics.say(f"map of {len(places)} pictures written to {path}")
 
 
+def _import_umap() -> ModuleType:
+    """Imports umap-learn, of the extra `report`, which compiles for seconds and caches the result.
+
+    Where neither its own folder nor the home folder can be written, as in a container run by
+    another user, numba refuses to cache and with it to import: then a temporary folder takes it.
+    """
+    try:
+        import umap
+    except RuntimeError:
+        import numba
+
+        folder = tempfile.mkdtemp(prefix="gsjax_numba_")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+        import umap
+    return umap
+
+
 def embed_in_plane(representations: np.ndarray, seed: int) -> np.ndarray:
     """UMAP (McInnes et al. 2018) by cosine distance: float32 [N, F], N > 15 -> [N, 2].
 
     Raises:
       ImportError: umap-learn is not installed.
     """
-    import umap  # of the extra `report`; compiles for seconds when it is imported
-
+    umap = _import_umap()
     # A fixed seed needs a single thread; umap-learn warns where it has to choose that itself.
     mapper = umap.UMAP(n_neighbors=_UMAP_NEIGHBOURS, metric="cosine", random_state=seed, n_jobs=1)
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax import checkpoints, files, metrics, ownership, parallel, saved_state, step, writers
+from gsjax import checkpoints, files, lock, metrics, ownership, parallel, saved_state, step, writers
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
@@ -189,14 +189,18 @@ class Evaluation:
         if not parallel.is_primary():
             return
         file = self.workdir / "results" / f"{self.name}.json"
-        known = results.read(file)
-        others = [other for other in known if not results.same(other, entry)]
+        # Several evaluations may record at a time, in the job's folder as well.
+        with lock.turn(file):
+            known = results.read(file)
+            others = [other for other in known if not results.same(other, entry)]
+            with files.told(file):
+                files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
+            self._write_scores(scores, (self.step or 0) if at is None else at)
         if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
-        with files.told(file):
-            files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
         self._recorded.append(entry)
-        at = (self.step or 0) if at is None else at
+
+    def _write_scores(self, scores: Mapping[str, float], at: int) -> None:
         with files.told(self.folder):
             metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer()) as writer:

@@ -19,7 +19,7 @@ from gsjax.defaults import LINEAR_LEARNING_RATES
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features, store
 from gsjax.parallel import AXIS
-from gsjax.step import TrainState, first_state, marked_finite, update
+from gsjax.step import TrainState, first_state, marked_finite, seed_key, update
 
 _WEIGHT_STD = 0.01
 
@@ -113,7 +113,7 @@ def _train(
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
     num_features = jax.eval_shape(job.encode_fn, job.variables, images).shape[1]
-    init_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    init_key, key = jax.random.split(jax.random.fold_in(seed_key(config.seed), 1))
     shape = (num_features, _num_classes(train))
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(job.mesh))

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from gsjax import files, metrics, parallel
+from gsjax import files, lock, metrics, parallel
+from gsjax.errors import UserError
 from gsjax.evaluate.features import Features
 
 
@@ -48,10 +49,13 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
     """Keeps features; a disk that is full costs the copy, not the evaluation."""
     if not parallel.is_primary():
         return
+    path = _path(folder, key)
     try:
-        write_npz(_path(folder, key), {"key": np.array(key), **features._asdict()})
-    except files.error_types() as error:
-        metrics.say(f"features are not kept in {folder}: {files.reason(error)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock.turn(path):
+            write_npz(path, {"key": np.array(key), **features._asdict()})
+    except files.error_types(UserError) as error:
+        metrics.say(f"features are not kept in {files.shown(folder)}: {files.reason(error)}")
 
 
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """The job `report`: reads runs and sweeps, and writes one page with their tables and figures."""
 
+import logging
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         library of the extra `report` is missing.
     """
     _check(config)
+    # Where it cannot cache its fonts it takes a temporary folder, and says so in several lines.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         from gsjax.report import figures, page  # matplotlib and jinja2, of the extra `report`
     except ImportError as error:
@@ -79,7 +82,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def _clear(folder: epath.Path) -> None:
     """Makes the folder, without the tables and figures of an earlier report."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for file in (*folder.glob("*.csv"), *(folder / "figures").glob("*.png")):
+    drawn = files.with_suffix(folder / "figures", ".png")
+    for file in files.with_suffix(folder, ".csv") + drawn:
         file.unlink()
 
 
