@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gsjax import defaults
-from gsjax.data import input_pipeline, photos, sources, transforms
+from gsjax.data import classes, input_pipeline, photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, scores
 
@@ -139,8 +139,47 @@ def test_a_folder_stands_in_for_any_data_set(tmp_path):
 def test_splits_with_other_classes_are_refused(tmp_path):
     write_classes(tmp_path / "own", "train")
     write_classes(tmp_path / "own", "test", classes=("cat", "dog"))
-    with pytest.raises(UserError, match="have different classes"):
+    with pytest.raises(UserError) as error:
         open_dataset("own", DATA, str(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}/own/train and {tmp_path}/own/test have different classes: 2 and 2 of them; "
+        "only the first has 'owl'; only the second has 'dog'"
+    )
+
+
+ONLY = "differ only in"
+FORMS = f"{ONLY} Unicode normalization (NFC, NFD)"
+DIFFERENCES = [
+    ("a b", "a b", ""),
+    ("b a c", "b c a", "3 names in another order: number 1 is 'a' in the first and 'c' in the sec"),
+    ("a", None, "only the first names them"),
+    (None, "a", "only the second names them"),
+    ("a b", "a", "2 and 1 of them; only the first has 'b'"),
+    ("a", "a b c d e f g h", "8 of them; only the second has 'b', 'c', 'd', 'e', 'f' and 2 more"),
+    ("Cat", "cat", f"'Cat' and 'cat' {ONLY} case: rename one"),
+    ("a-b", "a--b-", f"'a b' and 'a  b ' {ONLY} spaces: rename one"),
+    ("caf\u00e9", "cafe\u0301", f"{FORMS}: rename one"),
+    ("Caf\u00e9-", "cafe\u0301", f"{FORMS} and spaces and case: rename one"),
+    ("A B C", "a b D", f"'A' and 'a' {ONLY} case, and 1 more such pairs: rename one"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "message"), DIFFERENCES)
+def test_how_classes_differ(first, second, message):
+    names = (t and tuple(n.replace("-", " ") for n in t.split()) for t in (first, second))
+    difference = classes.difference(*names)
+    assert message in difference if message else difference == ""
+    assert len(message.splitlines()) <= 1
+
+
+def test_a_folder_with_one_split_is_not_taken_for_a_tfds_set(tmp_path):
+    write_classes(tmp_path / "own", "train")
+    with pytest.raises(UserError, match="own has a folder train, but not both train and test"):
+        open_dataset("own", DATA, str(tmp_path))
+    write_classes(tmp_path / "pictures", "training")
+    with pytest.raises(UserError, match="no TFDS data set") as error:
+        open_dataset("pictures", DATA, str(tmp_path))
+    assert "delete" not in str(error.value)
 
 
 def test_real_sets(shared_data):

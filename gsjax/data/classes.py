@@ -28,8 +28,8 @@ def difference(first: Sequence[str] | None, second: Sequence[str] | None) -> str
     if one == other:
         place = next(i for i, name in enumerate(first) if name != second[i])
         return (
-            f"the same {len(first)} names in another order, at first {first[place]!r} and "
-            f"{second[place]!r} as number {place}"
+            f"the same {len(first)} names in another order: number {place} is {first[place]!r} in "
+            f"the first and {second[place]!r} in the second"
         )
     parts = [f"{len(first)} and {len(second)} of them"]
     for which, names in (("first", sorted(one - other)), ("second", sorted(other - one))):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from etils import epath
 
 from gsjax import files
 from gsjax.errors import UserError
@@ -19,6 +20,23 @@ def is_remote(path: str) -> bool:
 def encoded(path: str) -> bytes:
     """The bytes of a path, as TensorFlow takes it whatever the locale; UTF-8 or not."""
     return path.encode() if is_remote(path) else os.fsencode(path)
+
+
+def as_path(setting: str, path: str) -> epath.Path:
+    """The folder that a setting names.
+
+    Raises:
+      UserError: epath, which reads it, would take it for a bucket of an unknown kind.
+    """
+    try:
+        folder = epath.Path(path).expanduser()
+        folder.exists()
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{setting}={files.shown(path)} cannot be read: only paths in buckets (gs://...) may "
+            "hold ://"
+        ) from error
+    return folder
 
 
 def is_utf8(path: str) -> bool:
@@ -57,13 +75,16 @@ def names_in(folder: str) -> list[str]:
         raise UserError(f"{files.shown(folder)} cannot be read: {error.strerror}") from error
 
 
-def folder_of_files(folder: str) -> str | None:
-    """The first folder in a folder, or it itself, that holds a file; None where there is none."""
+def folder_of_version(folder: str) -> str | None:
+    """The first folder with files in it that is named as a version of a TFDS data set."""
     walk = tf.io.gfile.walk if is_remote(folder) else os.walk
     try:
-        return next((inner for inner, _, names in walk(folder) if names), None)
+        for inner, _, names in walk(folder):
+            if names and re.search(r"[/_]\d+\.\d+\.\d+$", inner):
+                return inner
     except tf.errors.OpError:
-        return None
+        pass
+    return None
 
 
 def read_lines(path: str) -> list[str]:

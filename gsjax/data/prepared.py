@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gsjax.data.columns import Columns, choose
-from gsjax.data.paths import exists, folder_of_files, is_remote, is_utf8, names_in
+from gsjax.data.paths import exists, folder_of_version, is_remote, is_utf8, names_in
 from gsjax.data.shards import (
     Shard,
     from_instructions,
@@ -257,7 +257,7 @@ def _check_data_dir(data_dir: str, source: str) -> None:
 def _cannot_open(source: str, where: str, command: str, error: Exception) -> UserError:
     """Why TFDS makes no builder: its files are damaged, its code fails, or there is no such set."""
     name = source.split(":")[0]
-    folder = folder_of_files(os.path.join(where, name))
+    folder = folder_of_version(os.path.join(where, name))
     if folder:
         return _half_done(source, folder, command, _reason(error))
     known = tfds.list_builders(with_community_datasets=False)

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
 from gsjax.data import sources
+from gsjax.data.paths import exists, is_folder, names_in, read_lines
 from gsjax.errors import UserError
+from gsjax.files import shown
 
 
 class Dataset(NamedTuple):
@@ -80,13 +81,18 @@ def find_dataset(name: str, data: ml_collections.ConfigDict, data_dir: str) -> t
       UserError: it is missing.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name) if data_dir else ""
-    if folder and all(tf.io.gfile.isdir(f"{folder}/{split}") for split in ("train", "test")):
-        found = [v for v in _VALIDATION_FOLDERS if tf.io.gfile.isdir(f"{folder}/{v}")]
+    there = [split for split in ("train", "test") if folder and is_folder(f"{folder}/{split}")]
+    if len(there) == 1:
+        raise UserError(f"{shown(folder)} has a folder {there[0]}, but not both train and test")
+    if there:
+        found = [v for v in _VALIDATION_FOLDERS if is_folder(f"{folder}/{v}")]
         dataset = DATASETS.get(name, Dataset("folder"))._replace(
             source="folder", train="train", test="test", validation=found[0] if found else ""
         )
         if dataset.metric == "map11":
-            raise UserError(f"{folder}: {name} has several labels a picture, which folders cannot")
+            raise UserError(
+                f"{shown(folder)}: {name} has several labels a picture, which folders cannot"
+            )
         return dataset, folder
     dataset = DATASETS.get(name, Dataset(name))
     if dataset.source == "aircraft":
@@ -147,31 +153,32 @@ def open_aircraft(data_dir: str, split: str) -> sources.Source:
     root = os.path.join(os.path.expanduser(data_dir), _AIRCRAFT)
     list_file, names_file = f"{root}/images_variant_{split}.txt", f"{root}/variants.txt"
     for file in (list_file, names_file, f"{root}/images"):
-        if not tf.io.gfile.exists(file):
+        if not exists(file):
             raise UserError(
-                f"FGVC-Aircraft: {file} is missing; unpack fgvc-aircraft-2013b.tar.gz "
+                f"FGVC-Aircraft: {shown(file)} is missing; unpack fgvc-aircraft-2013b.tar.gz "
                 "(www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft) into transfer.data_dir"
             )
-    class_names = tuple(_lines(names_file))
+    class_names = tuple(read_lines(names_file))
     numbers = {name: number for number, name in enumerate(class_names)}
     paths, labels = [], []
-    for line in _lines(list_file):
+    for line in read_lines(list_file):
         image, _, variant = line.partition(" ")
         if variant not in numbers:
-            raise UserError(f"{list_file}: {line!r} is no picture and variant of variants.txt")
+            raise UserError(
+                f"{shown(list_file)}: {line!r} is no picture and variant of variants.txt"
+            )
         paths.append(f"{root}/images/{image}.jpg")
         labels.append(numbers[variant])
-    present = {f"{root}/images/{name}" for name in tf.io.gfile.listdir(f"{root}/images")}
+    present = {f"{root}/images/{name}" for name in names_in(f"{root}/images")}
     missing = [path for path in paths if path not in present]
     if missing:
-        raise UserError(f"{list_file} names {len(missing)} missing pictures, such as {missing[0]}")
+        raise UserError(
+            f"{shown(list_file)} names {len(missing)} missing pictures, such as {shown(missing[0])}"
+        )
     name = f"FGVC-Aircraft, split {split!r}"
-    return sources.from_files(name, "aircraft", paths, np.array(labels, np.int32), class_names)
-
-
-def _lines(path: str) -> list[str]:
-    with tf.io.gfile.GFile(path) as file:
-        return [line.strip() for line in file.read().splitlines() if line.strip()]
+    return sources.from_files(
+        name, "aircraft", paths, np.array(labels, np.int32), class_names, root=root
+    )
 
 
 def random_part(num_examples: int, size: int) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """The job `features`: representations of pictures, for use in other programs."""
 
+import hashlib
 import re
 
 import ml_collections
@@ -7,7 +8,10 @@ import numpy as np
 
 from gsjax import files, metrics, parallel
 from gsjax.data import sources, transforms
+from gsjax.data.paths import encoded
 from gsjax.evaluate import evaluation, store
+
+_LONGEST = 50  # characters of a file's name: up to 200 of the 255 bytes that file systems allow
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -15,7 +19,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     It holds, for N pictures in the order of the data set, `feature` float32 [N, F], `label` int32
     [N] (-1 where there is none) or [N, C], `index` int64 [N], `path` [N] (empty where a picture is
-    no file) and `valid` bool [N], False for a picture that cannot be decoded.
+    no file) and `valid` bool [N], False for a picture that cannot be decoded. A path is UTF-8 in
+    every locale; bytes that are not are surrogates, as Python has them in file names (PEP 383).
     """
     settings = config.features
     data = config.data.copy_and_resolve_references()
@@ -29,18 +34,34 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     with evaluation.open_evaluation(config, workdir, "features") as job:
         source = sources.open_source(data, split, labelled)
         rows = job.features(source, transforms.central(config.data.image_size))
-        name = settings.name or re.sub(r"\W+", "_", f"{source.dataset}_{split}").strip("_")
-        path = job.workdir / "features" / f"{name}.npz"
+        path = job.workdir / "features" / f"{settings.name or _name(source.dataset, split)}.npz"
         if path.exists():
-            metrics.say(f"replaces {path}")
+            metrics.say(f"replaces {files.shown(path)}")
         if parallel.is_primary():
+            paths = [_portable(path) for path in source.paths] or [""] * len(rows.indices)
             arrays = {
                 "feature": rows.feature.astype(np.float32),
                 "label": rows.label,
                 "index": rows.indices,
-                "path": np.array(source.paths or [""] * len(rows.indices)),
+                "path": np.array(paths),
                 "valid": rows.valid,
             }
             with files.told(path):
                 store.write_npz(path, arrays)
-        metrics.say(f"{len(rows.valid)} x {rows.feature.shape[1]} features written to {path}")
+        metrics.say(
+            f"{len(rows.valid)} x {rows.feature.shape[1]} features written to {files.shown(path)}"
+        )
+
+
+def _name(dataset: str, split: str) -> str:
+    """A file name for the features of a split: letters and digits, not too many."""
+    whole = f"{dataset}_{split}"
+    name = re.sub(r"\W+", "_", whole).strip("_") or "features"
+    if len(name) > _LONGEST:
+        digest = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
+        name = f"{name[:_LONGEST]}_{digest[:12]}"
+    return name
+
+
+def _portable(path: str) -> str:
+    return encoded(path).decode("utf-8", "surrogateescape")

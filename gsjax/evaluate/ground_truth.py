@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from gsjax.data.paths import names_in
 from gsjax.errors import UserError
+from gsjax.files import shown
 
 DIFFICULTIES = ("easy", "medium", "hard")
 
@@ -88,20 +90,24 @@ def load(folder: epath.PathLike, name: str) -> GroundTruth:
     files = [folder / f"gnd_{name}.{ending}" for ending in ("pkl", "json")]
     path = next((file for file in files if file.exists()), None)
     if path is None:
-        raise UserError(f"no {files[0].name} or {files[1].name} in {folder}: {_HOW_TO_GET}")
+        raise UserError(
+            f"no {shown(files[0].name)} or {shown(files[1].name)} in {shown(folder)}: {_HOW_TO_GET}"
+        )
     read = _read_pickle if path == files[0] else json.loads
     try:
         content = read(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
     except _RefusedError as refused:
         raise UserError(
-            f"{path} asks for {refused}, and only dicts, lists, strings and numbers are read from "
-            f"a pickle; if you trust it, convert it to JSON as {files[1].name} and remove it"
+            f"{shown(path)} asks for {refused}, and only dicts, lists, strings and numbers are "
+            "read from a pickle; if you trust it, convert it to JSON as "
+            f"{shown(files[1].name)} and remove it"
         ) from refused
     except Exception as error:  # damaged bytes make pickle raise almost anything
         raise UserError(
-            f"{path} is damaged or cut short ({type(error).__name__}): fetch or write it again"
+            f"{shown(path)} is damaged or cut short ({type(error).__name__}): "
+            "fetch or write it again"
         ) from error
     return _parse(content, path)
 
@@ -123,17 +129,25 @@ def picture_paths(
     """
     pictures = epath.Path(folder).expanduser() / "jpg"
     if not pictures.is_dir():
-        raise UserError(f"no folder {pictures} with the pictures: {_HOW_TO_GET}")
-    there = {path.name for path in pictures.iterdir()}  # one listing, not a question a picture
+        raise UserError(f"no folder {shown(pictures)} with the pictures: {_HOW_TO_GET}")
+    there = set(names_in(pictures.as_posix()))  # one listing, not a question a picture
     names = [*truth.names, *(query.name for query in truth.queries)]
     missing = [name for name in names if f"{name}.jpg" not in there]
     if missing:
+        first = f"'{_shown_name(missing[0])}.jpg'"
         raise UserError(
-            f"{pictures} lacks {missing[0] + '.jpg'!r}, in all {len(missing)} of {len(names)} "
-            f"pictures: {_HOW_TO_GET}"
+            f"{shown(pictures)} lacks {first}, in all {len(missing)} of {len(names)} pictures: "
+            f"{_HOW_TO_GET}"
         )
     paths = [pictures / f"{name}.jpg" for name in names]
     return paths[: len(truth.names)], paths[len(truth.names) :]
+
+
+def _shown_name(name: str) -> str:
+    try:
+        return shown(name)
+    except UnicodeEncodeError:  # JSON and pickles can hold what no file can be named
+        return ascii(name)[1:-1]
 
 
 def positives_and_junk(query: Query, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
@@ -169,28 +183,28 @@ def _read_pickle(data: bytes) -> Any:
 def _parse(content: Any, path: epath.Path) -> GroundTruth:
     """Checks the structure; an error names the file and the query."""
     if not isinstance(content, dict):
-        raise UserError(f"{path} should hold a dict of imlist, qimlist and gnd")
+        raise UserError(f"{shown(path)} should hold a dict of imlist, qimlist and gnd")
     lists = []
     for key in ("imlist", "qimlist", "gnd"):
         if not isinstance(content.get(key), list | tuple) or not content[key]:
-            raise UserError(f"{path} needs {key!r}, a list that is not empty")
+            raise UserError(f"{shown(path)} needs {key!r}, a list that is not empty")
         lists.append(content[key])
     names, query_names, answers = lists
     for key in ("imlist", "qimlist"):
         for number, name in enumerate(content[key]):
             if not isinstance(name, str) or not name:
-                raise UserError(f"{path}: entry {number} of {key!r} is no name of a picture")
+                raise UserError(f"{shown(path)}: entry {number} of {key!r} is no name of a picture")
     if len(query_names) != len(answers):
         raise UserError(
-            f"{path} has {len(query_names)} names in 'qimlist' and {len(answers)} entries in "
-            "'gnd': they belong together, one for one"
+            f"{shown(path)} has {len(query_names)} names in 'qimlist' and {len(answers)} entries "
+            "in 'gnd': they belong together, one for one"
         )
     queries = []
     for number, (name, answer) in enumerate(zip(query_names, answers, strict=True)):
         try:
             queries.append(_parse_query(name, answer, len(names)))
         except ValueError as error:
-            raise UserError(f"{path}, query {number} ({name!r}): {error}") from error
+            raise UserError(f"{shown(path)}, query {number} ({name!r}): {error}") from error
     return GroundTruth(tuple(names), tuple(queries))
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gsjax import files, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
+from gsjax.data.paths import as_path
 from gsjax.errors import UserError
 from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, store
 
@@ -30,7 +31,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
             "and <data set>/jpg/"
         )
     names = datasets.parse_names(settings.datasets)
-    root = epath.Path(settings.data_dir).expanduser()
+    root = as_path("retrieval.data_dir", settings.data_dir)
     truths = {name: ground_truth.load(root / name, name) for name in names}
     paths = {name: ground_truth.picture_paths(root / name, truths[name]) for name in names}
     with evaluation.open_evaluation(config, workdir, "retrieval") as job:
@@ -46,9 +47,10 @@ def _evaluate(
     query_paths: list[epath.Path],
 ) -> None:
     settings = job.config.retrieval
-    base = sources.from_files(name, name, [path.as_posix() for path in base_paths])
+    root = base_paths[0].parent.as_posix()
+    base = sources.from_files(name, name, [path.as_posix() for path in base_paths], root=root)
     queries = sources.from_files(
-        f"queries of {name}", name, [path.as_posix() for path in query_paths]
+        f"queries of {name}", name, [path.as_posix() for path in query_paths], root=root
     )
     boxes = tuple(query.box for query in truth.queries)
     for path, box in zip(queries.paths, boxes, strict=True):
@@ -153,8 +155,8 @@ def _header(path: str) -> tuple:
     try:
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             return (*picture.size, picture.getexif().get(274, 1))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be decoded: {error}") from error
+    except Exception as error:  # whatever Pillow makes of damaged bytes
+        raise UserError(f"{files.shown(path)} cannot be decoded: {error}") from error
 
 
 def _check_box(path: str, box: tuple[float, float, float, float]) -> None:
@@ -163,7 +165,7 @@ def _check_box(path: str, box: tuple[float, float, float, float]) -> None:
         width, height = height, width
     x0, y0, x1, y1 = map(round, box)
     if min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0):
-        raise UserError(f"the box {box} of the ground truth lies outside of {path}")
+        raise UserError(f"the box {box} of the ground truth lies outside of {files.shown(path)}")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -189,11 +191,17 @@ def _draw(
         picture = pictures.draw_ranking(
             whole, input_pipeline.load_images(base, first.tolist()), marks, query.box
         )
-        path = job.folder / f"{base.dataset}_{query.name}.png"
+        shown = files.shown(query.name)
+        path = job.folder / f"{base.dataset}_{_shortened(shown, i)}.png"
         with files.told(path):
             pictures.save(picture, path)
-        drawn[f"{base.dataset}/{query.name}"] = picture[None]
+        drawn[f"{base.dataset}/{shown}"] = picture[None]
     if drawn:
         with contextlib.closing(job.writer()) as writer:
             writer.write_images(job.step or 0, drawn)
-        metrics.say(f"first results of {len(drawn)} queries drawn into {job.folder}")
+        metrics.say(f"first results of {len(drawn)} queries drawn into {files.shown(job.folder)}")
+
+
+def _shortened(name: str, number: int) -> str:
+    """A name that leaves room for more in the 255 bytes of a file's name."""
+    return name if len(name.encode()) <= 150 else f"{name[:30]}_{number}"
