@@ -55,6 +55,9 @@ def start(
     member = _member(coordinator, num_processes, process_id)
     _cache_compilations(told=not (member and member.process_id))
     jax.config.update("jax_enable_x64", dtype == "float64")
+    # Whatever the environment says: the draws of a seed are the same for any number of devices.
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_random_seed_offset", 0)
     if not member:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -41,7 +41,7 @@ def check_path(folder: epath.Path) -> None:
     name = os.fspath(folder)
     if "\\" in name:
         fault = "a backslash"
-    elif "gs:/" in name and not files.is_remote(folder):
+    elif "gs:/" in f"{name}/" and not files.is_remote(folder):
         fault = "a folder called gs:"
     elif not _is_unicode(name):
         fault = "a character that is not UTF-8"

@@ -1,5 +1,9 @@
 """The data-parallel step: one device and four compute the same function."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -134,3 +138,36 @@ def test_batch_that_devices_cannot_share_is_refused():
 
     with pytest.raises(UserError, match="batch_size is 18; it must be a multiple of the 4 devices"):
         parallel.create_mesh(18)
+
+
+DRAWS = """
+import jax
+from gsjax import parallel, settings, step
+
+parallel.start("float32")
+config = settings.load(None)
+for key in step.keys(config):
+    mesh = parallel.create_mesh(4)
+    draw = jax.jit(lambda k: jax.random.normal(k, (8,)), out_shardings=parallel.replicated(mesh))
+    split = jax.jit(lambda k: jax.random.normal(k, (8,)), out_shardings=jax.NamedSharding(
+        mesh, jax.sharding.PartitionSpec("batch")))
+    print(draw(key).tolist(), split(key).tolist())
+"""
+
+
+def test_no_variable_changes_the_draws_of_a_seed():
+    variables = [
+        {},
+        {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+        {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg", "JAX_THREEFRY_PARTITIONABLE": "0"},
+        {"JAX_RANDOM_SEED_OFFSET": "3"},
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRAWS], env=os.environ | added, stdout=subprocess.PIPE, text=True
+        )
+        for added in variables
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert printed[0].count("[") == 4
+    assert printed[1:] == printed[:1] * 3

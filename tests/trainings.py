@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from conftest import FAST_COMPILATION
 from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 
 from gsjax import settings
 
@@ -49,6 +50,15 @@ def records(workdir):
         {name: value for name, value in json.loads(line).items() if name not in TIMES}
         for line in lines
     ]
+
+
+def events(workdir):
+    """(step, metric) of every scalar in the event files, as TensorBoard reads them."""
+    read = event_accumulator.EventAccumulator(
+        str(workdir), size_guidance={event_accumulator.TENSORS: 0}, purge_orphaned_data=False
+    ).Reload()
+    tags = [tag for tag in read.Tags()["tensors"] if "/" in tag]  # the others are images
+    return sorted((event.step, tag) for tag in tags for event in read.Tensors(tag))
 
 
 def trained(workdir):
@@ -156,3 +166,4 @@ def assert_same_end(workdir, oracle, step):
     assert rows == records(oracle)
     logged = [(row["step"], name) for row in rows for name in row if name != "step"]
     assert len(logged) == len(set(logged)) > step
+    assert [row for row in events(workdir) if row[1] not in TIMES] == sorted(logged)
