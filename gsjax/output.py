@@ -77,6 +77,7 @@ def complain(line: str) -> None:
     It bypasses Python's buffer: a signal may come in the middle of a print, which is not
     reentrant. A terminal that was stopped (Ctrl-S) is given a second.
     """
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
         if select.select([], [2], [], 1.0)[1]:
-            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+            os.write(2, f"{line}\n".encode(encoding, "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at every stage: what is saved, what is said, how long it takes."""
+"""Signals at every stage: what is saved, what is said, how long it takes."""
 
 import os
 import shutil
@@ -11,7 +11,14 @@ import pytest
 from trainings import command, final_state, finish, flags, records, trained, wait_for
 
 LIMIT = 10.0  # seconds from the signal to the end
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGHUP: 129,
+    signal.SIGUSR1: 138,
+    signal.SIGUSR2: 140,
+    signal.SIGXCPU: 152,
+}
 
 BUSY = """
 import contextlib, hashlib
@@ -61,13 +68,109 @@ def test_a_second_ctrl_c_leaves_at_once_also_from_c():
     assert errors == ["gsjax: left at once by SIGINT"]
 
 
-def test_where_nothing_is_to_be_saved_one_signal_ends_also_c():
+@pytest.mark.parametrize("number", STATUS)
+def test_where_nothing_is_to_be_saved_one_signal_ends_also_c(number):
     process = busy("contextlib.nullcontext()")
     begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = ended(process, signal.SIGTERM, begin)
+    process.send_signal(number)
+    _, errors = ended(process, number, begin)
     assert time.monotonic() - begin < 1
-    assert errors == ["gsjax: stopped by SIGTERM; the same command starts again"]
+    assert errors == [f"gsjax: stopped by {number.name}; the same command starts again"]
+
+
+NOTES = """
+import sys, time
+from gsjax import interrupts
+request = interrupts.Request()
+with interrupts.leaving_at_once(), interrupts.deferred(request):
+    print("ready", flush=True)
+    while not request.signal:
+        time.sleep(0.01)
+    time.sleep(float(sys.argv[1]))  # a save that takes its time
+    print("saved", flush=True)
+    request.check()
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "saved"),
+    [
+        ([signal.SIGINT], True),
+        ([signal.SIGHUP], True),
+        ([signal.SIGUSR2], True),
+        ([signal.SIGTERM, signal.SIGCONT], True),
+        ([signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT], True),  # SLURM before and at the limit
+        ([signal.SIGHUP, signal.SIGTERM, signal.SIGHUP], True),  # the end of a session
+        ([signal.SIGXCPU, signal.SIGXCPU, signal.SIGXCPU], True),  # the kernel, every second
+        ([signal.SIGTERM, signal.SIGTERM], False),
+        ([signal.SIGUSR1, signal.SIGINT], False),
+    ],
+)
+def test_only_an_impatient_user_interrupts_a_save(numbers, saved):
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTES, str(1.5 * len(numbers))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(1.2 * (len(numbers) > 1))
+    output, _ = ended(process, numbers[0] if saved else numbers[-1], time.monotonic())
+    assert output == "saved\n" * saved
+
+
+def test_a_suspended_process_goes_on():
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTES, "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: state(process.pid) == "T")
+    process.send_signal(signal.SIGCONT)
+    until(lambda: state(process.pid) != "T")
+    process.send_signal(signal.SIGUSR1)
+    assert ended(process, signal.SIGUSR1, time.monotonic())[0] == "saved\n"
+
+
+def state(pid):
+    """R, S, D, T (stopped) or Z, as the kernel shows it."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_nohup_keeps_sighup_ignored():
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-c", NOTES, "0"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGUSR1)
+    assert ended(process, signal.SIGUSR1, time.monotonic())[0] == "saved\n"
+
+
+def test_handlers_of_the_calling_program_are_left_alone():
+    """As submitit's for SIGUSR2, which sends the job into the queue again."""
+    script = (
+        "import os, signal; heard = []\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))\n"
+        "from gsjax import interrupts\n"
+        "request = interrupts.Request()\n"
+        "with interrupts.leaving_at_once(), interrupts.deferred(request):\n"
+        "    os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "    assert heard and not request.signal\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_an_ignored_signal_stays_ignored():
