@@ -139,6 +139,10 @@ def test_other_labels_are_none(tmp_path, kind, memory_gb):
         opened(tmp_path, memory_gb=memory_gb)
     assert "\n" not in str(e.value)
     assert ("its feature label is no class label" in str(e.value)) == (kind != "a dict")
+    data = defaults.get_config().data  # as for the kNN of a training on the same split
+    data.source, data.data_dir = "tiny", str(tmp_path)
+    with pytest.raises(UserError, match="^tiny has no labels, which a labelled split needs"):
+        sources.open_labelled(data, train=source)
 
 
 def test_labels_that_are_truth_values(tmp_path):

@@ -18,6 +18,7 @@ class Columns(NamedTuple):
       several: whether a picture has several labels.
       clear: of several labels, name of the feature with those that are not difficult; "" for none.
       class_names: of the labels, or None.
+      no_labels: where there are none, the message for whoever needs them.
     """
 
     image: str
@@ -25,6 +26,7 @@ class Columns(NamedTuple):
     several: bool = False
     clear: str = ""
     class_names: tuple[str, ...] | None = None
+    no_labels: str = ""
 
 
 def choose(source: str, info: tfds.core.DatasetInfo, labelled: bool) -> Columns:
@@ -55,9 +57,10 @@ def choose(source: str, info: tfds.core.DatasetInfo, labelled: bool) -> Columns:
     candidates += nested if len(nested) == 1 else ()
     label = next((name for name in candidates if kinds.get(name)), "")
     if not label:
+        no_labels = f"{source} has no labels, which a labelled split needs{_why(features)}"
         if labelled:
-            raise UserError(f"{source} has no labels, which a labelled split needs{_why(features)}")
-        return Columns(image)
+            raise UserError(no_labels)
+        return Columns(image, no_labels=no_labels)
     several = kinds[label] == "several"
     clear = "labels_no_difficult" if several and label == "labels" else ""
     clear = clear if kinds.get(clear) == "several" else ""

@@ -1,5 +1,6 @@
 """Data sets that TFDS has prepared, or prepares now."""
 
+import dataclasses
 import difflib
 import functools
 import os
@@ -87,6 +88,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         labelled=labelled,
         files=files,
         label_shape=label_shape,
+        no_labels=columns.no_labels,
     )
     file_format = builder.info.file_format
     if file_format == tfds.core.FileFormat.ARRAY_RECORD:
@@ -111,7 +113,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
     with named(parts):
         batches = [parse(batch) for _, batch in in_order(parts).batch(1024)]
     pictures, labels = zip(*batches, strict=True)
-    return in_memory(
+    source = in_memory(
         name,
         data.source,
         version,
@@ -121,6 +123,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         labelled,
         files,
     )
+    return dataclasses.replace(source, no_labels=columns.no_labels)
 
 
 def _check_files(records: Sequence, parts: Sequence[Shard]) -> None:

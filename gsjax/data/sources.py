@@ -41,6 +41,7 @@ class Source:
       root: the folder that holds them, which `names_digest` leaves out.
       shards: the files of a source that is read in sequence; empty with random access.
       label_shape: () or (C,).
+      no_labels: where no picture can have a label, the message for whoever needs them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     root: str = ""
     shards: tuple[Shard, ...] = ()
     label_shape: tuple[int, ...] = ()
+    no_labels: str = ""
 
     @functools.cached_property
     def names_digest(self) -> str:
@@ -156,6 +158,8 @@ def require_labels(source: Source) -> Source:
     Raises:
       UserError: one is known to have none; what is read in sequence is checked when it is read.
     """
+    if source.no_labels:
+        raise UserError(source.no_labels)
     source = dataclasses.replace(source, labelled=True)
     if source.labels is not None:
         check_labels(source, source.labels)
