@@ -138,7 +138,11 @@ def deferred(request: Request) -> Iterator[None]:
         yield
         return
     with _handling(note) as former:
-        yield
+        try:
+            yield
+        finally:
+            if request.signal:
+                _hold_off(former)
 
 
 @contextlib.contextmanager
@@ -149,7 +153,15 @@ def _handling(handler: Any) -> Iterator[dict[int, Any]]:
         yield former
     finally:
         for number, before in former.items():
-            signal.signal(number, before)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, before)
+
+
+def _hold_off(former: dict[int, Any]) -> None:
+    """Ignores, while this program ends by a signal, all but Ctrl-C: a scheduler repeats itself."""
+    for number, before in former.items():
+        if before is _leave_at_once and number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_at_once(number: int, frame: Any) -> NoReturn:

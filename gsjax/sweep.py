@@ -190,8 +190,9 @@ def _run_process(arguments: Sequence[str]) -> int:
             process.send_signal(number)
         status = process.wait()
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, handler in former.items():  # a scheduler may repeat itself until the end
+            repeats = asked and number not in (signal.SIGINT, signal.SIGTSTP)
+            signal.signal(number, signal.SIG_IGN if repeats else handler)
     if asked:
         sys.exit(128 + asked[0])
     return status

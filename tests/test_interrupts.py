@@ -90,6 +90,32 @@ with interrupts.leaving_at_once(), interrupts.deferred(request):
     print("saved", flush=True)
     request.check()
 """
+TEARDOWN = """
+import atexit, time
+from gsjax import interrupts
+atexit.register(lambda: (print("ending", flush=True), time.sleep(1)))
+request = interrupts.Request()
+with interrupts.leaving_at_once():
+    with interrupts.deferred(request):
+        print("ready", flush=True)
+        while not request.signal:
+            time.sleep(0.01)
+    request.check()
+"""
+
+
+def test_a_signal_that_comes_again_does_not_change_the_status():
+    """Neither a scheduler that repeats itself, nor SIGXCPU, in the last second of the process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TEARDOWN],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGXCPU)
+    assert process.stdout.readline() == "ending\n"
+    for number in (signal.SIGXCPU, signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(number)
+    ended(process, signal.SIGXCPU, time.monotonic())
 
 
 @pytest.mark.parametrize(
