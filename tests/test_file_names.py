@@ -20,8 +20,8 @@ from gsjax.evaluate import datasets, ground_truth, retrieval
 
 CAFE = os.fsdecode(b"caf\xe9")  # in Latin-1: no UTF-8
 NAMES = [
-    "plain", CAFE, "café", "cafe\u0301", "a b", " a ", "-rf", "a[b]", "a*b", "a?b", "{a}", "a\\b",
-    "a'b", 'a"b', "a#b", "a%20b", "%s", "$HOME", "~", "a:b", "a@2", "a\nb", "a\tb", "\x1b[31m",
+    "plain", CAFE, "caf\uac00", "café", "cafe\u0301", "a b", " a ", "-rf", "a[b]", "a*b", "a?b", "{a}",
+    "a\\b", "a'b", 'a"b', "a#b", "a%20b", "%s", "$HOME", "~", "a:b", "a@2", "a\nb", "a\tb", "\x1b[31m",
     "🐱", "\u202eabc", "a,b", "a;b|c&d", "x" * 240,
 ]  # fmt: skip
 # In TFDS' own file names braces and at-signs are patterns; here they are in the folder's name.
@@ -185,7 +185,7 @@ print(ascii([source.picture_name(i) for i in range(len(reds))]))
 
 def test_the_locale_changes_nothing(tmp_path):
     root = tmp_path / CAFE
-    for number, name in enumerate(["plain", CAFE, "café", "caf\uffffe", "🐱", "z", "ÿ"]):
+    for number, name in enumerate(["plain", CAFE, "caf\uac00", "café", "🐱", "z", "ÿ"]):
         save(root / name / f"{name}.png", 4 * number)
     processes = [
         subprocess.Popen(
@@ -225,3 +225,15 @@ def test_training_and_features_in_an_ascii_locale(tmp_path):
         paths = saved["path"].tolist()
         assert saved["valid"].sum() == 15
     assert paths == by_bytes(map(str, (root / "train").glob("*/*.png")))
+    names = [CAFE, "x" * 240, "a\n[b]"]
+    for number, name in enumerate(names):
+        save(root / "own/jpg" / f"{name}.jpg", 80 * number)
+    answers = [{"bbx": [0, 0, 9, 7], "easy": [i], "hard": [], "junk": []} for i in range(3)]
+    content = {"imlist": names, "qimlist": names, "gnd": answers}
+    (root / "own/gnd_own.json").write_text(json.dumps(content))
+    settings = [f"--config.retrieval.data_dir={root}", "--config.retrieval.datasets=own"]
+    finish(command(tmp_path / "run", "--job=retrieval", *settings, environment=environment))
+    (result,) = json.loads((tmp_path / "run/results/retrieval.json").read_text())
+    assert result["scores"]["retrieval/easy_mP@1"] == 100
+    drawn = {path.name for path in (tmp_path / "run/retrieval").glob("*.png")}
+    assert drawn == {r"own_caf\xe9.png", f"own_{'x' * 30}_1.png", r"own_a\n[b].png"}
