@@ -20,9 +20,9 @@ from gsjax.evaluate import datasets, ground_truth, retrieval
 
 CAFE = os.fsdecode(b"caf\xe9")  # in Latin-1: no UTF-8
 NAMES = [
-    "plain", CAFE, "caf\uac00", "café", "cafe\u0301", "a b", " a ", "-rf", "a[b]", "a*b", "a?b", "{a}",
-    "a\\b", "a'b", 'a"b', "a#b", "a%20b", "%s", "$HOME", "~", "a:b", "a@2", "a\nb", "a\tb", "\x1b[31m",
-    "🐱", "\u202eabc", "a,b", "a;b|c&d", "x" * 240,
+    "plain", CAFE, "caf\uac00", "café", "cafe\u0301", "a b", " a ", "-rf", "a[b]", "a*b", "a?b",
+    "{a}", "a\\b", "a'b", 'a"b', "a#b", "a%20b", "%s", "$HOME", "~", "a:b", "a@2", "a\nb", "a\tb",
+    "\x1b[31m", "🐱", "\u202eabc", "a,b", "a;b|c&d", "x" * 240,
 ]  # fmt: skip
 # In TFDS' own file names braces and at-signs are patterns; here they are in the folder's name.
 FOLDERS = [*NAMES, "{SHARD_INDEX}", "a@*", "tiny-train.tfrecord-00000-of-00003", "1.0.0"]

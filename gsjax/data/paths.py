@@ -14,12 +14,14 @@ from gsjax.errors import UserError
 
 def is_remote(path: str) -> bool:
     """Whether a path is one in a bucket, such as gs://...; a local one may hold :// within."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
+    return "://" in path and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def encoded(path: str) -> bytes:
     """The bytes of a path, as TensorFlow takes it whatever the locale; UTF-8 or not."""
-    return path.encode() if is_remote(path) else os.fsencode(path)
+    if path.isascii() or is_remote(path):  # the first for speed
+        return path.encode()
+    return os.fsencode(path)
 
 
 def as_path(setting: str, path: str) -> epath.Path:
