@@ -94,7 +94,7 @@ def from_jax() -> Member:
     """What JAX finds out by itself: TPU pods, Kubernetes, Open MPI.
 
     Raises:
-      UserError: nothing, or an error.
+      UserError: JAX finds no cluster, or what describes it is incomplete.
     """
     from jax._src import clusters  # what jax.distributed.initialize calls
 
