@@ -227,8 +227,8 @@ def class_labels(name: str, listing: Listing) -> np.ndarray:
         )
     numbers = {folder: number for number, folder in enumerate(listing.folders)}
     labels = np.array([numbers[path.split("/", 1)[0]] for path in listing.names], np.int32)
-    empty = sorted(set(range(len(numbers))) - set(labels.tolist()))
-    if empty:
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(numbers)) == 0)
+    if len(empty):
         which = _some([files.shown(listing.folders[number]) for number in empty])
         _say_once(f"{name}: {len(empty)} of {len(numbers)} class folders hold no picture: {which}")
     moved = [
