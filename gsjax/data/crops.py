@@ -5,9 +5,13 @@ import math
 import ml_collections
 import tensorflow as tf
 
+from gsjax.data import careful
+
 _TRIES = 10
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height
 _MAX_ATTEMPTS = 100  # of the `tf` law, as in google-research/simclr data_util.py
+_MAX_BETWEEN = 2**24  # pixels of a picture between two passes, of 12 bytes each
+_KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
 
 
 def random_resized_crop_boxes(
@@ -90,7 +94,7 @@ def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
     """
     top, left, height, width = tf.unstack(tf.cast(box, tf.int32), 4)
     crop = image[top : top + height, left : left + width]
-    return resize(crop, (size, size))
+    return tf.ensure_shape(resize(crop, (size, size)), [size, size, 3])
 
 
 def resize(
@@ -108,21 +112,78 @@ def resize(
     """
     if method == "bicubic":  # overshoots, and Pillow clips after each of its two passes
         height, width = tf.unstack(tf.convert_to_tensor(size))
-        wide = _resize(image, tf.stack([tf.shape(image)[0], width]), method, antialias=True)
-        return _resize(wide, tf.stack([height, width]), method, antialias=True)
+        wide = _antialiased(image, tf.stack([tf.shape(image)[0], width]), method)
+        return _antialiased(wide, tf.stack([height, width]), method)
     # Antialiasing changes nothing where both sides grow, and makes the operation 3 times slower.
     return tf.cond(
         tf.reduce_all(tf.shape(image)[:2] <= size),
-        lambda: _resize(image, size, method, antialias=False),
-        lambda: _resize(image, size, method, antialias=True),
+        lambda: _rounded(tf.image.resize(image, size, method)),
+        lambda: _antialiased(image, tf.convert_to_tensor(size), method),
     )
 
 
-def _resize(
-    image: tf.Tensor, size: tuple[int, int] | tf.Tensor, method: str, antialias: bool
-) -> tf.Tensor:
-    resized = tf.image.resize(image, size, method=method, antialias=antialias)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+def _antialiased(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
+    """Resizes with a memory that is bounded, which `gsjax.data.careful` explains.
+
+    The operation resizes the height first, and keeps float32 [size[0], W, 3]. The other way round
+    it keeps [H, size[1], 3]; the smaller one is at most the root of H * W * size[0] * size[1].
+    """
+
+    def resized(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+        return _rounded(tf.image.resize(image, size, method, antialias=True))
+
+    def width_first() -> tf.Tensor:
+        turned = resized(tf.transpose(image, [1, 0, 2]), size[::-1])
+        return tf.transpose(turned, [1, 0, 2])
+
+    too_large = size[0] > _MAX_BETWEEN // tf.shape(image)[1]
+    if careful.in_graph() or tf.executing_eagerly():
+        return tf.cond(too_large, width_first, lambda: resized(image, size))
+    return resized(image, careful.refused_if(too_large, size))
+
+
+def _rounded(values: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.clip_by_value(tf.round(values), 0, 255), tf.uint8)
+
+
+def central_square(image: tf.Tensor, size: int, short_side: int, method: str) -> tf.Tensor:
+    """The central square of an image whose short side is resized; computes only what it shows.
+
+    Equals `resize` and `central_crop` to about 1 of 255, but the memory that it takes does not grow
+    with the long side.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: side of the square.
+      short_side: that of the resized image, >= size; its long side is rounded down.
+      method: bilinear or bicubic.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    kernel, radius = _KERNELS[method]
+    whole = tf.shape(image, tf.int64)[:2]
+    scaled = whole * short_side // tf.reduce_min(whole)
+    scale = tf.cast(scaled, tf.float64) / tf.cast(whole, tf.float64)
+    corner = tf.round(tf.cast(scaled - size, tf.float64) / 2)  # in pixels of the result
+    margin = radius * tf.maximum(1 / scale, 1.0) + 1  # in those of the image
+    first = tf.maximum(tf.cast(tf.floor(corner / scale - margin), tf.int64), 0)
+    last = tf.minimum(tf.cast(tf.math.ceil((corner + size) / scale + margin), tf.int64), whole)
+    part = image[first[0] : last[0], first[1] : last[1]]
+    shift = tf.cast(tf.cast(first, tf.float64) * scale - corner, tf.float32)
+    scale = tf.cast(scale, tf.float32)
+
+    def placed(part: tf.Tensor, sides: tuple, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+        values = tf.raw_ops.ScaleAndTranslate(
+            images=part[None], size=sides, scale=scale, translation=shift, kernel_type=kernel
+        )
+        return _rounded(values[0])
+
+    if method == "bicubic":  # in two passes, as in `resize`
+        height = tf.shape(part)[0]
+        part = placed(part, (height, size), [1.0, scale[1]], [0.0, shift[1]])
+        scale, shift = tf.stack([scale[0], 1.0]), tf.stack([shift[0], 0.0])
+    return tf.ensure_shape(placed(part, (size, size), scale, shift), [size, size, 3])
 
 
 def central_crop(image: tf.Tensor, size: int) -> tf.Tensor:

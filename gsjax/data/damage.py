@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from gsjax.data import shards
+from gsjax.data import decode, shards
+from gsjax.data.careful import careful
 from gsjax.data.sources import Source
 from gsjax.errors import UserError
 
@@ -83,7 +84,7 @@ class Replacements:
         raise UserError(
             f"{count} of the {total} pictures of {self._source.name} ({count / total:.2%}) cannot "
             f"be decoded, more than data.max_damaged={self._max_share:g}: {names}{more}; they are "
-            "damaged, missing or no JPEG, PNG, WebP or BMP: mend or remove them, or raise "
+            f"damaged, missing or no {decode.FORMATS}: mend or remove them, or raise "
             "--config.data.max_damaged"
         )
 
@@ -119,22 +120,31 @@ def _create_once_more(
 ) -> Callable[[int, int], dict[str, np.ndarray] | None]:
     """The function (position, index) -> columns of the row, by itself; None if it is damaged.
 
-    It raises UserError where a picture fails for a reason that lies outside of it.
+    What fails again, a careful graph tries (`gsjax.data.careful`). UserError is raised where a
+    picture fails for a reason that lies outside of it. No picture asks for much more memory than
+    its pixels take, so where that is not there, others fail as well.
     """
-    row_fn = tf.function(example_fn, autograph=False)
+
+    def carefully(*args: tf.Tensor) -> dict[str, tf.Tensor]:
+        with careful():
+            return example_fn(*args)
+
+    row_fns = [tf.function(fn, autograph=False) for fn in (example_fn, carefully)]
 
     def once_more(position: int, index: int) -> dict[str, np.ndarray] | None:
         key = read_key(source, index)
-        try:
-            row = row_fn(tf.constant(position, tf.int64), tf.constant(index, tf.int64), key)
-            return {name: column.numpy() for name, column in row.items()}
-        except _NOT_THE_PICTURE as error:
-            raise UserError(
-                f"{source.picture_name(index)} cannot be read, which may not be its fault "
-                f"({shards.plain(error)}): start again when memory and storage are in order"
-            ) from error
-        except tf.errors.OpError:
-            return None
+        for row_fn in row_fns:
+            try:
+                row = row_fn(tf.constant(position, tf.int64), tf.constant(index, tf.int64), key)
+                return {name: column.numpy() for name, column in row.items()}
+            except _NOT_THE_PICTURE as error:
+                raise UserError(
+                    f"{source.picture_name(index)} cannot be read, which may not be its fault "
+                    f"({shards.plain(error)}): start again when memory and storage are in order"
+                ) from error
+            except tf.errors.OpError:
+                continue
+        return None
 
     return once_more
 

@@ -5,42 +5,74 @@ import warnings
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image, TiffImagePlugin
+
+from gsjax.data import careful, metadata
 
 # Some kilobytes can claim any size. Pillow's own limit, a quarter of a gigabyte of RGB, is above
-# what cameras make.
-MAX_PIXELS = 89_478_485
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's others run programs (EPS) or load plug-ins
+# what cameras make. The limit of a side is libpng's.
+MAX_PIXELS, MAX_SIDE = 89_478_485, 1_000_000
+FORMATS = "JPEG, PNG, WebP, BMP or TIFF"  # for messages
+# Pillow's others run programs (EPS) or load plug-ins.
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Whatever may hold an orientation that Pillow obeys, wherever it stands in the file.
-_TURNED = r"(?s)\C*(Exif|eXIf|tiff:Orientation|XML:com\.adobe\.xmp|Raw profile type)\C*"
+_TURNED = r"(?s)\C*(Exif|eXIf|tiff:Orientation|XML:com\.adobe\.xmp|Raw profile type|tEXtexif)\C*"
 _PNG_SIZE, _PNG_DEPTH = 16, 24  # offsets of width and height, and of the bit depth in a PNG file
+_UPRIGHT = {  # by the orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TAG_BITS, _TAG_PHOTOMETRIC, _TAG_TILE_WIDTH, _TAG_TILE_LENGTH = 258, 262, 322, 323
+_WHITE_IS_ZERO = 0  # a photometric interpretation
+_MAX_TILE = 2**24  # pixels of a TIFF tile, if that is more than the picture has
 
-# Above its limit Pillow only warns, and prints that; such a picture is refused here.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow prints them; pictures above its limit are refused here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-# Always a graph: there alone numpy_function hands bytes over whole and raises an OpError.
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes one picture to RGB, upright.
 
     The content decides on the decoder, not the file's name. JPEG and PNG of up to 8 bits are
     decoded by TensorFlow; everything else, CMYK, and whatever may carry an orientation, by Pillow.
-    Transparency is dropped. Of 16-bit values, grey ones are divided by 257; of colours the low
-    byte is dropped, as Pillow does.
+    Outside of graphs Pillow also tries what TensorFlow refuses; in graphs see `gsjax.data.careful`.
+
+    Transparency is dropped. Of 16-bit values, gray ones are divided by 257; of colors the low
+    byte is dropped, as Pillow does. Of a file of several pages or frames the first one counts.
+    Metadata that cannot be read count as absent: no orientation, no damage.
 
     Args:
-      encoded: string [], the bytes of a JPEG, PNG, WebP or BMP file.
+      encoded: string [], the bytes of a JPEG, PNG, WebP, BMP or TIFF file.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
       tf.errors.OpError: the picture is damaged, of an unknown format, or its header says that it
-        has more than `MAX_PIXELS`; then nothing of it is decoded.
+        has more than `MAX_PIXELS` or a side of more than `MAX_SIDE`; then nothing of it is decoded.
+        So are TIFF files of signed, 32-bit or floating-point values, whose range nothing tells, and
+        of colors that Pillow cannot convert to RGB (CIELAB).
     """
-    jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-    png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    if careful.in_graph():
+        return _decode_slowly(encoded)
+    if not tf.executing_eagerly():
+        return _decode_fast(encoded)
+    try:
+        return _decode_fast(encoded)
+    except tf.errors.OpError:
+        return _decode_slowly(encoded)
+
+
+# Always graphs: there alone numpy_function hands bytes over whole and raises an OpError.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decode_fast(encoded: tf.Tensor) -> tf.Tensor:
+    jpeg = tf.strings.substr(encoded, 0, 3) == metadata.JPEG
+    png = tf.strings.substr(encoded, 0, 8) == metadata.PNG
     header = tf.strings.join([tf.strings.substr(encoded, 0, 32), b"\0" * 32])
     deep = tf.strings.substr(header, _PNG_DEPTH, 1) == b"\x10"
     turned = tf.strings.regex_full_match(encoded, _TURNED)
@@ -65,14 +97,46 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decode_slowly(encoded: tf.Tensor) -> tf.Tensor:
+    image = tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
 def _decode_with_pillow(encoded: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
-        if file.width * file.height > MAX_PIXELS:
-            raise ValueError(f"{file.width} x {file.height} pixels, more than {MAX_PIXELS}")
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255
-            grey = np.rint(np.asarray(image, np.float32) / 257).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        if "transparency" in image.info:  # Pillow warns when it goes from palette to RGB at once
-            image = image.convert("RGBA")
-        return np.asarray(image.convert("RGB"))
+    plain, orientation = metadata.split(encoded)
+    with Image.open(io.BytesIO(plain), formats=_PILLOW_FORMATS) as file:
+        if file.width * file.height > MAX_PIXELS or max(file.size) > MAX_SIDE:
+            raise ValueError(
+                f"{file.width} x {file.height} pixels, more than {MAX_PIXELS} or a side of "
+                f"more than {MAX_SIDE}"
+            )
+        if isinstance(file, TiffImagePlugin.TiffImageFile):
+            _check_tiles(file)
+        file.load()
+        image: Image.Image = file
+        if file.mode in ("I", "F"):
+            raise ValueError("signed, 32-bit and floating-point values have no known range")
+        if file.mode.startswith("I;16"):
+            image = _gray(file)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return np.asarray(image.convert("RGB"))
+
+
+def _check_tiles(file: TiffImagePlugin.TiffImageFile) -> None:
+    """Raises ValueError for tiles that take much more memory than the picture.
+
+    libtiff allocates a whole one, whatever part of it lies in the picture.
+    """
+    width, length = (file.tag_v2.get(tag, 1) for tag in (_TAG_TILE_WIDTH, _TAG_TILE_LENGTH))
+    if width * length > max(_MAX_TILE, file.width * file.height):
+        raise ValueError(f"tiles of {width} x {length} pixels")
+
+
+def _gray(file: Image.Image) -> Image.Image:
+    """Gray values of 16 bits, which Pillow would clip to 255, or of 12 bits as 8 bits."""
+    tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
+    highest = 4095 if tags.get(_TAG_BITS) == (12,) else 65535
+    values = np.rint(np.asarray(file, np.float32) * (255 / highest)).astype(np.uint8)
+    return Image.fromarray(255 - values if tags.get(_TAG_PHOTOMETRIC) == _WHITE_IS_ZERO else values)

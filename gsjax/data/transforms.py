@@ -8,10 +8,11 @@ import dataclasses
 
 import tensorflow as tf
 
-from gsjax.data import crops
+from gsjax.data import careful, crops
 
 _UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
 _SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop
+_MAX_RATIO = 16  # of the sides of a picture that is resized as a whole before its central crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,20 @@ class CentralSquare:
     def __call__(self, index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         del index
         size = tf.shape(image)[:2]
+        long = tf.reduce_max(size) > _MAX_RATIO * tf.reduce_min(size)
         # torchvision's Resize rounds down as well.
         scaled = size * self.short_side // tf.reduce_min(size)
-        return crops.central_crop(crops.resize(image, scaled, self.method), self.size)
+
+        def whole(scaled: tf.Tensor) -> tf.Tensor:
+            return crops.central_crop(crops.resize(image, scaled, self.method), self.size)
+
+        if careful.in_graph() or tf.executing_eagerly():
+            return tf.cond(
+                long,
+                lambda: crops.central_square(image, self.size, self.short_side, self.method),
+                lambda: whole(scaled),
+            )
+        return whole(careful.refused_if(long, scaled))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,252 @@
+"""The metadata of an encoded picture: which way up it is, and the file without them.
+
+Decoders read more than they need, and refuse sound pixels for a broken color profile, comment or
+camera note. Here only the orientation is read, and whatever cannot be read counts as absent.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")  # as Pillow, byte orders mixed
+
+_UPRIGHT = 1
+_ORIENTATION, _XMP = 0x0112, 700  # tags
+_NUMBERS = {  # struct formats of the types that a tag may have
+    3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q",
+}  # fmt: skip
+_NO_NUMBERS = (1, 2, 7)  # bytes and text
+_OF_TIFF_PIXELS = {
+    *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284),  # size, layout, compression
+    *(292, 293, 317, 320, 322, 323, 324, 325, 332, 334, 338, 339, 347),  # fax, palette, tiles, inks
+    *(512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG, YCbCr
+    *(0xBC01, 50674),  # what Pillow refuses (JPEG XR), LERC
+}
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_EXIF, _XAP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_BARE = {0x01, *range(0xD0, 0xDA), 0xC8, *range(0xF0, 0xFE)}  # JPEG markers without a segment
+_SCAN = 0xDA
+_METADATA = {*range(0xE0, 0xF0), 0xFE}
+_MAX_TEXT = 2**20  # bytes of a decompressed text, as in Pillow
+
+
+def split(encoded: bytes) -> tuple[bytes, int]:
+    """Separates a picture from its metadata.
+
+    What the pixels depend on stays: JPEG's JFIF and Adobe segments, the critical chunks of PNG, the
+    tags of the first page of a TIFF file that describe its layout.
+
+    Args:
+      encoded: the bytes of a picture. Other formats than JPEG, PNG, WebP and TIFF stay as they are.
+
+    Returns:
+      The file without metadata, and the orientation that they give: 1 (upright) to 8, as in EXIF;
+      1 where there is none or it cannot be read. Where it may stand, and what comes first, is as in
+      Pillow's `ImageOps.exif_transpose`.
+    """
+    if encoded.startswith(JPEG):
+        return _split_jpeg(encoded)
+    if encoded.startswith(PNG):
+        return _split_png(encoded)
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        return _split_webp(encoded)
+    if encoded.startswith(TIFF):
+        return _split_tiff(encoded)
+    return encoded, _UPRIGHT
+
+
+def _split_jpeg(encoded: bytes) -> tuple[bytes, int]:
+    kept, start, exif, xmp = [], 0, b"", b""
+    position = 2
+    while found := _MARKER.search(encoded, position):
+        marker, position = found[1][0], found.end()
+        if marker == _SCAN:
+            break
+        if marker in _BARE:
+            continue
+        length = int.from_bytes(encoded[position : position + 2], "big")
+        end = position + max(length, 2)
+        data = encoded[position + 2 : end]
+        if marker in _METADATA and not _gives_colors(marker, data):
+            kept.append(encoded[start : found.start()])
+            start = end
+            if marker == 0xE1 and data.startswith(_EXIF):
+                exif += data.removeprefix(_EXIF) if exif else data
+            elif marker == 0xE1 and data.startswith(_XAP):
+                xmp = data.removeprefix(_XAP)
+        position = end
+    kept.append(encoded[start:])
+    return b"".join(kept), _orientation(exif, xmp)
+
+
+def _gives_colors(marker: int, data: bytes) -> bool:
+    """Whether libjpeg takes the color space from a segment."""
+    jfif = marker == 0xE0 and data.startswith(b"JFIF\0") and len(data) >= 14
+    return jfif or (marker == 0xEE and data.startswith(b"Adobe") and len(data) >= 12)
+
+
+def _split_png(encoded: bytes) -> tuple[bytes, int]:
+    kept, position = [PNG], len(PNG)
+    exif, texts = None, {}
+    while position + 8 <= len(encoded):
+        length, kind = struct.unpack_from(">I4s", encoded, position)
+        if not re.fullmatch(rb"\w{4}", kind):
+            kept.append(encoded[position:])
+            break
+        end = position + 12 + length
+        if not kind[0] & 0x20:  # critical
+            kept.append(encoded[position:end])
+        elif kind == b"eXIf":
+            exif = encoded[position + 8 : end - 4]
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            key, text = _png_text(kind, encoded[position + 8 : end - 4])
+            if key == b"exif" and kind == b"tEXt":
+                exif = text
+            texts[key] = text
+        if kind == b"IEND":
+            break
+        position = end
+    if exif is None:
+        exif = _raw_profile(texts.get(b"Raw profile type exif", b""))
+    return b"".join(kept), _orientation(exif, texts.get(b"XML:com.adobe.xmp", b""))
+
+
+def _png_text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """The key and the text of a chunk, which is empty where it cannot be read."""
+    key, _, text = data.partition(b"\0")
+    compressed = kind == b"zTXt"
+    if compressed:
+        text = text[1:]
+    elif kind == b"iTXt":
+        compressed = text[:1] != b"\0"
+        text = b"".join(text[2:].split(b"\0", 2)[2:])  # after the language and the translated key
+    if compressed:
+        try:
+            text = zlib.decompressobj().decompress(text, _MAX_TEXT)
+        except zlib.error:
+            text = b""
+    return key, text
+
+
+def _raw_profile(text: bytes) -> bytes:
+    """EXIF in hexadecimal digits, as ImageMagick writes it after three lines."""
+    try:
+        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _split_webp(encoded: bytes) -> tuple[bytes, int]:
+    stop = min(len(encoded), 8 + int.from_bytes(encoded[4:8], "little"))
+    kept, exif, xmp, position = [], b"", b"", 12
+    flags = encoded[20] if encoded[12:16] == b"VP8X" and len(encoded) > 20 else 0
+    while position + 8 <= stop:
+        kind, length = struct.unpack_from("<4sI", encoded, position)
+        end = position + 8 + length
+        data, chunk = encoded[position + 8 : end], encoded[position : end + length % 2]
+        if kind == b"EXIF" and flags & 8:
+            exif = exif or data
+        elif kind == b"XMP " and flags & 4:
+            xmp = xmp or data
+        elif kind == b"VP8X" and length:
+            kept.append(chunk[:8] + bytes([flags & ~0x2C]) + chunk[9:])  # no ICC, EXIF, XMP
+        elif kind in (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
+            kept.append(chunk)
+        position = end + length % 2
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body, _orientation(exif, xmp)
+
+
+def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
+    """Takes other tags out of the first directory in place, and ends the file's pages there."""
+    directory = _Directory(encoded)
+    entries = [
+        encoded[entry : entry + directory.entry_size]
+        for entry in directory.entries()
+        if directory.tag(entry) in _OF_TIFF_PIXELS
+    ]
+    if not entries:
+        return encoded, _UPRIGHT
+    count = struct.pack(directory.count_format, len(entries))
+    packed = count + b"".join(entries) + bytes(directory.offset_size)
+    start = directory.start
+    plain = encoded[:start] + packed + encoded[start + len(packed) :]
+    return plain, _orientation(encoded, directory.data(_XMP))
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """The orientation of EXIF (a TIFF file, perhaps after its name) or, without one, of XMP."""
+    found = _Directory(re.sub(rb"^(Exif\x00\x00){1,2}", b"", exif)).number(_ORIENTATION)
+    if found is None:
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        found = int(match[1]) if match else _UPRIGHT
+    return int(found) if found in range(1, 9) else _UPRIGHT
+
+
+class _Directory:
+    """The first directory of tags of a TIFF file or of EXIF; empty where it cannot be read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.order = ">" if data.startswith(b"MM") else "<"
+        big = 43 in data[2:4]  # BigTIFF
+        self.entry_size, self.offset_size = (20, 8) if big else (12, 4)
+        self._offset_format = self.order + ("Q" if big else "L")
+        self.count_format = self.order + ("Q" if big else "H")
+        self.start = self._unpack(self._offset_format, 8 if big else 4)
+        if not data.startswith(TIFF) or self.start < 8:
+            self.start = len(data)
+
+    def _unpack(self, form: str, position: int) -> int:
+        """The whole number at a position; 0 beyond the end."""
+        if position + struct.calcsize(form) > len(self._data):
+            return 0
+        (number,) = struct.unpack_from(form, self._data, position)
+        return int(number)
+
+    def entries(self) -> Iterator[int]:
+        """The positions of the entries that the file holds."""
+        first = self.start + struct.calcsize(self.count_format)
+        count = self._unpack(self.count_format, self.start)
+        stop = min(first + count * self.entry_size, len(self._data) - self.entry_size + 1)
+        yield from range(first, stop, self.entry_size)
+
+    def tag(self, entry: int) -> int:
+        """The tag of an entry."""
+        return self._unpack(self.order + "H", entry)
+
+    def _place(self, entry: int, size: int) -> tuple[int, int]:
+        """The position of an entry's values and their number, each of `size` bytes."""
+        field = entry + 4 + self.offset_size
+        count = self._unpack(self._offset_format, entry + 4)
+        if size * count > self.offset_size:
+            field = self._unpack(self._offset_format, field)
+        return field, count
+
+    def number(self, tag: int) -> float | None:
+        """The first value of a tag; 0 where it is no number, None where there is no such tag."""
+        for entry in self.entries():
+            if self.tag(entry) != tag:
+                continue
+            kind = self._unpack(self.order + "H", entry + 2)
+            if kind in _NO_NUMBERS:
+                return 0
+            form = self.order + _NUMBERS.get(kind, "")
+            size = struct.calcsize(form)
+            field, count = self._place(entry, size)
+            if size and count and field + size <= len(self._data):
+                value, *divisors = struct.unpack_from(form, self._data, field)
+                if 0 in divisors:
+                    return 0
+                return value / divisors[0] if divisors else value
+        return None
+
+    def data(self, tag: int) -> bytes:
+        """The bytes of a tag; empty where there are none."""
+        for entry in self.entries():
+            if self.tag(entry) == tag:
+                field, count = self._place(entry, 1)
+                return self._data[field : field + count]
+        return b""
