@@ -23,13 +23,22 @@ def error_types(*others: type[Exception]) -> tuple[type[Exception], ...]:
 
 def shown(path: str | os.PathLike) -> str:
     """A path as a message shows it: bytes that are not UTF-8 and control characters escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no name that this locale could give to a file
+        text = ascii(os.fspath(path))[1:-1]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def absolute(path: str) -> epath.Path:
-    """Returns a local path made absolute, and gs://... as it is."""
+    """Returns a local path made absolute, and gs://... as it is.
+
+    Raises:
+      UserError: it begins with ~, and there is no home folder.
+    """
     expanded = epath.Path(path).expanduser()
+    if expanded.parts[:1] == ("~",):
+        raise UserError(f"{shown(path)}: there is no home folder, give the path without ~")
     if not is_remote(expanded):
         return expanded.absolute()
     import gsjax.data  # noqa: F401  # prepares TensorFlow, through which epath reads buckets

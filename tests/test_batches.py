@@ -76,14 +76,14 @@ def abandon(folder, kind, way, delay):
         stderr=subprocess.PIPE,
         text=True,
     )
+    line = process.stdout.readline()
+    began = time.monotonic()
     try:
-        line = process.stdout.readline()
-        began = time.monotonic()
         _, errors = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
-        return "it never ended"
-    finally:
         process.kill()
+        process.communicate()
+        return "it never ended"
     last = (errors.splitlines() or [""])[-1]
     found = (line, process.returncode, last, "ignored" in errors)
     if found != ("end\n", STATUS[way], TOLD.get(way, ""), False):

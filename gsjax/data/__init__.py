@@ -6,6 +6,8 @@ import os
 # variable does not silence.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+if os.path.expanduser("~") == "~":  # no home folder: Keras would make one called ~ here
+    os.environ.setdefault("KERAS_HOME", os.devnull)
 
 import tensorflow as tf
 

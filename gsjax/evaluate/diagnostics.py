@@ -7,6 +7,7 @@ lays pictures out on a map.
 import atexit
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -162,19 +163,28 @@ def _write_map(job: evaluation.Evaluation, source: sources.Source, rows: Feature
 def _import_umap() -> ModuleType:
     """Imports umap-learn, of the extra `report`, which compiles for seconds and caches the result.
 
-    Where neither its own folder nor the home folder can be written, as in a container run by
-    another user, numba refuses to cache and with it to import: then a temporary folder takes it.
+    numba, its compiler, refuses the import where it can write neither into the package nor into the
+    home folder, as in a container that another user runs; then it gets a temporary folder.
+
+    Raises:
+      ImportError: umap-learn is not installed.
     """
+    if os.path.expanduser("~") == "~":  # no home folder: numba would make one called ~ here
+        _cache_for_numba()
     try:
         import umap
     except RuntimeError:
-        import numba
-
-        folder = tempfile.mkdtemp(prefix="gsjax_numba_")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+        _cache_for_numba()
         import umap
     return umap
+
+
+def _cache_for_numba() -> None:
+    import numba
+
+    folder = tempfile.mkdtemp(prefix="gsjax_numba_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
 
 
 def embed_in_plane(representations: np.ndarray, seed: int) -> np.ndarray:

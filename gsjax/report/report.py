@@ -1,6 +1,5 @@
 """The job `report`: reads runs and sweeps, and writes one page with their tables and figures."""
 
-import logging
 import subprocess
 import sys
 import time
@@ -29,8 +28,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         library of the extra `report` is missing.
     """
     _check(config)
-    # Where it cannot cache its fonts it takes a temporary folder, and says so in several lines.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         from gsjax.report import figures, page  # matplotlib and jinja2, of the extra `report`
     except ImportError as error:
