@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from gsjax import files, metrics, parallel
+from gsjax import files, metrics, output, parallel
 from gsjax.errors import UserError
 
 _PERIOD, _STALE = 20.0, 120.0  # seconds
@@ -146,7 +146,7 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
             with contextlib.suppress(*files.error_types()):  # storage that is away for a while
                 content = _read(file)
                 if not is_ours(content):
-                    print(f"gsjax: error: {_refusal(file, content)}", file=sys.stderr, flush=True)
+                    output.complain(f"gsjax: error: {_refusal(file, content)}")
                     os._exit(2)
                 beat()
 

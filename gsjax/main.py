@@ -170,8 +170,6 @@ def _leave(status: int) -> NoReturn:
 
 def main() -> None:
     """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # we say ourselves what goes wrong
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # one of them comes in spite of that
     output.guard()
     try:
         app.run(_run, flags_parser=_parse_flags)

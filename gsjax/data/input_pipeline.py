@@ -12,7 +12,7 @@ import tensorflow as tf
 from gsjax.data import crops, shards
 from gsjax.data.batches import Batch, Batches
 from gsjax.data.damage import ExampleFn, Replacements, read_key, retried
-from gsjax.data.decode import decode_image
+from gsjax.data.decode import FORMATS, decode_image
 from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
 from gsjax.data.sources import Source, check_labels
 from gsjax.data.transforms import Transform
@@ -151,7 +151,7 @@ def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
         except tf.errors.OpError as error:
             raise UserError(
                 f"the picture {source.picture_name(index)} cannot be decoded: it is damaged, "
-                "missing or no JPEG, PNG, WebP, BMP or TIFF; mend or remove it"
+                f"missing or no {FORMATS}; mend or remove it"
             ) from error
     return images
 

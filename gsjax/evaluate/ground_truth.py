@@ -134,20 +134,13 @@ def picture_paths(
     names = [*truth.names, *(query.name for query in truth.queries)]
     missing = [name for name in names if f"{name}.jpg" not in there]
     if missing:
-        first = f"'{_shown_name(missing[0])}.jpg'"
+        first = f"'{shown(missing[0])}.jpg'"
         raise UserError(
             f"{shown(pictures)} lacks {first}, in all {len(missing)} of {len(names)} pictures: "
             f"{_HOW_TO_GET}"
         )
     paths = [pictures / f"{name}.jpg" for name in names]
     return paths[: len(truth.names)], paths[len(truth.names) :]
-
-
-def _shown_name(name: str) -> str:
-    try:
-        return shown(name)
-    except UnicodeEncodeError:  # JSON and pickles can hold what no file can be named
-        return ascii(name)[1:-1]
 
 
 def positives_and_junk(query: Query, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
