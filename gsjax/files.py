@@ -125,5 +125,7 @@ def told(path: epath.Path) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """What went wrong with a file, without its path, in one line."""
+    if isinstance(error, FileExistsError):
+        return "a file, or a link that leads nowhere, has that name"
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
     return text.split("\n")[0]

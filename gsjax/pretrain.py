@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from clu import metric_writers
 from etils import epath
 
 from gsjax import (
@@ -199,7 +198,7 @@ def _write_examples(
     method: Method,
     key: jax.Array,
     folder: epath.Path,
-    writer: metric_writers.MetricWriter,
+    writer: writers.MetricWriter,
 ) -> None:
     """Draws the first pairs of the first batch, augmented as the first step does it."""
     n = min(config.log.example_pairs, len(batch["views"]))

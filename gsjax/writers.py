@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from clu import metric_writers
+from clu.metric_writers import MetricWriter
 from etils import epath
 
 from gsjax import event_files, files, metrics, parallel
@@ -19,7 +20,7 @@ from gsjax import event_files, files, metrics, parallel
 KEEP_ALL = sys.maxsize  # as `restored_step`: keeps everything that is there
 
 
-class JsonLines(metric_writers.MetricWriter):
+class JsonLines(MetricWriter):
     """Writes scalars to `metrics.jsonl`, an object per call with `step`; leaves out the rest."""
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
@@ -95,7 +96,7 @@ class _Writer(metric_writers.MultiWriter):
             super().close()
 
 
-def create_writer(workdir: epath.Path, restored_step: int) -> metric_writers.MetricWriter:
+def create_writer(workdir: epath.Path, restored_step: int) -> MetricWriter:
     """Returns the writer of a run; on other hosts than the first it writes nothing."""
     if not parallel.is_primary():
         return metric_writers.MultiWriter([])

@@ -58,26 +58,23 @@ def split(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _split_jpeg(encoded: bytes) -> tuple[bytes, int]:
-    kept, start, exif, xmp = [], 0, b"", b""
+    kept, exif, xmp = [encoded[:2]], b"", b""
     position = 2
-    while found := _MARKER.search(encoded, position):
+    while found := _MARKER.search(encoded, position):  # over what lies between two segments
         marker, position = found[1][0], found.end()
         if marker == _SCAN:
+            kept.append(encoded[found.start() :])
             break
-        if marker in _BARE:
-            continue
-        length = int.from_bytes(encoded[position : position + 2], "big")
-        end = position + max(length, 2)
-        data = encoded[position + 2 : end]
-        if marker in _METADATA and not _gives_colors(marker, data):
-            kept.append(encoded[start : found.start()])
-            start = end
-            if marker == 0xE1 and data.startswith(_EXIF):
-                exif += data.removeprefix(_EXIF) if exif else data
-            elif marker == 0xE1 and data.startswith(_XAP):
-                xmp = data.removeprefix(_XAP)
-        position = end
-    kept.append(encoded[start:])
+        if marker not in _BARE:
+            length = int.from_bytes(encoded[position : position + 2], "big")
+            position += max(length, 2)
+        data = encoded[found.end() + 2 : position]
+        if marker not in _METADATA or _gives_colors(marker, data):
+            kept.append(encoded[found.start() : position])
+        elif marker == 0xE1 and data.startswith(_EXIF):
+            exif += data.removeprefix(_EXIF) if exif else data
+        elif marker == 0xE1 and data.startswith(_XAP):
+            xmp = data.removeprefix(_XAP)
     return b"".join(kept), _orientation(exif, xmp)
 
 
@@ -92,11 +89,8 @@ def _split_png(encoded: bytes) -> tuple[bytes, int]:
     exif, texts = None, {}
     while position + 8 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, position)
-        if not re.fullmatch(rb"\w{4}", kind):
-            kept.append(encoded[position:])
-            break
         end = position + 12 + length
-        if not kind[0] & 0x20:  # critical
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append(encoded[position:end])
         elif kind == b"eXIf":
             exif = encoded[position + 8 : end - 4]
@@ -139,16 +133,16 @@ def _raw_profile(text: bytes) -> bytes:
 
 
 def _split_webp(encoded: bytes) -> tuple[bytes, int]:
-    stop = min(len(encoded), 8 + int.from_bytes(encoded[4:8], "little"))
+    stop = 8 + int.from_bytes(encoded[4:8], "little")  # which need not be that of the file
     kept, exif, xmp, position = [], b"", b"", 12
     flags = encoded[20] if encoded[12:16] == b"VP8X" and len(encoded) > 20 else 0
-    while position + 8 <= stop:
+    while position + 8 <= len(encoded):
         kind, length = struct.unpack_from("<4sI", encoded, position)
         end = position + 8 + length
         data, chunk = encoded[position + 8 : end], encoded[position : end + length % 2]
-        if kind == b"EXIF" and flags & 8:
+        if kind == b"EXIF" and flags & 8 and end <= stop:
             exif = exif or data
-        elif kind == b"XMP " and flags & 4:
+        elif kind == b"XMP " and flags & 4 and end <= stop:
             xmp = xmp or data
         elif kind == b"VP8X" and length:
             kept.append(chunk[:8] + bytes([flags & ~0x2C]) + chunk[9:])  # no ICC, EXIF, XMP
@@ -160,7 +154,7 @@ def _split_webp(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
-    """Takes other tags out of the first directory in place, and ends the file's pages there."""
+    """Puts a directory of the first page at the end, without the tags that pixels need not."""
     directory = _Directory(encoded)
     entries = [
         encoded[entry : entry + directory.entry_size]
@@ -169,10 +163,17 @@ def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
     ]
     if not entries:
         return encoded, _UPRIGHT
-    count = struct.pack(directory.count_format, len(entries))
-    packed = count + b"".join(entries) + bytes(directory.offset_size)
-    start = directory.start
-    plain = encoded[:start] + packed + encoded[start + len(packed) :]
+    place = -(-len(encoded) // 8) * 8
+    plain = b"".join(
+        [
+            encoded[: directory.offset_size],  # the header up to the offset is as long as that
+            struct.pack(directory.offset_format, place),
+            encoded[2 * directory.offset_size :].ljust(place - 2 * directory.offset_size, b"\0"),
+            struct.pack(directory.count_format, len(entries)),
+            *entries,
+            bytes(directory.offset_size),  # no other page
+        ]
+    )
     return plain, _orientation(encoded, directory.data(_XMP))
 
 
@@ -193,9 +194,9 @@ class _Directory:
         self.order = ">" if data.startswith(b"MM") else "<"
         big = 43 in data[2:4]  # BigTIFF
         self.entry_size, self.offset_size = (20, 8) if big else (12, 4)
-        self._offset_format = self.order + ("Q" if big else "L")
+        self.offset_format = self.order + ("Q" if big else "L")
         self.count_format = self.order + ("Q" if big else "H")
-        self.start = self._unpack(self._offset_format, 8 if big else 4)
+        self.start = self._unpack(self.offset_format, 8 if big else 4)
         if not data.startswith(TIFF) or self.start < 8:
             self.start = len(data)
 
@@ -220,9 +221,9 @@ class _Directory:
     def _place(self, entry: int, size: int) -> tuple[int, int]:
         """The position of an entry's values and their number, each of `size` bytes."""
         field = entry + 4 + self.offset_size
-        count = self._unpack(self._offset_format, entry + 4)
+        count = self._unpack(self.offset_format, entry + 4)
         if size * count > self.offset_size:
-            field = self._unpack(self._offset_format, field)
+            field = self._unpack(self.offset_format, field)
         return field, count
 
     def number(self, tag: int) -> float | None:

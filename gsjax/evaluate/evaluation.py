@@ -11,7 +11,6 @@ import jax
 import ml_collections
 import numpy as np
 import optax
-from clu import metric_writers
 from etils import epath
 from jax.sharding import Mesh
 
@@ -147,7 +146,7 @@ class Evaluation:
         order = np.argsort(rows.indices)
         return Features(*(column[order] for column in rows))
 
-    def writer(self, restored_step: int = writers.KEEP_ALL) -> metric_writers.MetricWriter:
+    def writer(self, restored_step: int = writers.KEEP_ALL) -> writers.MetricWriter:
         """A CLU writer into the job's folder; what it holds of later steps is cut."""
         with files.told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
