@@ -24,6 +24,7 @@ _OF_TIFF_PIXELS = {
     *(512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG, YCbCr
     *(0xBC01, 50674),  # what Pillow refuses (JPEG XR), LERC
 }
+_PIXELS_AT = (273, 324)  # the offsets of strips and of tiles, among these
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _EXIF, _XAP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _BARE = {0x01, *range(0xD0, 0xDA), 0xC8, *range(0xF0, 0xFE)}  # JPEG markers without a segment
@@ -154,27 +155,21 @@ def _split_webp(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
-    """Puts a directory of the first page at the end, without the tags that pixels need not."""
+    """Gives the tags that pixels need not a type that nothing knows, so that decoders pass over.
+
+    Nothing moves: bytes after the pixels would stand in for missing ones. Where a directory claims
+    to reach into what it points to, that is left alone.
+    """
     directory = _Directory(encoded)
-    entries = [
-        encoded[entry : entry + directory.entry_size]
-        for entry in directory.entries()
-        if directory.tag(entry) in _OF_TIFF_PIXELS
-    ]
-    if not entries:
-        return encoded, _UPRIGHT
-    place = -(-len(encoded) // 8) * 8
-    plain = b"".join(
-        [
-            encoded[: directory.offset_size],  # the header up to the offset is as long as that
-            struct.pack(directory.offset_format, place),
-            encoded[2 * directory.offset_size :].ljust(place - 2 * directory.offset_size, b"\0"),
-            struct.pack(directory.count_format, len(entries)),
-            *entries,
-            bytes(directory.offset_size),  # no other page
-        ]
-    )
-    return plain, _orientation(encoded, directory.data(_XMP))
+    needed = [e for e in directory.entries() if directory.tag(e) in _OF_TIFF_PIXELS]
+    places = [directory.place(entry) for entry in needed]
+    places += [int(directory.number(tag) or 0) for tag in _PIXELS_AT]
+    stop = min((place for place in places if place > directory.start), default=len(encoded))
+    plain = bytearray(encoded)
+    for entry in directory.entries():
+        if entry not in needed and entry + directory.entry_size <= stop:
+            plain[entry + 2 : entry + 4] = b"\xff\xff"
+    return bytes(plain), _orientation(encoded, directory.data(_XMP))
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
@@ -191,12 +186,12 @@ class _Directory:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self.order = ">" if data.startswith(b"MM") else "<"
+        self._order = ">" if data.startswith(b"MM") else "<"
         big = 43 in data[2:4]  # BigTIFF
-        self.entry_size, self.offset_size = (20, 8) if big else (12, 4)
-        self.offset_format = self.order + ("Q" if big else "L")
-        self.count_format = self.order + ("Q" if big else "H")
-        self.start = self._unpack(self.offset_format, 8 if big else 4)
+        self.entry_size, self._offset_size = (20, 8) if big else (12, 4)
+        self._offset_format = self._order + ("Q" if big else "L")
+        self._count_format = self._order + ("Q" if big else "H")
+        self.start = self._unpack(self._offset_format, 8 if big else 4)
         if not data.startswith(TIFF) or self.start < 8:
             self.start = len(data)
 
@@ -209,35 +204,40 @@ class _Directory:
 
     def entries(self) -> Iterator[int]:
         """The positions of the entries that the file holds."""
-        first = self.start + struct.calcsize(self.count_format)
-        count = self._unpack(self.count_format, self.start)
+        first = self.start + struct.calcsize(self._count_format)
+        count = self._unpack(self._count_format, self.start)
         stop = min(first + count * self.entry_size, len(self._data) - self.entry_size + 1)
         yield from range(first, stop, self.entry_size)
 
     def tag(self, entry: int) -> int:
         """The tag of an entry."""
-        return self._unpack(self.order + "H", entry)
+        return self._unpack(self._order + "H", entry)
 
-    def _place(self, entry: int, size: int) -> tuple[int, int]:
-        """The position of an entry's values and their number, each of `size` bytes."""
-        field = entry + 4 + self.offset_size
-        count = self._unpack(self.offset_format, entry + 4)
-        if size * count > self.offset_size:
-            field = self._unpack(self.offset_format, field)
-        return field, count
+    def _count(self, entry: int) -> int:
+        return self._unpack(self._offset_format, entry + 4)
+
+    def _form(self, entry: int) -> str:
+        """The struct format of one value; bytes where it is no number."""
+        kind = self._unpack(self._order + "H", entry + 2)
+        return self._order + _NUMBERS.get(kind, "c" if kind in _NO_NUMBERS else "")
+
+    def place(self, entry: int) -> int:
+        """Where an entry says that its values are; 0 if it holds them itself."""
+        if struct.calcsize(self._form(entry)) * self._count(entry) <= self._offset_size:
+            return 0
+        return self._unpack(self._offset_format, entry + 4 + self._offset_size)
 
     def number(self, tag: int) -> float | None:
         """The first value of a tag; 0 where it is no number, None where there is no such tag."""
         for entry in self.entries():
             if self.tag(entry) != tag:
                 continue
-            kind = self._unpack(self.order + "H", entry + 2)
-            if kind in _NO_NUMBERS:
+            form = self._form(entry)
+            if form.endswith("c"):
                 return 0
-            form = self.order + _NUMBERS.get(kind, "")
+            field = self.place(entry) or entry + 4 + self._offset_size
             size = struct.calcsize(form)
-            field, count = self._place(entry, size)
-            if size and count and field + size <= len(self._data):
+            if size and self._count(entry) and field + size <= len(self._data):
                 value, *divisors = struct.unpack_from(form, self._data, field)
                 if 0 in divisors:
                     return 0
@@ -248,6 +248,6 @@ class _Directory:
         """The bytes of a tag; empty where there are none."""
         for entry in self.entries():
             if self.tag(entry) == tag:
-                field, count = self._place(entry, 1)
-                return self._data[field : field + count]
+                field = self.place(entry) or entry + 4 + self._offset_size
+                return self._data[field : field + self._count(entry)]
         return b""
