@@ -34,13 +34,17 @@ def absolute(path: str) -> epath.Path:
     """Returns a local path made absolute, and gs://... as it is.
 
     Raises:
-      UserError: it begins with ~, and there is no home folder.
+      UserError: it begins with ~, and there is no home folder; or it is relative to a current
+        folder that is gone.
     """
     expanded = epath.Path(path).expanduser()
     if expanded.parts[:1] == ("~",):
         raise UserError(f"{shown(path)}: there is no home folder, give the path without ~")
     if not is_remote(expanded):
-        return expanded.absolute()
+        try:
+            return expanded.absolute()
+        except FileNotFoundError as error:
+            raise UserError(f"{shown(path)}: the current folder is gone") from error
     import gsjax.data  # noqa: F401  # prepares TensorFlow, through which epath reads buckets
 
     return expanded

@@ -47,3 +47,12 @@ def test_a_path_is_shown_in_any_locale():
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "gs://b/\\xe9 x\n"
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="run: the current folder is gone"):
+        files.absolute("run")
+    assert files.absolute("/run").as_posix() == "/run"
