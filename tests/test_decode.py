@@ -35,11 +35,6 @@ def _turned(orientation: int) -> Image.Exif:
     return exif
 
 
-def _grey16() -> bytes:
-    values = np.linspace(0, 65535, 61 * 83).astype(np.uint16).reshape(61, 83)
-    return _encode(Image.fromarray(values), "PNG")
-
-
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -88,6 +83,52 @@ def _after_a_profile(jpeg: bytes) -> bytes:
     """The JPEG file with two segments of 35 kB before all others."""
     data = b"ICC_PROFILE\0\1\2" + bytes(35_000)
     return jpeg[:2] + 2 * (b"\xff\xe2" + struct.pack(">H", len(data) + 2) + data) + jpeg[2:]
+
+
+def _gray16(kind: str, **options) -> bytes:
+    values = np.linspace(0, 65535, 61 * 83).astype(np.uint16).reshape(61, 83)
+    return _encode(Image.fromarray(values), kind, **options)
+
+
+def _pages() -> bytes:
+    return _encode(_picture(), "TIFF", save_all=True, append_images=[_noise(), _noise()])
+
+
+def _tiff(width: int, height: int, pixels: bytes, tags: dict[int, tuple], order="<") -> bytes:
+    """An uncompressed TIFF file, for what Pillow does not write; `tags` of SHORT values."""
+    tags = {256: (width,), 257: (height,), 259: (1,), **tags}
+    out_of_line = {tag: values for tag, values in tags.items() if len(values) > 2}
+    place = 8 + 2 + 12 * (len(tags) + 1) + 4
+    start = place + sum(2 * len(values) for values in out_of_line.values())
+    entries, data = [], b""
+    for tag, values in sorted({**tags, 273: (start,)}.items()):
+        packed = struct.pack(f"{order}{len(values)}H", *values)
+        if len(packed) > 4:
+            data, packed = data + packed, struct.pack(f"{order}I", place + len(data))
+        entries.append(struct.pack(f"{order}HHI", tag, 3, len(values)) + packed.ljust(4, b"\0"))
+    magic = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
+    return magic + directory + data + pixels
+
+
+def _tiff_deep(order: str) -> bytes:
+    """16-bit RGB."""
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint16)
+    tags = {258: (16, 16, 16), 262: (2,), 277: (3,)}
+    return _tiff(30, 20, values.astype(f"{order}u2").tobytes(), tags, order)
+
+
+def _tiff_tiled() -> bytes:
+    """Four tiles of 16 x 16 gray pixels; the picture is smaller."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    tiles = pixels.reshape(2, 16, 2, 16).swapaxes(1, 2).tobytes()
+    encoded = _tiff(31, 23, tiles, {258: (8,), 262: (1,), 322: (16,), 323: (16,)})
+    # One strip's offset becomes four tiles', which stand at the end.
+    start, even = len(encoded) - len(tiles), encoded + bytes(len(encoded) % 2)
+    offsets = struct.pack("<4H", *range(start, start + 1024, 256))
+    entry = even.index(struct.pack("<HHI", 273, 3, 1))
+    tagged = struct.pack("<HHII", 324, 3, 4, len(even))
+    return even[:entry] + tagged + even[entry + 12 :] + offsets
 
 
 RAW_PROFILE = f"\nexif\n{len(_turned(6).tobytes())}\n{_turned(6).tobytes().hex()}"
@@ -142,6 +183,31 @@ FORMATS = {
     ),
     "png, orientation as text": lambda: _with_text("Raw profile type exif", RAW_PROFILE),
     "png, orientation as XMP": lambda: _with_text("XML:com.adobe.xmp", XMP),
+    **{
+        f"tiff, {kind}": lambda kind=kind: _encode(_picture(), "TIFF", compression=kind)
+        for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    },
+    **{
+        f"tiff, {mode}": lambda mode=mode: _encode(
+            _transparent().convert(mode), "TIFF", compression="tiff_lzw"
+        )
+        for mode in ("1", "L", "LA", "RGBA", "CMYK")
+    },
+    "tiff, palette": lambda: _palette("TIFF"),
+    "tiff, fax": lambda: _encode(_picture().convert("1"), "TIFF", compression="group4"),
+    "tiff, BigTIFF": lambda: _encode(_picture(), "TIFF", big_tiff=True),
+    "tiff, several pages": _pages,
+    "tiff, tiles": _tiff_tiled,
+    "tiff, 16-bit colour": lambda: _tiff_deep("<"),
+    "tiff, 16-bit colour, big-endian": lambda: _tiff_deep(">"),
+    **{
+        f"tiff, {kind}, orientation {turn}": lambda kind=kind, turn=turn: _encode(
+            _picture(), "TIFF", compression=kind, exif=_turned(turn)
+        )
+        for turn in range(1, 9)
+        for kind in ("raw", "tiff_lzw")
+    },
+    "tiff, orientation as XMP": lambda: _encode(_picture(), "TIFF", tiffinfo={700: XMP.encode()}),
     "png, palette, transparency, orientation": lambda: _palette(
         "PNG", transparency=bytes(range(64)), exif=_turned(6)
     ),
@@ -158,7 +224,7 @@ def test_equals_pillow(name):
     expected = np.asarray(upright.convert("RGB"))
     assert image.shape == expected.shape and image.dtype == np.uint8
     # The two carry different builds of libjpeg; everything else is lossless.
-    tolerance = 2 if name.startswith("jpeg") else 0
+    tolerance = 2 if name.startswith("jpeg") else 0  # Pillow alone decodes that in TIFF
     np.testing.assert_allclose(image.astype(int), expected.astype(int), atol=tolerance)
 
 
@@ -168,11 +234,50 @@ def test_orientation_turns_the_picture():
     np.testing.assert_array_equal(turned, np.rot90(plain, -1))
 
 
-def test_sixteen_bits_are_divided_by_257():
-    encoded = _grey16()
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_divided_by_257(kind):
+    encoded = _gray16(kind)
     values = np.asarray(Image.open(io.BytesIO(encoded))).astype(float)
     image = decode_image(tf.constant(encoded)).numpy()
     np.testing.assert_array_equal(image, np.rint(values / 257)[..., None].repeat(3, -1))
+
+
+def _gray_tiff(order="<", white_is_zero=False) -> tuple[bytes, np.ndarray]:
+    values = np.arange(30 * 20, dtype=np.uint16).reshape(20, 30) * 109
+    tags = {258: (16,), 262: (int(not white_is_zero),)}
+    return _tiff(30, 20, values.astype(f"{order}u2").tobytes(), tags, order), values
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_sixteen_bits_of_gray_in_tiff(order):
+    encoded, values = _gray_tiff(order)
+    image = decode_image(tf.constant(encoded)).numpy()
+    np.testing.assert_array_equal(image[..., 0], np.rint(values / 257))
+
+
+def test_gray_whose_zero_is_white():
+    """Pillow inverts 8 bits only; TIFF 6.0 (p. 37) says so for any number."""
+    encoded, values = _gray_tiff(white_is_zero=True)
+    image = decode_image(tf.constant(encoded)).numpy()
+    np.testing.assert_array_equal(image[..., 0], 255 - np.rint(values / 257))
+
+
+def test_twelve_bits_of_gray():
+    values = np.arange(20 * 30).reshape(20, 30) * 6
+    pairs = values.reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] << 4 | pairs[:, 1] >> 8) & 255, pairs[:, 1]])
+    encoded = _tiff(30, 20, (packed & 255).T.astype(np.uint8).tobytes(), {258: (12,), 262: (1,)})
+    image = decode_image(tf.constant(encoded)).numpy()
+    np.testing.assert_array_equal(image[..., 0], np.rint(values * 255 / 4095))
+
+
+@pytest.mark.parametrize("values", [np.int32, np.float32, np.int16])
+def test_values_without_a_range_are_refused(values):
+    tags = {258: (8 * values().itemsize,), 262: (1,), 339: (3 if values is np.float32 else 2,)}
+    encoded = _tiff(30, 20, np.ones((20, 30), values).tobytes(), tags)
+    assert Image.open(io.BytesIO(encoded)).mode in ("I", "F")
+    with pytest.raises(tf.errors.OpError, match="no known range"):
+        decode_image(tf.constant(encoded))
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
