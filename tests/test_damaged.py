@@ -1,5 +1,7 @@
 """Damaged pictures and files in training: what takes their place, what is said, what stops."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -214,6 +216,45 @@ def test_storage_that_fails_for_a_moment_costs_an_evaluation_no_picture(sound_fo
     failed = _failing(source, OSError("try again"), times=1)
     _assert_equal(_test(source, size), sound)
     assert failed == [5]
+
+
+def test_what_pillow_alone_decodes_is_not_damaged(sound_folder, capfd):
+    """A PNG file with a broken checksum of its pixels, which TensorFlow refuses."""
+    config, source = sound_folder
+    sound, tested = _train(config, source, 0, STEPS), _test(source, 4)
+    path = pathlib.Path(source.paths[5])
+    content = bytearray(path.read_bytes())
+    end = content.index(b"IDAT") + 4 + int.from_bytes(content[content.index(b"IDAT") - 4 :][:4])
+    content[end] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(tf.errors.OpError):
+        tf.io.decode_png(bytes(content))
+    _assert_equal(_train(config, source, 0, STEPS), sound)
+    _assert_equal(_test(source, 4), tested)
+    (image,) = input_pipeline.load_images(source, [5])
+    np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
+    assert "damaged" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000, 3), (30_000, 1, 3)])
+def test_long_pictures_are_not_damaged(sound_folder, capfd, shape):
+    """169 bytes of PNG, of which an evaluation would make 16 GB."""
+    config, source = sound_folder
+    pixels = np.full(shape, [9, 99, 200], np.uint8)
+    Image.fromarray(pixels).save(source.paths[5])
+    for size in (16, 224):
+        (batch,) = input_pipeline.test_batches(source, transforms.central(size), 23)
+        np.testing.assert_array_equal(batch["index"], np.arange(23))
+        expected = np.broadcast_to(pixels[0, 0], (size, size, 3))
+        np.testing.assert_array_equal(batch["image"][5], expected)
+    for law in ("torchvision", "tf", "byol"):
+        config.augment.crop, config.data.image_size = law, 224
+        batches = _train(config, source, 0, STEPS)
+        for batch in batches:
+            for views in batch["views"][batch["index"] == 5]:
+                np.testing.assert_array_equal(views, np.broadcast_to(pixels[0, 0], views.shape))
+        assert any((batch["index"] == 5).any() for batch in batches)
+    assert "damaged" not in capfd.readouterr().err
 
 
 def test_what_is_not_the_pictures_fault_is_not_taken_for_damage(sound_folder):

@@ -224,13 +224,13 @@ TURNED = {
 }  # fmt: skip
 
 
-def _memory(field: str) -> float:
+def memory(field: str) -> float:
     """MB that this process has (VmRSS) or has had since `_forget_peak` (VmHWM)."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -245,11 +245,11 @@ def _decoded(encoded: bytes) -> np.ndarray | None:
 
 def check(encoded: bytes) -> None:
     """Decodes a picture within its memory, to Pillow's pixels where Pillow has some."""
-    _forget_peak()
-    before = _memory("VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     image = _decoded(encoded)
     pixels = 0 if image is None else image.shape[0] * image.shape[1]
-    assert _memory("VmHWM") - before < MEMORY + 20 * pixels / 2**20
+    assert memory("VmHWM") - before < MEMORY + 20 * pixels / 2**20
     expected = _pillow(encoded)
     if expected is None:
         return

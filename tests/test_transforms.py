@@ -1,11 +1,15 @@
 """The transforms of evaluations against Pillow, as torchvision's classes call it."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from test_decode_fuzz import forget_peak, memory
 
-from gsjax.data import transforms
+from gsjax.data import crops, transforms
+from gsjax.data.careful import careful
 
 SHAPES = [(32, 32), (250, 250), (300, 201), (97, 400), (225, 224), (20, 60)]
 
@@ -99,6 +103,69 @@ def test_a_box_that_leaves_the_picture_is_cut():
     transform = transforms.Cropped(((-5.0, 60.0, 500.0, 90.0),), transforms.Stretched(16))
     expected = np.asarray(resized(image[60:80], 16, 16, Image.Resampling.BILINEAR))
     np.testing.assert_allclose(apply(transform, image), expected, atol=2)
+
+
+LONG = [(1, 300), (300, 1), (3, 200), (200, 3), (7, 1000), (1000, 7), (40, 3000), (3000, 40)]
+
+
+@pytest.mark.parametrize("shape", LONG)
+@pytest.mark.parametrize("size", [8, 32, 224])
+@pytest.mark.parametrize("create", [transforms.central, transforms.transfer])
+def test_long_pictures_equal_the_whole_computation(create, size, shape):
+    """The central square computed by itself against the one cut out of the whole."""
+    image, transform = photo(*shape), create(size)
+    scaled = [side * transform.short_side // min(shape) for side in shape]
+    whole = crops.central_crop(crops.resize(tf.constant(image), scaled, transform.method), size)
+    np.testing.assert_allclose(apply(transform, image), whole.numpy().astype(int), atol=1)
+
+
+def test_pictures_up_to_16_times_as_long_as_wide_are_resized_as_a_whole():
+    for shape in ((20, 320), (320, 20)):
+        image = photo(*shape)
+        scaled = [side * 256 // 20 for side in shape]
+        whole = crops.central_crop(crops.resize(tf.constant(image), scaled), 224)
+        np.testing.assert_array_equal(apply(transforms.central(224), image), whole)
+
+
+@pytest.mark.parametrize("shape", [(2, 500), (500, 2)])
+def test_graphs_refuse_long_pictures_unless_they_are_careful(shape):
+    image = photo(*shape)
+    expected = apply(transforms.central(32), image)
+
+    def graph(image):
+        return transforms.central(32)(tf.constant(0), image)
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.function(graph)(tf.constant(image))
+    with careful():
+        result = tf.function(graph)(tf.constant(image))
+    np.testing.assert_array_equal(result, expected)
+
+
+WHOLE = ((0.0, 0.0, 1e6, 1e6),)
+BOUNDED = {
+    "central": transforms.central(224),
+    "transfer": transforms.transfer(224),
+    "stretched": transforms.Stretched(224),
+    "long side": transforms.LongSide(1024),
+    "cropped": transforms.Cropped(WHOLE, transforms.central(224)),
+    "cropped, stretched": transforms.Cropped(WHOLE, transforms.Stretched(224)),
+    "view": lambda _, image: crops.crop_and_resize(image, [0, 0, *image.shape[:2]], 224),
+}
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="no /proc")
+@pytest.mark.parametrize("sides", [(1, 30_000), (1, 1_000_000), (89, 1_000_000), (9459, 9459)])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_memory_does_not_grow_with_the_ratio_of_the_sides(name, sides):
+    """100 MB and at most two copies of the picture, in both orientations."""
+    for shape in {sides, sides[::-1]}:
+        image = tf.zeros([*shape, 3], tf.uint8) + 7
+        forget_peak()
+        before = memory("VmRSS")
+        result = BOUNDED[name](tf.constant(0), image).numpy()
+        assert memory("VmHWM") - before < 100 + 2 * 3 * shape[0] * shape[1] / 2**20
+        np.testing.assert_array_equal(result, 7)
 
 
 def test_repr_tells_transforms_apart():
