@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps, PngImagePlugin
 
-from gsjax.data.decode import MAX_PIXELS, decode_image
+from gsjax.data.decode import MAX_PIXELS, MAX_SIDE, decode_image
 
 
 def picture(height=61, width=83) -> Image.Image:
@@ -302,3 +302,15 @@ def test_the_limit_itself_is_no_bomb():
     assert decode_image(tf.constant(_png_bomb(side))).shape == (side, side, 3)
     with pytest.raises(tf.errors.OpError, match="pixels"):
         decode_image(tf.constant(_png_bomb(side + 1)))
+
+
+@pytest.mark.parametrize("orientation", [b"", b"eXIf"])
+def test_a_side_has_a_limit_too(orientation):
+    """Of TensorFlow's decoder and, after a possible orientation, of Pillow's."""
+    for side in (MAX_SIDE, MAX_SIDE + 1):
+        encoded = _png(side, 1, 8, 0, zlib.compress(bytes(1 + side))) + orientation
+        if side == MAX_SIDE:
+            assert decode_image(tf.constant(encoded)).shape == (1, side, 3)
+        else:
+            with pytest.raises(tf.errors.OpError, match="or a side of more than"):
+                decode_image(tf.constant(encoded))

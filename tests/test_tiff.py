@@ -1,6 +1,7 @@
 """TIFF files. Oracle: Pillow, which turns them upright by itself; else the values written."""
 
 import io
+import pathlib
 import struct
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from test_decode import XMP, encode, noise, palette, picture, transparent, turned
+from test_decode_fuzz import forget_peak, memory
 
 from gsjax.data.decode import decode_image
 
@@ -96,6 +98,24 @@ def test_a_cut_file_raises(compression):
     encoded = encode(noise(), "TIFF", compression=compression)
     with pytest.raises(tf.errors.OpError):
         decode_image(tf.constant(encoded[: len(encoded) // 2]))
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="no /proc")
+@pytest.mark.parametrize("kind", ["raw", "tiff_lzw", "jpeg"])
+@pytest.mark.parametrize("side", [9_000, 20_000])
+def test_a_header_that_lies_takes_little_memory(kind, side):
+    """At most the 4 bytes of each of 81 million pixels, which miss; none of 400 million pixels."""
+    encoded = bytearray(encode(picture(), "TIFF", compression=kind))
+    first = int.from_bytes(encoded[4:8], "little")
+    for entry in range(first + 2, first + 26, 12):  # width and height
+        encoded[entry + 8 : entry + 12] = struct.pack("<I", side)
+        encoded[entry + 2 : entry + 4] = struct.pack("<H", 4)
+    forget_peak()
+    before = memory("VmRSS")
+    with pytest.raises(tf.errors.OpError, match="pixels" if side > 9_459 else None):
+        decode_image(tf.constant(bytes(encoded)))
+    pixels = side**2 if side < 9_459 else 0
+    assert memory("VmHWM") - before < 200 + 4 * pixels / 2**20
 
 
 def test_tiles_much_larger_than_the_picture_are_refused():
