@@ -8,7 +8,7 @@ import ml_collections
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, files, parallel, settings
+from gsjax import checkpoints, files, metrics, parallel, settings
 from gsjax.errors import UserError
 
 
@@ -31,6 +31,27 @@ def claim(
     """
     ours = {"config": config.to_dict(), "data": facts}
     compare_hosts(parallel.from_primary(lambda: _claim(workdir, ours)), ours)
+
+
+def renew(
+    workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | str | None]
+) -> None:
+    """Writes `config.json` again, as `claim` did, if it has gone since; call it before each save.
+
+    A checkpoint without it belongs to nobody and is refused.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    if not parallel.is_primary() or (workdir / "config.json").exists():
+        return
+    metrics.say(
+        f"warning: {files.shown(workdir)} was moved or deleted during the training: it is made "
+        "again with the checkpoints from now on"
+    )
+    with files.told(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write(workdir, {"config": config.to_dict(), "data": facts})
 
 
 def compare_hosts(first: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -59,12 +80,15 @@ def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
         workdir.mkdir(parents=True, exist_ok=True)
         if checkpoints.is_begun(workdir):
             _compare_start(workdir, ours)
-        content = {"gsjax": gsjax.__version__, **ours}
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        files.write_text(workdir / "config.json", text)
+        _write(workdir, ours)
     except files.error_types(AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
     return ours
+
+
+def _write(workdir: epath.Path, ours: dict[str, Any]) -> None:
+    content = {"gsjax": gsjax.__version__, **ours}
+    files.write_text(workdir / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:

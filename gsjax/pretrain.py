@@ -96,6 +96,10 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
                 f"ends at step {num_steps}: make num_steps or num_epochs larger to go on from there"
             )
 
+        def save(done: int, state: step.TrainState) -> None:
+            ownership.renew(folder, config, facts)
+            saved.save(done, state, writer)
+
         def knn_is_due(done: int) -> bool:
             return done == num_steps or bool(knn_steps and done % knn_steps == 0)
 
@@ -165,7 +169,7 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
                     progress.close()
                 if monitor and knn_is_due(done) and not stopping:  # else the next start owes it
                     watch.settle()
-                    saved.save(done, state, writer)  # whatever becomes of the measurement
+                    save(done, state)  # whatever becomes of the measurement
                     try:
                         scalars = monitor.measure(state, watch.check)
                     except interrupts.Stopped as error:
@@ -176,12 +180,12 @@ def _pretrain(config: ml_collections.ConfigDict, folder: epath.Path) -> step.Tra
                 if last or done % config.checkpoint.every_steps == 0:
                     watch.settle()
                     if not saved.holds(done):
-                        saved.save(done, state, writer)
+                        save(done, state)
                     clock.restart(done)
         except loop.NotFinite as error:
             good = int(state.step)
             if good and not saved.holds(good):
-                saved.save(good, step.marked_finite(state), writer)
+                save(good, step.marked_finite(state))
             raise error.told(folder, _AGAINST_DIVERGENCE) from error
         stopping = watch.last_signal()
     if stopping:

@@ -138,3 +138,20 @@ def test_claim_names_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir .*file"):
         ownership.claim(epath.Path(tmp_path / "file" / "run"), defaults.get_config(), {})
+
+
+def test_a_directory_that_was_moved_keeps_its_owner(tmp_path, capsys):
+    folder = epath.Path(tmp_path) / "run"
+    config, facts = defaults.get_config(), {"num_images": 60}
+    ownership.claim(folder, config, facts)
+    ownership.renew(folder, config, facts)
+    assert capsys.readouterr().out == ""
+    folder.rename(tmp_path / "moved")
+    ownership.renew(folder, config, facts)
+    assert f"warning: {folder} was moved or deleted" in capsys.readouterr().out
+    for file in ("run", "moved"):
+        assert json.loads((tmp_path / file / "config.json").read_text())["data"] == facts
+    checkpoints.Checkpoints(folder, 2, 0).save(4, state(4), MultiWriter([]))
+    ownership.claim(folder, config, facts)
+    with pytest.raises(UserError, match="num_images: 60 -> 61"):
+        ownership.claim(folder, config, {"num_images": 61})

@@ -1,12 +1,14 @@
 """Work directories whose names some library would interpret."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from clu.metric_writers import MultiWriter
 from etils import epath
-from trainings import command, final_state, finish, flags, records
+from trainings import command, final_state, finish, flags, records, wait_for
 
 from gsjax import checkpoints, files, lock, runs, saved_state
 from gsjax.errors import UserError
@@ -93,3 +95,21 @@ def test_the_whole_way_in_an_odd_folder(tmp_path):
     run = runs.read(epath.Path(workdir))
     assert set(run.results) == {"knn", "linear", "diagnostics"}
     assert records(workdir)[-1]["step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["moved", "deleted"])
+def test_a_training_whose_directory_goes_loses_nothing(way, tmp_path):
+    workdir = tmp_path / "run"
+    process = command(workdir, *flags(num_steps="400", checkpoint__every_steps="100"))
+    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(records(workdir)) > 3)
+    if way == "moved":
+        workdir.rename(tmp_path / "other")
+    else:
+        shutil.rmtree(workdir)
+    output = finish(process)
+    assert f"warning: {workdir} was moved or deleted" in output
+    assert checkpoints.saved_steps(epath.Path(workdir))[-1] == 400
+    again = finish(command(workdir, *flags(num_steps="400", checkpoint__every_steps="100")))
+    assert "trained encoder" in again
+    assert "top1" in finish(command(workdir, "--job=knn"))
