@@ -112,8 +112,13 @@ def resize(
     """
     if method == "bicubic":  # overshoots, and Pillow clips after each of its two passes
         height, width = tf.unstack(tf.convert_to_tensor(size))
-        wide = _antialiased(image, tf.stack([tf.shape(image)[0], width]), method)
-        return _antialiased(wide, tf.stack([height, width]), method)
+        sides = tf.stack([tf.shape(image)[0], width])
+        wide = tf.cond(  # the same pixels; the second way computes no rows that stay as they are
+            tf.shape(image)[1] <= width,
+            lambda: _at_once(image, sides, method),
+            lambda: _width_first(image, sides, method),
+        )
+        return _at_once(wide, tf.stack([height, width]), method)
     # Antialiasing changes nothing where both sides grow, and makes the operation 3 times slower.
     return tf.cond(
         tf.reduce_all(tf.shape(image)[:2] <= size),
@@ -125,21 +130,27 @@ def resize(
 def _antialiased(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
     """Resizes with a memory that is bounded, which `gsjax.data.careful` explains.
 
-    The operation resizes the height first, and keeps float32 [size[0], W, 3]. The other way round
-    it keeps [H, size[1], 3]; the smaller one is at most the root of H * W * size[0] * size[1].
+    Of the two ways the one that keeps less takes at most the root of H * W * size[0] * size[1].
     """
-
-    def resized(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-        return _rounded(tf.image.resize(image, size, method, antialias=True))
-
-    def width_first() -> tf.Tensor:
-        turned = resized(tf.transpose(image, [1, 0, 2]), size[::-1])
-        return tf.transpose(turned, [1, 0, 2])
-
     too_large = size[0] > _MAX_BETWEEN // tf.shape(image)[1]
     if careful.in_graph() or tf.executing_eagerly():
-        return tf.cond(too_large, width_first, lambda: resized(image, size))
-    return resized(image, careful.refused_if(too_large, size))
+        return tf.cond(
+            too_large,
+            lambda: _width_first(image, size, method),
+            lambda: _at_once(image, size, method),
+        )
+    return _at_once(image, careful.refused_if(too_large, size), method)
+
+
+def _at_once(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
+    """Keeps float32 [size[0], W, 3]: the operation resizes the height first."""
+    return _rounded(tf.image.resize(image, size, method, antialias=True))
+
+
+def _width_first(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
+    """Keeps float32 [size[1], H, 3]."""
+    turned = _at_once(tf.transpose(image, [1, 0, 2]), size[::-1], method)
+    return tf.transpose(turned, [1, 0, 2])
 
 
 def _rounded(values: tf.Tensor) -> tf.Tensor:
