@@ -1,5 +1,6 @@
 """Representations of a data set, in its order."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -125,23 +126,23 @@ def extract(
     )
     rows: Features | None = None
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
-    for i, batch in enumerate(batches):
-        with memory.told_out_of_memory(lambda: _smaller(batch_size, devices)):
-            encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
-            part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
-        feature, labels, index = (column[part[2] >= 0] for column in part)
-        if rows is None:
-            rows = Features(
-                np.zeros((len(wanted), *feature.shape[1:]), feature.dtype),
-                np.full((len(wanted), *labels.shape[1:]), -1, np.int32),
-                wanted,
-                np.zeros(len(wanted), bool),
-            )
-        place = np.searchsorted(wanted, index)
-        rows.feature[place], rows.label[place], rows.valid[place] = feature, labels, True
-        progress.update(i + 1)
-        check()
-    progress.close()
+    with contextlib.closing(batches), contextlib.closing(progress):
+        for i, batch in enumerate(batches):
+            with memory.told_out_of_memory(lambda: _smaller(batch_size, devices)):
+                encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
+                part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
+            feature, labels, index = (column[part[2] >= 0] for column in part)
+            if rows is None:
+                rows = Features(
+                    np.zeros((len(wanted), *feature.shape[1:]), feature.dtype),
+                    np.full((len(wanted), *labels.shape[1:]), -1, np.int32),
+                    wanted,
+                    np.zeros(len(wanted), bool),
+                )
+            place = np.searchsorted(wanted, index)
+            rows.feature[place], rows.label[place], rows.valid[place] = feature, labels, True
+            progress.update(i + 1)
+            check()
     assert rows is not None  # no source is empty
     return rows
 
