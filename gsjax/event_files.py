@@ -5,6 +5,7 @@ checksum of 4. What stays is copied as it is.
 """
 
 import struct
+import uuid
 from collections.abc import Callable, Iterator
 
 from etils import epath
@@ -17,11 +18,13 @@ _HEADER, _FOOTER = 12, 4  # bytes around an event
 
 
 def forget(folder: epath.Path, is_stale: Callable[[int, str], bool]) -> None:
-    """Takes out of all event files of a folder what comes anew, and what a kill has torn.
+    """Removes the events that will be written again from all event files of a folder.
+
+    A file that holds some loses with them a record that a kill has torn.
 
     Args:
       folder: of the files; it need not exist.
-      is_stale: whether the value of (step, tag) goes.
+      is_stale: whether the value of (step, tag) goes; CLU writes one value in an event.
     """
     for file in folder.iterdir() if folder.exists() else []:
         if "tfevents" not in file.name:
@@ -33,8 +36,11 @@ def forget(folder: epath.Path, is_stale: Callable[[int, str], bool]) -> None:
             for record, event in records
             if not any(is_stale(event.step, value.tag) for value in event.summary.value)
         ]
-        if len(kept) < len(records) or sum(map(len, kept)) < len(content):
-            files.write_bytes(file, b"".join(kept))
+        if len(kept) < len(records):  # else the file may be another writer's
+            # TensorBoard would read a name with "tfevents", which a kill could leave.
+            new = file.with_name(f"events.{uuid.uuid4().hex[:8]}.new")
+            with files.taking_the_place_of(file, new):
+                new.write_bytes(b"".join(kept))
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:

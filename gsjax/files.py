@@ -15,6 +15,7 @@ from gsjax.errors import UserError
 def error_types(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """The errors of reading and writing files: Python's, TensorFlow's for buckets, and others.
 
+    To be called when an error is caught, as in `except error_types():`.
     TensorFlow takes seconds to import, and raises nothing as long as nobody has imported it.
     """
     tensorflow = sys.modules.get("tensorflow")
@@ -71,8 +72,7 @@ def write_text(file: epath.Path, text: str) -> None:
 
 def write_bytes(file: epath.Path, content: bytes) -> None:
     """Writes a file as `write_text` does."""
-    # Of another kind than the file: a reader of the folder must not take what a kill leaves for it.
-    new = file.with_name(f"{uuid.uuid4().hex[:8]}.new")
+    new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
     with taking_the_place_of(file, new):
         new.write_bytes(content)
 

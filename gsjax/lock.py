@@ -60,11 +60,11 @@ def held(folder: epath.Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
-    """Holds `<file>.lock` while the file is read, changed and written; waits for who does so now.
+    """Holds `<file>.lock` while the file is read, changed and written.
 
     Args:
       file: in a folder that exists.
-      patience: seconds to wait.
+      patience: seconds to wait for the current holder.
 
     Raises:
       UserError: others still hold it after that time, or the folder cannot be written.
@@ -75,7 +75,9 @@ def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                holding = beating(own, _TURN_PERIOD, _TURN_STALE) if shared else flocked(own)
+                holding = (
+                    beating(own, _TURN_PERIOD, _TURN_STALE, quiet=True) if shared else flocked(own)
+                )
                 stack.enter_context(holding)
                 break
             except InUse:
@@ -116,7 +118,9 @@ def _flock(file: epath.Path) -> int:
 
 
 @contextlib.contextmanager
-def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) -> Iterator[None]:
+def beating(
+    file: epath.Path, period: float = _PERIOD, stale: float = _STALE, quiet: bool = False
+) -> Iterator[None]:
     """Holds a file by rewriting it every `period` seconds.
 
     A process that was suspended so long that another took its place ends at once, with status 2.
@@ -125,6 +129,7 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
       file: the lock.
       period: seconds between two beats.
       stale: seconds after which a file that does not change belongs to a dead process.
+      quiet: whether to say nothing when it waits for that.
     """
     name = uuid.uuid4().hex
     beats, beaten = 0, 0.0
@@ -151,7 +156,9 @@ def beating(file: epath.Path, period: float = _PERIOD, stale: float = _STALE) ->
                 beat()
 
     with files.told(file):
-        _watch(file, period, stale)
+        dead = _watch(file, period, stale, quiet)
+        if not files.is_remote(file):
+            _create(file, dead)
         beat()
         time.sleep(period / 10)  # where two have come at once, the later one has overwritten it
         content = _read(file)
@@ -172,24 +179,44 @@ def _now() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-def _watch(file: epath.Path, period: float, stale: float) -> None:
-    """Returns when the file is gone or has long been the same.
+def _create(file: epath.Path, dead: bytes | None) -> None:
+    """Creates the file, of which only one of several processes is capable.
+
+    Args:
+      file: the lock.
+      dead: content of a dead process's lock, to be removed first; None if there is none.
 
     Raises:
-      UserError: it changes.
+      InUse: another process was faster.
+    """
+    if dead is not None and _read(file) == dead:
+        file.unlink(missing_ok=True)
+    try:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    except FileExistsError:
+        raise _refusal(file, _read(file)) from None
+
+
+def _watch(file: epath.Path, period: float, stale: float, quiet: bool) -> bytes | None:
+    """Returns None when the file is gone, and its content if that has long been the same.
+
+    Raises:
+      InUse: it changes.
     """
     first = _read(file)
     if first is None:
-        return
-    metrics.say(f"{file} is there: {stale:.0f} s show whether its training is alive")
+        return None
+    if not quiet:
+        metrics.say(f"{file} is there: {stale:.0f} s show whether its training is alive")
     end = _now() + stale
     while _now() < end:
         time.sleep(period / 10)
         content = _read(file)
         if content is None:
-            return
+            return None
         if content != first:
             raise _refusal(file, content)
+    return first
 
 
 def _read(file: epath.Path) -> bytes | None:

@@ -170,6 +170,7 @@ def _leave(status: int) -> NoReturn:
 
 def main() -> None:
     """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # JAX, whose libraries read it, sets 1
     output.guard()
     try:
         app.run(_run, flags_parser=_parse_flags)

@@ -19,6 +19,7 @@ from gsjax.cluster import SINGLE, START_SECONDS, Member
 from gsjax.errors import UserError
 
 _BUSY_SECONDS = 5.0  # a former run may not have left the port yet
+_NAME_SECONDS = 10.0  # a cluster may not know the name of a new machine yet
 _FIRST_LINE = 2.0  # seconds of silence; starting is rarely simultaneous
 _FIRST_LINE_OF_OTHERS = 10.0  # process 0 names them before
 _NEXT_LINE = 30.0
@@ -31,6 +32,10 @@ class LostFirst(ConnectionError):
 
 def meet(member: Member, seconds: float = START_SECONDS) -> None:
     """Returns once all processes of the run are there.
+
+    Args:
+      member: this process.
+      seconds: to wait for the others.
 
     Raises:
       UserError: not all came within `seconds`, the address is of no use, or another process has
@@ -111,20 +116,16 @@ class _Gathering:
 
     def _not_come(self, missing: list[int], seconds: float) -> str:
         return (
-            f"{_names(missing)} of {self._member.num_processes} did not come to "
-            f"{self._member.address} within {seconds:.0f} s ({self._member.origin}); see whether "
-            f"they run and can reach it; {SINGLE}"
+            f"{_names(missing)} of {self._member.num_processes} did not connect to "
+            f"{self._member.address} within {seconds:.0f} s ({self._member.origin}); check that "
+            f"they are running and can reach it; {SINGLE}"
         )
 
     def _hear(self, source: Any) -> None:
-        with contextlib.suppress(OSError):
-            if source is self._listener:
-                connection, _ = self._listener.accept()
-                connection.setblocking(False)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                self._unread[connection] = b""
-                self._selector.register(connection, selectors.EVENT_READ)
-                return
+        if source is self._listener:
+            with contextlib.suppress(OSError):  # who was refused connects again
+                self._accept()
+            return
         try:
             received = source.recv(_MAX_MESSAGE)
         except BlockingIOError:
@@ -139,6 +140,13 @@ class _Gathering:
         if text.endswith(b"\n"):
             self._unread[source] = b""
             self._answer(source, text)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._unread[connection] = b""
+        self._selector.register(connection, selectors.EVENT_READ)
 
     def _answer(self, source: socket.socket, text: bytes) -> None:
         try:
@@ -198,13 +206,18 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _connected_to_itself(member: Member) -> socket.socket:
-    try:
-        connection = socket.create_connection(member.endpoint, timeout=10)
-    except OSError as error:
-        raise UserError(
-            f"this is process 0, and it cannot reach itself at {member.address} "
-            f"({member.origin}): {_reason(error)}; the address must be one of this machine"
-        ) from error
+    end = time.monotonic() + _NAME_SECONDS
+    while True:
+        try:
+            connection = socket.create_connection(member.endpoint, timeout=10)
+            break
+        except OSError as error:
+            if not isinstance(error, socket.gaierror) or time.monotonic() > end:
+                raise UserError(
+                    f"this is process 0, and it cannot reach itself at {member.address} "
+                    f"({member.origin}): {_reason(error)}; the address must be one of this machine"
+                ) from error
+        time.sleep(0.5)
     _send(connection, _hello(member))
     return connection
 
@@ -227,7 +240,7 @@ def _join(member: Member, deadline: float) -> None:
                 _send(connection, _hello(member))
                 if _wait_for_go(connection, member, deadline):
                     return
-            reason = "what listens there is no gsjax"
+            reason = "something other than gsjax is listening there"
         except LostFirst:
             raise
         except OSError as error:

@@ -44,11 +44,11 @@ def check_path(folder: epath.Path) -> None:
     elif "gs:/" in f"{name}/" and not files.is_remote(folder):
         fault = "a folder called gs:"
     elif not _is_unicode(name):
-        fault = "a character that is not UTF-8"
+        fault = "bytes that are not valid UTF-8"
     else:
         return
     raise UserError(
-        f"checkpoints cannot be kept in {files.shown(folder)}, whose path holds {fault}: rename "
+        f"checkpoints cannot be kept in {files.shown(folder)}, whose path contains {fault}: rename "
         "the folder, or choose another --workdir"
     )
 
@@ -88,6 +88,7 @@ def write(path: epath.Path, state: Any) -> None:
         logging.set_verbosity(verbosity)
     if parallel.is_primary():
         try:
+            _check_data(path)
             _compare(path, _found(path), state)
         except UserError as error:
             raise UserError(
@@ -114,6 +115,19 @@ def read(path: epath.Path, target: Any) -> Any:
             if parallel.is_lost_peer(error):
                 raise
             raise UserError(f"{path} cannot be restored: {_reason(error)}") from error
+
+
+def _check_data(path: epath.Path) -> None:
+    """Checks that what each process has written holds data.
+
+    Raises:
+      UserError: files of arrays are missing.
+    """
+    parts = list(_LiteralPath(path / "default").glob("ocdbt.process_*"))
+    for part in parts or [path / "default"]:
+        data = part / "d"
+        if not data.exists() or not any(data.iterdir()):
+            raise UserError(f"{files.shown(data)} holds no arrays")
 
 
 def _found(path: epath.Path) -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Damaged pictures and files in training: what takes their place, what is said, what stops."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -302,3 +305,29 @@ def test_a_damaged_file_of_the_data_set_is_named(tmp_path, damage, when):
     assert message.startswith(f"{path} is missing or damaged (")
     assert f"delete {folder} and start again" in message
     assert "\n" not in message and "{{" not in message and "[Op:" not in message
+
+
+ONE_LINE = """
+import jax  # which sets TensorFlow's variable, too
+import sys
+from gsjax import settings
+from gsjax.data import input_pipeline, sources
+
+config = settings.load(None)
+changes = {"data.source": "folder", "data.data_dir": sys.argv[1], "data.max_damaged": "0.5"}
+settings.override(config, changes | {"batch_size": "4", "data.image_size": "16"})
+list(input_pipeline.train_batches(sources.open_source(config.data, ""), config, 0, 2))
+"""
+
+
+def test_a_damaged_picture_is_one_line_whatever_the_libraries_say(tmp_path):
+    for i, image in enumerate(tiny_tfds.pictures("train")[:8]):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "03.png").write_bytes(b"nothing")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_LINE, str(tmp_path)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("damaged") and "03.png" in line

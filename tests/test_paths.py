@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from clu.metric_writers import MultiWriter
 from etils import epath
@@ -21,7 +22,7 @@ REFUSED = {
     "a\\b": "a backslash",
     "\\": "a backslash",
     "gs:": "a folder called gs:",
-    "caf\udce9": "not UTF-8",
+    "caf\udce9": "not valid UTF-8",
 }
 
 
@@ -71,6 +72,21 @@ def test_what_cannot_be_restored_does_not_count_as_saved(tmp_path, monkeypatch):
     saved = checkpoints.Checkpoints(epath.Path(tmp_path), 2, 0)
     with pytest.raises(UserError, match="was written, but cannot be restored"):
         saved.save(4, state(4), MultiWriter([]))
+    assert checkpoints.saved_steps(epath.Path(tmp_path)) == []
+
+
+def test_a_checkpoint_without_its_arrays_does_not_count_as_saved(tmp_path, monkeypatch):
+    """As where shared storage does not show what another host has written."""
+    save = ocp.Checkpointer.save
+
+    def lose(self, path, *args, **options):
+        save(self, path, *args, **options)
+        for file in path.glob("ocdbt.process_0/d/*"):
+            file.unlink()
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", lose)
+    with pytest.raises(UserError, match="was written, but cannot be restored: .* no arrays"):
+        checkpoints.Checkpoints(epath.Path(tmp_path), 2, 0).save(4, state(4), MultiWriter([]))
     assert checkpoints.saved_steps(epath.Path(tmp_path)) == []
 
 

@@ -1,6 +1,5 @@
 """The setting `platform` on a machine without accelerators, and TensorFlow's hands off them."""
 
-import ast
 import os
 import subprocess
 import sys
@@ -117,21 +116,3 @@ assert {device.device_type for device in tf.config.list_logical_devices()} == {"
 
 def test_tensorflow_is_kept_from_accelerators_before_its_first_operation():
     subprocess.run([sys.executable, "-c", HIDDEN], check=True)
-
-
-def test_whoever_imports_tensorflow_hides_the_accelerators(repo_root):
-    """Outside gsjax/data, which does it by itself, an import of gsjax.data comes along."""
-    found = []
-    for path in sorted((repo_root / "gsjax").rglob("*.py")):
-        if (repo_root / "gsjax" / "data") in path.parents:
-            continue
-        modules = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                modules |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
-        if any(m.split(".")[0] in ("tensorflow", "tensorflow_datasets") for m in modules):
-            found.append(path.name)
-            assert any(module.startswith("gsjax.data") for module in modules), path
-    assert found == ["datasets.py"]

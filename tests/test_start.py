@@ -103,7 +103,7 @@ def test_who_does_not_come_is_named_in_one_line(port):
     for process in processes:
         status, _, lines = result(process)
         assert status == 2
-        assert f"processes 1 and 3 of 4 did not come to localhost:{port} within 6 s" in lines[-1]
+        assert f"processes 1 and 3 of 4 did not connect to localhost:{port} within 6 s" in lines[-1]
 
 
 def test_a_first_process_that_does_not_come_is_named(port):
@@ -184,7 +184,7 @@ def test_what_listens_there_is_another_program(port):
             connection.sendall(b"220 mail.example.org ESMTP\r\n")
             status, _, lines = result(process)
     assert status == 2
-    assert "what listens there is no gsjax" in lines[-1]
+    assert "something other than gsjax is listening there" in lines[-1]
 
 
 @pytest.mark.slow

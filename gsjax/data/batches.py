@@ -1,7 +1,7 @@
 """The iterator over a pipeline's batches, which never outlives its process.
 
-The end of a tf.data iterator waits for the calls it has in flight. Some of them run Python, which
-they no longer can once the interpreter has begun to finalize: then the process never ends.
+Destroying a tf.data iterator waits for its pending calls. Calls into Python never finish once the
+interpreter is finalizing, so the process would hang.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,11 +23,31 @@ _PATIENCE = 8.0  # seconds that the end of the process waits for a batch of anot
 _OPEN: weakref.WeakSet["Batches"] = weakref.WeakSet()
 
 
+class _Elements(Iterator):
+    """The elements of a pipeline, until `close`.
+
+    The frames that take them can live on in the traceback of an exception; TensorFlow's iterator,
+    which is here alone, does not.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        self._iterator: Iterator | None = dataset.as_numpy_iterator()
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            raise StopIteration
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends the pipeline; waits for its pending calls."""
+        self._iterator = None
+
+
 class Batches(Iterator[Batch]):
     """Batches of a tf.data pipeline.
 
-    `close`, which `contextlib.closing` calls, ends the pipeline and waits for what it has in
-    flight. What is still open when the process ends is closed then.
+    `close`, which `contextlib.closing` calls, ends the pipeline and waits for its pending calls. An
+    exception of the pipeline closes it, and so does the end of the process.
     """
 
     def __init__(
@@ -44,7 +65,8 @@ class Batches(Iterator[Batch]):
         options = tf.data.Options()
         options.autotune.enabled = False
         dataset = dataset.prefetch(_PREFETCHED).with_options(options)
-        self._batches = batches_fn(dataset.as_numpy_iterator())
+        self._elements = _Elements(dataset)
+        self._batches = batches_fn(self._elements)
         self._is_open = True
         self._turn = threading.Lock()
         _OPEN.add(self)
@@ -53,13 +75,21 @@ class Batches(Iterator[Batch]):
         with self._turn:
             if not self._is_open:
                 raise StopIteration
-            return next(self._batches)
+            try:
+                return next(self._batches)
+            except BaseException:
+                self._end()
+                raise
 
     def close(self) -> None:
-        """Ends the pipeline; afterwards there are no more batches."""
+        """Ends the pipeline; waits for a batch that another thread is taking."""
         self._is_open = False
         with self._turn:
-            self._batches.close()
+            self._end()
+
+    def _end(self) -> None:
+        self._batches.close()
+        self._elements.close()
 
 
 def _close_all() -> None:
@@ -68,8 +98,8 @@ def _close_all() -> None:
         batches._is_open = False
         # A daemon thread may be taking a batch, and takes no other one.
         if batches._turn.acquire(timeout=max(end - time.monotonic(), 0.0)):
-            with contextlib.suppress(Exception):  # nobody waits for the batches any more
-                batches._batches.close()
+            with contextlib.suppress(Exception):  # the batches are no longer needed
+                batches._end()
 
 
 atexit.register(_close_all)

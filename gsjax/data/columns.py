@@ -92,7 +92,7 @@ def _image(source: str, features: dict[str, Any], supervised: list[str]) -> str:
         and not isinstance(feature, tfds.features.LabeledImage)
     ]
     if not images:
-        raise UserError(f"{source} has no feature of type Image: {', '.join(features)}")
+        raise UserError(f"{source} has no feature of type Image: {', '.join(sorted(features))}")
     named = [name for name in images if name in supervised]
     if len(named) == 1:
         image = named[0]
@@ -101,8 +101,9 @@ def _image(source: str, features: dict[str, Any], supervised: list[str]) -> str:
     elif len(images) == 1:
         image = images[0]
     else:
+        names = ", ".join(sorted(images))
         raise UserError(
-            f"{source} has several features of type Image ({', '.join(images)}), and neither its "
+            f"{source} has several features of type Image ({names}), and neither its "
             "supervised_keys nor the name image says which one holds the pictures: prepare it with "
             "supervised_keys=(<image>, <label>)"
         )

@@ -271,7 +271,7 @@ def is_picture(name: str) -> bool:
 
 
 def _is_litter(name: str) -> bool:
-    return name[0] == "." or name.lower() in _LITTER
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def _holds(folder: str, inner: str) -> bool:

@@ -189,12 +189,15 @@ class Evaluation:
             return
         file = self.workdir / "results" / f"{self.name}.json"
         # Several evaluations may record at a time, in the job's folder as well.
-        with lock.turn(file):
-            known = results.read(file)
-            others = [other for other in known if not results.same(other, entry)]
-            with files.told(file):
-                files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
-            self._write_scores(scores, (self.step or 0) if at is None else at)
+        try:
+            with lock.turn(file):
+                known = results.read(file)
+                others = [other for other in known if not results.same(other, entry)]
+                with files.told(file):
+                    files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
+                self._write_scores(scores, (self.step or 0) if at is None else at)
+        except lock.InUse as error:
+            raise UserError(f"{error}; not written: {json.dumps(entry['scores'])}") from error
         if len(others) < len(known):
             metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
         self._recorded.append(entry)
