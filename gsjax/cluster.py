@@ -18,7 +18,7 @@ class Member:
       address: HOST:PORT of process 0.
       num_processes: of the run.
       process_id: of this process, from 0.
-      origin: what told so, for messages.
+      origin: where these values came from, for messages.
       run: names the run, where several could share the address.
     """
 
@@ -50,7 +50,7 @@ class Member:
 
 
 def from_slurm() -> Member | None:
-    """What `srun` tells a task of a step; None outside of one.
+    """Reads the SLURM variables of an `srun` task; returns None outside of a step.
 
     Raises:
       UserError: the variables are incomplete, as in a notebook that inherited a part of them, or

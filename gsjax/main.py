@@ -145,7 +145,7 @@ def _run(start: Callable[[], None]) -> None:
 
 def _leave_after(error: Exception) -> NoReturn:
     if isinstance(error, rendezvous.LostFirst):
-        _tell(f"{error}: the same command starts again")
+        _tell(f"{error}: rerun the same command")
         _leave(os.EX_TEMPFAIL)
     if "gsjax.parallel" in sys.modules:
         from gsjax import parallel

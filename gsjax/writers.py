@@ -70,7 +70,7 @@ class JsonLines(MetricWriter):
 
 
 class _Writer(metric_writers.MultiWriter):
-    """TensorBoard and `metrics.jsonl`; a disk that cannot be written is told in one line."""
+    """TensorBoard and `metrics.jsonl`; write errors become UserErrors."""
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         self._workdir = workdir
@@ -97,7 +97,15 @@ class _Writer(metric_writers.MultiWriter):
 
 
 def create_writer(workdir: epath.Path, restored_step: int) -> MetricWriter:
-    """Returns the writer of a run; on other hosts than the first it writes nothing."""
+    """Returns the writer of a run; on other hosts than the first it writes nothing.
+
+    Args:
+      workdir: folder of the run, which exists.
+      restored_step: what its files hold of later steps is removed; 0 removes all.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     if not parallel.is_primary():
         return metric_writers.MultiWriter([])
     return _Writer(workdir, restored_step)

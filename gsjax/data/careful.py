@@ -1,4 +1,4 @@
-"""Two graphs for pictures: one that is fast and refuses rare ones, and one that takes these too.
+"""Two graphs for pictures: a fast one that rejects unusual pictures, and a careful one for those.
 
 A branch costs every picture its time, and a graph cannot catch an error. So the graphs of the input
 pipeline raise for what they are not made for, and `gsjax.data.damage` tries the pictures that have
@@ -16,7 +16,7 @@ _active = contextvars.ContextVar("careful", default=False)
 
 @contextlib.contextmanager
 def careful() -> Iterator[None]:
-    """Makes the graphs that are built meanwhile careful ones."""
+    """Within, the graphs that are built are careful."""
     token = _active.set(True)
     try:
         yield
@@ -30,5 +30,10 @@ def in_graph() -> bool:
 
 
 def refused_if(condition: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """The size of a result; where the condition holds, one that every operation refuses."""
+    """Returns the size of a result, or -1, an invalid size, if the condition holds.
+
+    Args:
+      condition: bool [].
+      size: int32 [] or [2].
+    """
     return tf.where(condition, -1, size)

@@ -148,7 +148,7 @@ class _Walk(_Found):
             mode = os.stat(link).st_mode
             target = self._real_file(link) if stat.S_ISREG(mode) else os.path.realpath(link)
         except OSError:
-            if is_picture(path):  # that it is missing is told when it is read
+            if is_picture(path):  # it is reported as missing when it is read
                 self.names.append(path)
             return
         if stat.S_ISDIR(mode):

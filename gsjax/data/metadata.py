@@ -155,7 +155,7 @@ def _split_webp(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
-    """Gives the tags that pixels need not a type that nothing knows, so that decoders pass over.
+    """Gives the tags that the pixels do not need an unknown type, so that decoders skip them.
 
     Nothing moves: bytes after the pixels would stand in for missing ones. Where a directory claims
     to reach into what it points to, that is left alone.

@@ -1,4 +1,4 @@
-"""What is asked of paths of the data, local or in a bucket, whatever bytes they hold."""
+"""Queries about data paths, local or in a bucket, with arbitrary bytes."""
 
 import os
 import re
