@@ -75,7 +75,10 @@ class _Writer(metric_writers.MultiWriter):
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         self._workdir = workdir
         with files.told(self._workdir):
-            event_files.forget(workdir, lambda step, _: not restored_step or step > restored_step)
+            if restored_step != KEEP_ALL:  # else every event file would be read for nothing
+                event_files.forget(
+                    workdir, lambda step, _: not restored_step or step > restored_step
+                )
             board = metric_writers.SummaryWriter(workdir.as_posix())
             super().__init__([board, JsonLines(workdir, restored_step)])
 
