@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from conftest import FAST_COMPILATION
 
 START = """
 import functools, sys
@@ -30,6 +31,9 @@ main.main()
 def launch(*arguments, seconds=60.0, **variables):
     """A process that only starts up, as the command line does; waits so long for the others."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TPU_"))}
+    # One device each: with several on the CPU, a process that ends right after it has started may
+    # wait forever for those that have not connected yet.
+    inherited["XLA_FLAGS"] = FAST_COMPILATION
     return subprocess.Popen(
         [sys.executable, "-c", START, str(seconds), "--config.platform=cpu", *arguments],
         stdout=subprocess.PIPE,
