@@ -6,7 +6,7 @@ A few minutes on two CPU cores; kNN goes from 54.5 % (untrained) to about 68 %, 
 38.0 %.
 """
 
-from gsjax import defaults
+from gsjax.config import defaults
 
 
 def get_config():

@@ -5,7 +5,7 @@
 The thesis reports 86.28 % top-1 in linear evaluation.
 """
 
-from gsjax import defaults
+from gsjax.config import defaults
 
 
 def get_config():

@@ -6,7 +6,7 @@ The thesis reports 63.60 % top-1 in linear evaluation. `--config.encoder.dtype=b
 half precision on accelerators; parameters, statistics and the loss stay in float32.
 """
 
-from gsjax import defaults
+from gsjax.config import defaults
 
 
 def get_config():

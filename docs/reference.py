@@ -8,27 +8,16 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from gsjax.defaults import SETTINGS
+from gsjax.config.defaults import SETTINGS
+from gsjax.config.schema import Kind
 from gsjax.jobs import JOBS
-from gsjax.schema import Kind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The reading order of the modules that lie directly in the package; a module that is not named
 # here comes last, a subpackage has a section of its own.
 GROUPS = {
-    "The method": ("similarity", "losses", "augment", "methods", "optimizers"),
-    "Training": ("pretrain", "step", "loop", "parallel", "metrics", "pictures"),
-    "Surviving": (
-        "checkpoints",
-        "saved_state",
-        "manifest",
-        "ownership",
-        "lock",
-        "files",
-        "interrupts",
-        "memory",
-    ),
-    "Command line": ("main", "defaults", "schema", "settings", "jobs", "errors"),
+    "The method": ("similarity", "losses", "augment"),
+    "Command line": ("main", "jobs", "errors"),
 }
 _OTHER = "More"
 _OVERVIEW = "reference/index.md"
@@ -108,7 +97,7 @@ def fill(page: str) -> str:
 
 
 def settings_tables() -> str:
-    """A table for each group of settings, with all that `gsjax.defaults` says of them."""
+    """A table for each group of settings, with all that `gsjax.config.defaults` says of them."""
     groups: dict[str, list] = {}
     for key, setting in SETTINGS.items():
         name = key.partition(".")[0] if "." in key else "general"

@@ -30,7 +30,7 @@ def augment(
     Args:
       keys: [N] typed PRNG keys (`jax.random.key`), one per view.
       images: [N, S, S, 3] uint8 RGB.
-      settings: the group `config.augment` of `gsjax.defaults`, read while tracing.
+      settings: the group `config.augment` of `gsjax.config.defaults`, read while tracing.
       mean: of the data set, per channel, in [0, 1].
       std: likewise.
       dtype: of the result; pixels are computed in at least float32.

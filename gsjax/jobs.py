@@ -25,7 +25,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "pretrain": Job(
-        "train an encoder on images without labels", "gsjax.pretrain", "pretrain", "file"
+        "train an encoder on images without labels", "gsjax.train.pretrain", "pretrain", "file"
     ),
     "knn": Job("classify by nearest neighbours", "gsjax.evaluate.knn"),
     "linear": Job("train a linear classifier on the frozen encoder", "gsjax.evaluate.linear"),
@@ -35,6 +35,8 @@ JOBS = {
         "distances of views by overlap, nearest neighbours, map", "gsjax.evaluate.diagnostics"
     ),
     "features": Job("write representations of pictures to a file", "gsjax.evaluate.export"),
-    "sweep": Job("train and evaluate the members of a sweep", "gsjax.sweep", "run_all", "sweep"),
+    "sweep": Job(
+        "train and evaluate the members of a sweep", "gsjax.sweep.runner", "run_all", "sweep"
+    ),
     "report": Job("draw tables and figures of runs", "gsjax.report.report", "run", "file"),
 }

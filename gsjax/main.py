@@ -11,9 +11,11 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from gsjax import interrupts, output, rendezvous, settings, sweeps
+from gsjax.config import settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS, Job
+from gsjax.runtime import interrupts, output, rendezvous
+from gsjax.sweep import plans
 
 _CONFIG = flags.DEFINE_string("config", "", "Config file; the defaults if empty.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config name> if empty.")
@@ -91,7 +93,7 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
             raise UserError(f"--job: there is no job {_JOB.value!r}; known: {', '.join(JOBS)}")
         job = JOBS[_JOB.value]
         if job.configured_by == "sweep":
-            return functools.partial(_run_sweep, job, sweeps.load(_CONFIG.value, overrides), argv)
+            return functools.partial(_run_sweep, job, plans.load(_CONFIG.value, overrides), argv)
         if _SWEEP_INDEX.value is not None:
             raise UserError(f"--sweep_index is of --job sweep, not of --job {_JOB.value}")
         if job.configured_by == "run":
@@ -106,7 +108,7 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
 
 
 def _start(config: ml_collections.ConfigDict) -> None:
-    from gsjax import parallel  # imports JAX, only once the settings are known to be good
+    from gsjax.runtime import parallel  # imports JAX, only once the settings are known to be good
 
     dtype = config.encoder.dtype
     parallel.start(dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -121,7 +123,7 @@ def _run_job(job: Job, config: ml_collections.ConfigDict) -> None:
         job.load()(config, _workdir())
 
 
-def _run_sweep(job: Job, plan: sweeps.Plan, argv: list[str]) -> None:
+def _run_sweep(job: Job, plan: plans.Plan, argv: list[str]) -> None:
     index = _SWEEP_INDEX.value
     if index is None:
         job.load()(plan, _workdir(), argv[1:])
@@ -147,8 +149,8 @@ def _leave_after(error: Exception) -> NoReturn:
     if isinstance(error, rendezvous.LostFirst):
         _tell(f"{error}: rerun the same command")
         _leave(os.EX_TEMPFAIL)
-    if "gsjax.parallel" in sys.modules:
-        from gsjax import parallel
+    if "gsjax.runtime.parallel" in sys.modules:
+        from gsjax.runtime import parallel
 
         if parallel.is_lost_peer(error):
             _tell(
@@ -161,9 +163,9 @@ def _leave_after(error: Exception) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    if "gsjax.parallel" not in sys.modules:  # nothing has been started
+    if "gsjax.runtime.parallel" not in sys.modules:  # nothing has been started
         sys.exit(status)
-    from gsjax import parallel
+    from gsjax.runtime import parallel
 
     parallel.leave(status)
 

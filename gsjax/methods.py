@@ -16,7 +16,7 @@ from jax import lax
 from gsjax import losses, similarity
 from gsjax.models.heads import Predictor, Projector
 from gsjax.models.resnet import create_encoder
-from gsjax.parallel import AXIS
+from gsjax.runtime.parallel import AXIS
 
 Tree = Any
 _OVERLAPS = {"ioa": similarity.ioa, "iou": similarity.iou}

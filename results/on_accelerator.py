@@ -29,6 +29,8 @@ from importlib import metadata
 
 import numpy as np
 
+from gsjax.sweep import plans
+
 BATCH, SIDE = 128, 32
 SMALL_STUDY = "configs/sweeps/small_study.py"
 ENCODED = 1024  # pictures at a time
@@ -38,11 +40,11 @@ def pack(folder):
     """Writes pictures (encoded), labels, and of each seed the crops' boxes and their digest."""
     import tensorflow as tf
 
-    from gsjax import environment, sweeps
     from gsjax.data import input_pipeline, sources
+    from gsjax.runtime import environment
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = sweeps.load(SMALL_STUDY, {}).members[0].config
+    config = plans.load(SMALL_STUDY, {}).members[0].config
     for split in ("train", "test"):
         source = sources.open_source(config.data, split, labelled=True)
         rows = tf.data.Dataset.range(source.num_examples).map(source.read).as_numpy_iterator()
@@ -54,7 +56,7 @@ def pack(folder):
             facts = {"num_images": source.num_examples, "file_names": source.names_digest}
             train = source
     cuts = {}
-    for config in (member.config for member in sweeps.load(SMALL_STUDY, {}).members):
+    for config in (member.config for member in plans.load(SMALL_STUDY, {}).members):
         name, steps = _cut_name(config), config.num_steps
         if name in cuts:
             continue  # the members that crop alike are equally long
@@ -169,7 +171,7 @@ def _digest(folder, name, seed):
 
 
 def _environment(about):
-    """As gsjax.environment.describe, which imports TensorFlow."""
+    """As gsjax.runtime.environment.describe, which imports TensorFlow."""
     import jax
 
     import gsjax
@@ -194,7 +196,8 @@ class KNN:
     def __init__(self, folder, encoder, config):
         import jax
 
-        from gsjax import augment, step
+        from gsjax import augment
+        from gsjax.train import step
 
         self._parts = {
             split: (np.load(folder / f"{split}.npy"), np.load(folder / f"{split}.npz")["labels"])
@@ -224,7 +227,7 @@ class KNN:
 
     def of_encoder(self, state):
         """Returns `knn/top1`."""
-        from gsjax import step
+        from gsjax.train import step
 
         return self._accuracy(self._encode, step.encoder_variables(state))
 
@@ -236,7 +239,9 @@ class KNN:
 
 def _prepared(config, num_images):
     """Mesh, schedule, optimizer, method, key and state of step 0, as `pretrain` has them."""
-    from gsjax import methods, optimizers, parallel, step
+    from gsjax import methods
+    from gsjax.runtime import parallel
+    from gsjax.train import optimizers, step
 
     mesh = parallel.create_mesh(config.batch_size)
     epoch_steps = num_images // config.batch_size
@@ -252,9 +257,10 @@ def train(folder, out, path, label, value=None):
     """Trains all seeds of an arm; writes parameters and curves to OUT/ARM.npz after each."""
     import jax
 
-    from gsjax import parallel, step, sweeps
+    from gsjax.runtime import parallel
+    from gsjax.train import step
 
-    plan = sweeps.load(path, {})
+    plan = plans.load(path, {})
     members = [
         m for m in plan.members if m.label == label and (value is None or m.value == float(value))
     ]
@@ -295,7 +301,7 @@ def train(folder, out, path, label, value=None):
             kept[f"{member.name}|{jax.tree_util.keystr(place)}"] = np.asarray(leaf)
         runs[member.name] = {"start": {**start, **_environment(about)}, "records": records}
         out.mkdir(parents=True, exist_ok=True)
-        arm = sweeps.slug(label) + (f"_{float(value):g}" if value else "")
+        arm = plans.slug(label) + (f"_{float(value):g}" if value else "")
         np.savez_compressed(out / f"{arm}.new.npz", runs=json.dumps(runs), **kept)
         (out / f"{arm}.new.npz").rename(out / f"{arm}.npz")
 
@@ -308,10 +314,10 @@ def unpack(folder, out, workdir, path):
     """
     import jax
 
-    from gsjax import checkpoints, files, ownership, sweeps, writers
+    from gsjax.runtime import checkpoints, files, ownership, writers
 
     facts = json.loads((folder / "about.json").read_text())["data"]
-    members = {member.name: member for member in sweeps.load(path, {}).members}
+    members = {member.name: member for member in plans.load(path, {}).members}
     for file in sorted(pathlib.Path(out).glob("*.npz")):
         content = np.load(file)
         for name, run in json.loads(str(content["runs"])).items():

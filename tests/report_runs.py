@@ -2,8 +2,9 @@
 
 import json
 
-from gsjax import defaults, settings, sweep
-from gsjax.sweeps import Arm, Member, Plan, Sweep
+from gsjax.config import defaults, settings
+from gsjax.sweep import runner
+from gsjax.sweep.plans import Arm, Member, Plan, Sweep
 
 
 def write_run(
@@ -85,4 +86,4 @@ def write_plan(folder, members, title="A study", axis="", shows=()):
     config = defaults.get_config()
     plan = Plan(plan_sweep, tuple(Member(*member, config) for member in members))
     folder.mkdir(parents=True, exist_ok=True)
-    sweep.write_plan(plan, folder)
+    runner.write_plan(plan, folder)

@@ -13,7 +13,7 @@ import skimage.data
 from PIL import Image, ImageEnhance
 
 from gsjax import augment as aug
-from gsjax import defaults
+from gsjax.config import defaults
 
 NEUTRAL = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and std that change nothing
 

@@ -19,7 +19,7 @@ LIMIT = 10.0  # seconds from the last line to the end
 # Every picture is decoded by Pillow: there are always Python calls in flight.
 ABANDON = """
 import os, sys, threading, time
-from gsjax import settings
+from gsjax.config import settings
 from gsjax.data import input_pipeline, sources, transforms
 
 folder, kind, way, delay = sys.argv[1:]

@@ -7,9 +7,9 @@ import pytest
 from etils.epath import backend, gpath
 from trainings import of_pictures, records, small_config, write_pictures
 
-from gsjax import files
 from gsjax.evaluate import knn, linear
-from gsjax.pretrain import pretrain
+from gsjax.runtime import files
+from gsjax.train.pretrain import pretrain
 
 
 @pytest.fixture(autouse=True)

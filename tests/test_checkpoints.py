@@ -10,8 +10,9 @@ import pytest
 from clu.metric_writers import MultiWriter
 from etils import epath
 
-from gsjax import checkpoints, defaults, ownership, saved_state
+from gsjax.config import defaults
 from gsjax.errors import UserError
+from gsjax.runtime import checkpoints, ownership, saved_state
 
 
 def state(value):

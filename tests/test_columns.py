@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_tfds
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
 

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gsjax import defaults, methods, optimizers, parallel, settings, step
+from gsjax import methods
+from gsjax.config import defaults, settings
+from gsjax.runtime import parallel
+from gsjax.train import optimizers, step
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))

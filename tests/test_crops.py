@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import crops
 
 LAWS = ("torchvision", "tf", "byol")

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tiny_tfds
 from PIL import Image
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import crops, input_pipeline, sources, transforms
 from gsjax.errors import UserError
 
@@ -310,7 +310,7 @@ def test_a_damaged_file_of_the_data_set_is_named(tmp_path, damage, when):
 ONE_LINE = """
 import jax  # which sets TensorFlow's variable, too
 import sys
-from gsjax import settings
+from gsjax.config import settings
 from gsjax.data import input_pipeline, sources
 
 config = settings.load(None)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import classes, input_pipeline, photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, scores

@@ -242,7 +242,7 @@ BOMBS = {
 REFUSE = """
 import pathlib, sys
 import numpy as np
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
 

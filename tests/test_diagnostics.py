@@ -14,12 +14,15 @@ from etils import epath
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from gsjax import augment, losses, methods, parallel, settings, step
+from gsjax import augment, losses, methods
+from gsjax.config import settings
 from gsjax.data import input_pipeline, photos, sources
 from gsjax.errors import UserError
 from gsjax.evaluate import diagnostics, evaluation, pairs, results
 from gsjax.evaluate.features import Features
-from gsjax.pretrain import pretrain
+from gsjax.runtime import parallel
+from gsjax.train import step
+from gsjax.train.pretrain import pretrain
 
 MODEL = {
     "encoder.width": "4",

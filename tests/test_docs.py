@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 import gsjax
-from gsjax import defaults, methods, optimizers, parallel, schema, settings, step
+from gsjax import methods
+from gsjax.config import defaults, schema, settings
 from gsjax.evaluate import pairs
 from gsjax.jobs import JOBS
+from gsjax.runtime import parallel
+from gsjax.train import optimizers, step
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from etils import epath
 
 import gsjax
-from gsjax import environment
 from gsjax.errors import UserError
+from gsjax.runtime import environment
 
 
 def test_versions_and_devices():

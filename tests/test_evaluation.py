@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 from trainings import finish, together
 
-from gsjax import interrupts, settings, step
+from gsjax.config import settings
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, export, knn, linear, results, retrieval, transfer
 from gsjax.methods import create_method
-from gsjax.pretrain import pretrain
+from gsjax.runtime import interrupts
+from gsjax.train import step
+from gsjax.train.pretrain import pretrain
 
 MODEL = {
     "encoder.width": "4",

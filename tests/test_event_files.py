@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 from trainings import events
 
-from gsjax import metrics, writers
+from gsjax.runtime import metrics, writers
 
 
 def write(workdir, restored_step, steps, name="train/loss"):

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsjax import defaults, parallel
+from gsjax.config import defaults
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import features
 from gsjax.models.resnet import create_encoder
+from gsjax.runtime import parallel
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SMALL = transforms.central(8)

@@ -13,7 +13,7 @@ import tiny_tfds
 from PIL import Image
 from trainings import command, finish, flags, of_pictures
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, ground_truth, retrieval
@@ -171,7 +171,7 @@ LOCALES = {
 }
 OPEN = """
 import sys
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources
 data = defaults.get_config().data
 data.source, data.data_dir = "folder", sys.argv[1]

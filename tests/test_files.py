@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from gsjax import files
 from gsjax.errors import UserError
+from gsjax.runtime import files
 
 
 def test_buckets_stay_what_they_are(monkeypatch, tmp_path):
@@ -41,7 +41,7 @@ def test_a_path_is_shown_in_one_line_that_can_be_printed(path, shown):
 
 
 def test_a_path_is_shown_in_any_locale():
-    script = "from gsjax import files; print(files.shown('gs://b/\\xe9'), files.shown('x'))"
+    script = "from gsjax.runtime import files; print(files.shown('gs://b/\\xe9'), files.shown('x'))"
     environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True

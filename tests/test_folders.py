@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import folders, sources
 from gsjax.errors import UserError
 

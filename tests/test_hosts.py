@@ -111,7 +111,7 @@ def test_a_killed_peer_ends_the_others_and_a_restart_goes_on_exactly(victim, tmp
 
 SHARED = """
 import functools
-from gsjax import lock, main
+from gsjax.runtime import lock; from gsjax import main
 lock.is_shared = lambda folder: True
 lock.beating = functools.partial(lock.beating, stale=40.0)
 main.main()

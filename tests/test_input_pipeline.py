@@ -5,7 +5,7 @@ import pytest
 import tiny_tfds
 from PIL import Image
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
 

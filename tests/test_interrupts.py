@@ -22,7 +22,7 @@ STATUS = {
 
 BUSY = """
 import contextlib, hashlib
-from gsjax import interrupts
+from gsjax.runtime import interrupts
 with interrupts.leaving_at_once():
     with {block}:
         print("ready", flush=True)
@@ -80,7 +80,7 @@ def test_where_nothing_is_to_be_saved_one_signal_ends_also_c(number):
 
 NOTES = """
 import sys, time
-from gsjax import interrupts
+from gsjax.runtime import interrupts
 request = interrupts.Request()
 with interrupts.leaving_at_once(), interrupts.deferred(request):
     print("ready", flush=True)
@@ -92,7 +92,7 @@ with interrupts.leaving_at_once(), interrupts.deferred(request):
 """
 TEARDOWN = """
 import atexit, time
-from gsjax import interrupts
+from gsjax.runtime import interrupts
 atexit.register(lambda: (print("ending", flush=True), time.sleep(1)))
 request = interrupts.Request()
 with interrupts.leaving_at_once():
@@ -190,7 +190,7 @@ def test_handlers_of_the_calling_program_are_left_alone():
     script = (
         "import os, signal; heard = []\n"
         "signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))\n"
-        "from gsjax import interrupts\n"
+        "from gsjax.runtime import interrupts\n"
         "request = interrupts.Request()\n"
         "with interrupts.leaving_at_once(), interrupts.deferred(request):\n"
         "    os.kill(os.getpid(), signal.SIGUSR2)\n"
@@ -202,7 +202,7 @@ def test_handlers_of_the_calling_program_are_left_alone():
 def test_an_ignored_signal_stays_ignored():
     script = (
         "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from gsjax import interrupts\n"
+        "from gsjax.runtime import interrupts\n"
         "request = interrupts.Request()\n"
         "with interrupts.leaving_at_once(), interrupts.deferred(request):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

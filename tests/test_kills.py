@@ -19,9 +19,9 @@ from trainings import (
     write_pictures,
 )
 
-from gsjax import parallel, writers
 from gsjax.data import input_pipeline
-from gsjax.pretrain import pretrain
+from gsjax.runtime import parallel, writers
+from gsjax.train.pretrain import pretrain
 
 EVERY = 2  # steps between two saves
 
@@ -155,7 +155,7 @@ def test_a_resume_takes_the_same_batches_to_the_same_end(every_step, step, tmp_p
 CUT = """
 import os, pathlib, random, signal, sys, time
 from etils import epath
-from gsjax import writers
+from gsjax.runtime import writers
 
 folder = pathlib.Path(sys.argv[1])
 lines = [f'{{"step": {i}, "train/loss": {i / 7}}}\\n' for i in range(1, 60001)]

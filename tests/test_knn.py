@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.errors import UserError
 from gsjax.evaluate import knn, nearest
 from gsjax.evaluate.features import Features

@@ -14,14 +14,14 @@ import pytest
 from etils import epath
 from trainings import command, flags, of_pictures, together, wait_for, write_pictures
 
-from gsjax import lock
 from gsjax.errors import UserError
+from gsjax.runtime import lock
 
 # Holds a lock until it is killed.
 HOLD = """
 import contextlib, sys, time
 from etils import epath
-from gsjax import lock
+from gsjax.runtime import lock
 kind, folder = sys.argv[1:]
 file = epath.Path(folder) / "pretrain.lock"
 held = lock.flocked(file) if kind == "flock" else lock.beating(file, 0.2, 2.0)

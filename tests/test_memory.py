@@ -11,10 +11,11 @@ import pytest
 from conftest import FAST_COMPILATION
 from PIL import Image
 
-from gsjax import memory, parallel, settings
+from gsjax.config import settings
 from gsjax.data import sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import features
+from gsjax.runtime import memory, parallel
 
 HUGE = 2**21  # a matrix of so many rows and columns takes 16 TiB
 

@@ -13,10 +13,12 @@ from test_step import batch_of
 from test_step import small_config as step_config
 from trainings import records, small_config
 
-from gsjax import interrupts, loop, methods, optimizers, parallel, step
+from gsjax import methods
 from gsjax.data import input_pipeline, sources
 from gsjax.errors import UserError
-from gsjax.pretrain import pretrain
+from gsjax.runtime import interrupts, parallel
+from gsjax.train import loop, optimizers, step
+from gsjax.train.pretrain import pretrain
 
 # The parameters leave the range of float32 after some steps.
 DIVERGING = {

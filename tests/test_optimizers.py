@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from gsjax import defaults, optimizers
+from gsjax.config import defaults
 from gsjax.errors import UserError
+from gsjax.train import optimizers
 
 
 def make_config(**settings):

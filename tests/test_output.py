@@ -49,7 +49,7 @@ def test_a_pipe_whose_reader_has_gone():
 
 FILES = """
 import os
-from gsjax import output
+from gsjax.runtime import output
 output.guard()
 with open("data", "w+b") as data:
     number = data.fileno()
@@ -91,7 +91,7 @@ def test_names_that_the_encoding_lacks(variables, tmp_path):
 
 SAYS = """
 import os, sys
-from gsjax import metrics
+from gsjax.runtime import metrics
 {before}
 metrics.say("caf\u00e9 \udcff")
 progress = metrics.Progress("label", 3)
@@ -124,10 +124,10 @@ def test_programs_of_others_go_on_too(before, redirection, tmp_path):
 
 GONE = """
 import os, signal, sys, time
-from gsjax import output
+from gsjax.runtime import output
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 output.guard()
-from gsjax import metrics
+from gsjax.runtime import metrics
 progress = metrics.Progress("label", 100)
 assert output.is_terminal()
 print("ready", flush=True)

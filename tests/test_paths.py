@@ -11,8 +11,9 @@ from clu.metric_writers import MultiWriter
 from etils import epath
 from trainings import command, final_state, finish, flags, records, wait_for
 
-from gsjax import checkpoints, files, lock, runs, saved_state
 from gsjax.errors import UserError
+from gsjax.runtime import checkpoints, files, lock, saved_state
+from gsjax.sweep import runs
 
 NAMES = [
     "a b", "[ab]", "a[0-9]b", "a*b", "**", "a?b", "{a,b}", "$HOME", "~", "%41", "#a", "a:b", "é",

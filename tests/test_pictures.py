@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gsjax import pictures
+from gsjax.evaluate import pictures
 
 
 def test_boxes_stand_where_the_crops_are():

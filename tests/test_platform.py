@@ -9,7 +9,7 @@ import pytest
 START = """
 import sys
 import jax
-from gsjax import parallel
+from gsjax.runtime import parallel
 from gsjax.errors import UserError
 try:
     parallel.choose_platform(sys.argv[1])

@@ -24,9 +24,9 @@ from trainings import (
     wait_for,
 )
 
-from gsjax import defaults, settings
+from gsjax.config import defaults, settings
 from gsjax.errors import UserError
-from gsjax.pretrain import pretrain
+from gsjax.train.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,10 @@ READS = """
 import sys
 import jax
 import ml_collections
-from gsjax import methods, optimizers, parallel, pretrain, settings, step
+from gsjax import methods
+from gsjax.config import settings
+from gsjax.runtime import parallel
+from gsjax.train import optimizers, pretrain, step
 
 def recorded(config, use):
     groups = {id(config): ""} | {

@@ -9,8 +9,11 @@ import pytest
 from clu.metric_writers import MultiWriter
 from test_step import batch_of, small_config
 
-from gsjax import checkpoints, files, methods, optimizers, parallel, saved_state, settings, step
+from gsjax import methods
+from gsjax.config import settings
 from gsjax.models import resnet
+from gsjax.runtime import checkpoints, files, parallel, saved_state
+from gsjax.train import optimizers, step
 
 
 def configured(remat, method, measure, optimizer, dtype, encoder="resnet18"):

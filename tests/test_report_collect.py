@@ -7,10 +7,10 @@ import pytest
 from etils import epath
 from report_runs import diagnosed, result, write_plan, write_run
 
-from gsjax import runs
 from gsjax.errors import UserError
 from gsjax.report import collect, compare
 from gsjax.report.groups import label_of
+from gsjax.sweep import runs
 
 
 def _find(*folders):

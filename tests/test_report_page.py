@@ -16,9 +16,10 @@ from etils import epath
 from PIL import Image
 from report_runs import diagnosed, result, write_plan, write_run
 
-from gsjax import defaults, runs, settings
+from gsjax.config import defaults, settings
 from gsjax.errors import UserError
 from gsjax.report import absent, collect, figures, report
+from gsjax.sweep import runs
 
 LABEL = "a \"b\" <i>&amp; | 'c'"
 
@@ -333,8 +334,8 @@ def test_only_the_report_itself_needs_what_draws(tmp_path):
     code = """
 import sys
 sys.modules |= dict.fromkeys(("matplotlib", "jinja2", "umap"))  # as if they were not installed
-import gsjax.pretrain
-from gsjax import defaults, errors
+import gsjax.train.pretrain
+from gsjax.config import defaults; from gsjax import errors
 from gsjax.report import report
 try:
     report.run(defaults.get_config(), sys.argv[1])

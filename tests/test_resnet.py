@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from scipy import signal
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.models import resnet
 
 

@@ -8,11 +8,12 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from gsjax import manifest, ownership, settings
-from gsjax.defaults import SETTINGS
+from gsjax.config import settings
+from gsjax.config.defaults import SETTINGS
+from gsjax.config.schema import Kind
 from gsjax.errors import UserError
-from gsjax.pretrain import pretrain
-from gsjax.schema import Kind
+from gsjax.runtime import manifest, ownership
+from gsjax.train.pretrain import pretrain
 
 SMALL = {
     "num_steps": "4",

@@ -8,8 +8,9 @@ import shutil
 import pytest
 from etils import epath
 
-from gsjax import defaults, runs, settings
+from gsjax.config import defaults, settings
 from gsjax.errors import UserError
+from gsjax.sweep import runs
 
 START = {"step": 0, "time": "2024-05-01T10:00:00Z", "commit": "abcdef0"}
 RESULT = {

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from gsjax import defaults, schema, settings
+from gsjax.config import defaults, schema, settings
 from gsjax.errors import UserError
 
 
@@ -111,7 +111,7 @@ def test_split_overrides():
 
 def test_a_config_imports_its_siblings_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "base_of_test.py").write_text(
-        "from gsjax import defaults\n\ndef get_config():\n    return defaults.get_config()\n"
+        "from gsjax.config import defaults\n\ndef get_config():\n    return defaults.get_config()\n"
     )
     (tmp_path / "child_of_test.py").write_text(
         textwrap.dedent("""
@@ -139,7 +139,8 @@ def test_a_config_imports_its_siblings_from_anywhere(tmp_path, monkeypatch):
         ("import sys\nsys.exit(7)\n", r"bad\.py:2: SystemExit"),
         ("def get_config():\n    return 3\n", "must return the configuration"),
         (
-            "from gsjax import defaults\n\ndef get_config():\n    c = defaults.get_config()\n"
+            "from gsjax.config import defaults\n\n"
+            "def get_config():\n    c = defaults.get_config()\n"
             "    c.nonsense = 1\n    return c\n",
             r"bad\.py:5: unknown setting nonsense",
         ),
@@ -228,7 +229,7 @@ def test_an_evaluation_takes_the_encoder_from_the_run(tmp_path):
     assert (config.knn.preset, config.data.data_dir) == ("instdisc", "/data")
     file = tmp_path / "other.py"
     file.write_text(
-        "from gsjax import defaults\n\n"
+        "from gsjax.config import defaults\n\n"
         "def get_config():\n"
         "    config = defaults.get_config()\n"
         "    config.encoder.width, config.knn.k = 64, 3\n"
@@ -268,7 +269,7 @@ def test_an_evaluation_takes_the_default_of_what_an_older_run_lacks(tmp_path):
     file.write_text(json.dumps(content))
     config_file = tmp_path / "config.py"
     config_file.write_text(
-        "from gsjax import defaults\n\n"
+        "from gsjax.config import defaults\n\n"
         "def get_config():\n"
         "    config = defaults.get_config()\n"
         "    config.encoder.stem = 'imagenet'\n"

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 import tiny_tfds
 from PIL import Image
 
-from gsjax import defaults
+from gsjax.config import defaults
 from gsjax.data import input_pipeline, photos, sources, transforms
 from gsjax.errors import UserError
 

@@ -14,7 +14,7 @@ from conftest import FAST_COMPILATION
 
 START = """
 import functools, sys
-from gsjax import jobs, main, rendezvous
+from gsjax import jobs, main; from gsjax.runtime import rendezvous
 seconds = float(sys.argv.pop(1))
 rendezvous._FIRST_LINE = 0.5
 rendezvous.meet = functools.partial(rendezvous.meet, seconds=seconds)
@@ -256,7 +256,7 @@ def test_a_single_process_in_a_cluster(variables):
     ],
 )
 def test_the_first_node_of_a_step(monkeypatch, nodes, first):
-    from gsjax import cluster
+    from gsjax.runtime import cluster
 
     for name, value in slurm(1, 2, SLURM_STEP_NODELIST=nodes, SLURM_JOB_ID="5000").items():
         monkeypatch.setenv(name, value)
@@ -265,7 +265,7 @@ def test_the_first_node_of_a_step(monkeypatch, nodes, first):
 
 CACHE = """
 import os, jax
-from gsjax import parallel
+from gsjax.runtime import parallel
 parallel.start("float32")
 jax.jit(lambda x: x + 1)(1)
 jax.jit(lambda x: x + 2)(1)

@@ -8,7 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from gsjax import methods, optimizers, parallel, settings, step
+from gsjax import methods
+from gsjax.config import settings
+from gsjax.runtime import parallel
+from gsjax.train import optimizers, step
 
 COMBINATIONS = [
     (method, measure, optimizer)
@@ -142,7 +145,7 @@ def test_batch_that_devices_cannot_share_is_refused():
 
 DRAWS = """
 import jax
-from gsjax import parallel, settings, step
+from gsjax.runtime import parallel; from gsjax.config import settings; from gsjax.train import step
 
 parallel.start("float32")
 config = settings.load(None)

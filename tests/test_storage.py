@@ -25,10 +25,10 @@ from trainings import (
     write_pictures,
 )
 
-from gsjax import checkpoints, files, manifest, parallel, writers
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation
-from gsjax.pretrain import pretrain
+from gsjax.runtime import checkpoints, files, manifest, parallel, writers
+from gsjax.train.pretrain import pretrain
 
 
 def state(value):
@@ -380,7 +380,7 @@ def test_an_evaluation_on_a_read_only_disk_says_so_before_it_begins(tmp_path):
             pytest.fail("it has begun")
 
 
-SAYS = "from gsjax import metrics\nmetrics.say('one')\nmetrics.say('two')\nopen('end', 'w')"
+SAYS = "from gsjax.runtime import metrics\nmetrics.say('one')\nmetrics.say('two')\nopen('end', 'w')"
 
 
 @pytest.mark.parametrize("kind", ["full", "closed"])

@@ -16,11 +16,13 @@ from etils import epath
 from PIL import Image
 from trainings import SMALL, TIMES, finish, host_flags, wait_for
 
-from gsjax import jobs, parallel, runs, sweep, sweeps
+from gsjax import jobs
 from gsjax.errors import UserError
+from gsjax.runtime import parallel
+from gsjax.sweep import plans, runner, runs
 
 BASE = """
-from gsjax import defaults, settings
+from gsjax.config import defaults, settings
 
 def get_config():
     config = defaults.get_config()
@@ -37,7 +39,7 @@ def get_config():
     return config
 """
 SWEEP = """
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 def get_sweep():
     return Sweep(
@@ -103,7 +105,7 @@ def processes(monkeypatch):
         calls.append(arguments)
         return 0
 
-    monkeypatch.setattr(sweep, "_run_process", run_process)
+    monkeypatch.setattr(runner, "_run_process", run_process)
     return calls
 
 
@@ -124,7 +126,7 @@ def trained(content):
 
 def plan_of(file, **overrides):
     changes = {key.replace("__", "."): text for key, text in overrides.items()}
-    return sweeps.load(str(file), changes)
+    return plans.load(str(file), changes)
 
 
 def test_every_member_leaves_its_directory_and_its_summary(sequential):
@@ -135,7 +137,7 @@ def test_every_member_leaves_its_directory_and_its_summary(sequential):
     assert "all 2 members are finished" in output
     order = [output.index(part) for part in ("member 0 of 2: simclr", "member 1 of 2: simclr_gs")]
     assert order == sorted(order)
-    plan = json.loads((workdir / sweep.PLAN_FILE).read_text())
+    plan = json.loads((workdir / runner.PLAN_FILE).read_text())
     assert [member["name"] for member in plan["members"]] == NAMES
     for name, label in zip(NAMES, ("SimCLR", "SimCLR-GS"), strict=True):
         run = runs.read_summary(epath.Path(workdir / f"{name}.json"))
@@ -199,7 +201,7 @@ def test_second_start_skips_finished_members_and_touches_no_device(file, sequent
 
 def test_only_what_has_no_summary_is_run(file, sequential, tmp_path, processes):
     shutil.copy(sequential[0] / f"{NAMES[0]}.json", tmp_path)
-    sweep.run_all(plan_of(file), str(tmp_path), ["--job=sweep"])
+    runner.run_all(plan_of(file), str(tmp_path), ["--job=sweep"])
     assert processes == [["--job=sweep", "--sweep_index=1"]]
 
 
@@ -217,7 +219,7 @@ def test_settings_that_change_no_result_leave_a_member_finished(
 ):
     for name in NAMES:
         shutil.copy(sequential[0] / f"{name}.json", tmp_path)
-    sweep.run_all(plan_of(file, **overrides), str(tmp_path), [])
+    runner.run_all(plan_of(file, **overrides), str(tmp_path), [])
     assert processes == [[f"--sweep_index={i}"] for i in expected]
 
 
@@ -227,7 +229,7 @@ def test_a_summary_without_a_younger_setting_counts_with_its_default(file, seque
     content["config"]["diagnostics"]["gone"] = 3
     (tmp_path / f"{NAMES[0]}.json").write_text(json.dumps(content))
     plan = plan_of(file)
-    assert sweep.finished(plan, plan.members[0], epath.Path(tmp_path))
+    assert runner.finished(plan, plan.members[0], epath.Path(tmp_path))
 
 
 def test_a_summary_of_an_unfinished_training_or_an_older_encoder_does_not_count(
@@ -236,10 +238,10 @@ def test_a_summary_of_an_unfinished_training_or_an_older_encoder_does_not_count(
     plan, target = plan_of(file), tmp_path / f"{NAMES[0]}.json"
     content = json.loads((sequential[0] / f"{NAMES[0]}.json").read_text())
     target.write_text(json.dumps(content | {"step": 19}))
-    assert not sweep.finished(plan, plan.members[0], epath.Path(tmp_path))
+    assert not runner.finished(plan, plan.members[0], epath.Path(tmp_path))
     content["results"]["diagnostics"][0]["step"] = 10
     target.write_text(json.dumps(content))
-    assert not sweep.finished(plan, plan.members[0], epath.Path(tmp_path))
+    assert not runner.finished(plan, plan.members[0], epath.Path(tmp_path))
 
 
 def test_summaries_of_other_settings_are_refused_before_anything_runs(
@@ -249,9 +251,9 @@ def test_summaries_of_other_settings_are_refused_before_anything_runs(
     plan = plan_of(file, similarity__threshold="0.4", batch_size="64")
     refused = rf"{NAMES[1]}.json is of other settings \(batch_size: 8 -> 64; similarity.thr"
     with pytest.raises(UserError, match=refused):
-        sweep.run_all(plan, str(tmp_path), [])
+        runner.run_all(plan, str(tmp_path), [])
     with pytest.raises(UserError, match=refused):
-        sweep.run_member(plan, plan.members[1], str(tmp_path))
+        runner.run_member(plan, plan.members[1], str(tmp_path))
     assert processes == []
     assert [path.name for path in tmp_path.iterdir()] == [f"{NAMES[1]}.json"]
 
@@ -262,10 +264,10 @@ def test_an_added_evaluation_is_made_up_for_without_training(sequential, tmp_pat
     before = sequential[0] / NAMES[0]
     shutil.copytree(before, tmp_path / NAMES[0])
     shutil.copy(sequential[0] / f"{NAMES[0]}.json", tmp_path)
-    sweep.run_member(plan, member, str(tmp_path))
+    runner.run_member(plan, member, str(tmp_path))
     run = runs.read_summary(epath.Path(tmp_path / f"{NAMES[0]}.json"))
     assert set(run.results) == {"knn", "diagnostics"}
-    assert sweep.finished(plan, member, epath.Path(tmp_path))
+    assert runner.finished(plan, member, epath.Path(tmp_path))
     after = tmp_path / NAMES[0]
     for name in ("metrics.jsonl", "environment.json"):
         assert (after / name).read_bytes() == (before / name).read_bytes()
@@ -278,7 +280,7 @@ def test_an_added_evaluation_is_made_up_for_without_training(sequential, tmp_pat
     run = json.loads((sequential[0] / f"{NAMES[0]}.json").read_text())
     (tmp_path / f"{NAMES[0]}.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match=r"lacks what this sweep wants \(knn\), and its encoder"):
-        sweep.run_member(plan, member, str(tmp_path))
+        runner.run_member(plan, member, str(tmp_path))
 
 
 def test_failed_members_are_named_and_keep_no_other_from_running(
@@ -291,9 +293,9 @@ def test_failed_members_are_named_and_keep_no_other_from_running(
         calls.append(arguments[-1])
         return statuses[arguments[-1]]
 
-    monkeypatch.setattr(sweep, "_run_process", run_process)
+    monkeypatch.setattr(runner, "_run_process", run_process)
     with pytest.raises(UserError, match=r"1 of 2 members failed: 0 \(simclr-seed5, status 2\)"):
-        sweep.run_all(plan_of(file), str(tmp_path), [])
+        runner.run_all(plan_of(file), str(tmp_path), [])
     assert calls == list(statuses)
     assert "are finished" not in capsys.readouterr().out
 
@@ -303,8 +305,8 @@ def test_only_the_first_host_writes_plan_and_summary(file, tmp_path, monkeypatch
     monkeypatch.setattr(jobs.Job, "load", lambda job, *_: lambda *_: ran.append(job.module))
     monkeypatch.setattr(parallel, "is_primary", lambda: False)
     plan = plan_of(file)
-    sweep.run_member(plan, plan.members[0], str(tmp_path))
-    assert ran == ["gsjax.pretrain", "gsjax.evaluate.diagnostics"]
+    runner.run_member(plan, plan.members[0], str(tmp_path))
+    assert ran == ["gsjax.train.pretrain", "gsjax.evaluate.diagnostics"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,19 +7,20 @@ import sys
 
 import pytest
 
-from gsjax import settings, sweeps
+from gsjax.config import settings
 from gsjax.errors import UserError
+from gsjax.sweep import plans
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 BASE = """
-from gsjax import defaults
+from gsjax.config import defaults
 
 def get_config():
     return defaults.get_config()
 """
 SWEEP = """
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 def get_sweep():
     return Sweep({})
@@ -32,7 +33,7 @@ TWO_ARMS = """
 
 
 def committed(name, **overrides):
-    return sweeps.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"), overrides)
+    return plans.load(str(ROOT / "configs" / "sweeps" / f"{name}.py"), overrides)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def written(tmp_path):
 
 def test_order_names_and_settings_of_members(written):
     """Seeds are slowest, then values; what is not on the axis comes before, once."""
-    plan = sweeps.load(
+    plan = plans.load(
         written("""
             "A title",
             arms=(
@@ -88,7 +89,7 @@ def test_order_names_and_settings_of_members(written):
 
 
 def test_members_of_one_seed_are_alike_but_for_the_arms(written):
-    plan = sweeps.load(written(), {})
+    plan = plans.load(written(), {})
     assert [m.seed for m in plan.members] == [7, 7, 5, 5]
     for baseline, graded in zip(plan.members[::2], plan.members[1::2], strict=True):
         differences = settings.shaping_differences(baseline.config, graded.config)
@@ -97,16 +98,16 @@ def test_members_of_one_seed_are_alike_but_for_the_arms(written):
 
 def test_path_without_a_folder_and_by_a_detour(written, monkeypatch):
     file = pathlib.Path(written())
-    names = [m.name for m in sweeps.load(str(file), {}).members]
+    names = [m.name for m in plans.load(str(file), {}).members]
     monkeypatch.chdir(file.parent)
-    assert [m.name for m in sweeps.load("mine.py", {}).members] == names
+    assert [m.name for m in plans.load("mine.py", {}).members] == names
     (file.parent / "below").mkdir()
     monkeypatch.chdir(file.parent / "below")
-    assert [m.name for m in sweeps.load("../mine.py", {}).members] == names
+    assert [m.name for m in plans.load("../mine.py", {}).members] == names
 
 
 def test_a_value_that_is_a_path_makes_no_folder(written):
-    plan = sweeps.load(
+    plan = plans.load(
         written('"x", arms=(Arm("a", "base"),), axis="data.data_dir", values=("/b/c", "../d")'), {}
     )
     assert [m.name for m in plan.members] == ["a-data_dir__b_c-seed5", "a-data_dir_.._d-seed5"]
@@ -156,19 +157,19 @@ def test_a_value_that_is_a_path_makes_no_folder(written):
 )  # fmt: skip
 def test_impossible_sweeps_are_refused(written, arguments, expected):
     with pytest.raises(UserError, match=expected):
-        sweeps.load(written(arguments), {})
+        plans.load(written(arguments), {})
 
 
 def test_command_line_must_not_take_the_difference_away(written):
     with pytest.raises(UserError, match="simclr-seed7 and simclr_gs_ioa-seed7 do not differ"):
-        sweeps.load(written(), {"similarity.measure": "iou"})
+        plans.load(written(), {"similarity.measure": "iou"})
 
 
 def test_file_that_returns_something_else(written):
     file = pathlib.Path(written())
     file.write_text("def get_sweep():\n    return 3\n")
-    with pytest.raises(UserError, match="must return a gsjax.sweeps.Sweep"):
-        sweeps.load(str(file), {})
+    with pytest.raises(UserError, match="must return a gsjax.sweep.plans.Sweep"):
+        plans.load(str(file), {})
 
 
 # The committed files. ---------------------------------------------------------------------------
@@ -200,7 +201,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_committed_sweep_loads_and_its_docstring_gives_the_command(path):
-    plan = sweeps.load(str(path), {})
+    plan = plans.load(str(path), {})
     size, shows, jobs = EXPECTED[path.stem]
     assert (len(plan.members), tuple(plan.sweep.shows), tuple(plan.sweep.jobs)) == (
         size,
@@ -225,7 +226,7 @@ def test_every_figure_and_table_of_the_thesis_has_a_sweep():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_graded_members_differ_from_their_baseline_in_the_similarity_alone(path):
     """Of one seed and one value; a graded arm's label is its baseline's with -GS in it."""
-    plan = sweeps.load(str(path), {})
+    plan = plans.load(str(path), {})
     pairs = 0
     for graded in plan.members:
         if "-GS" not in graded.label:

@@ -10,16 +10,16 @@ import pytest
 from etils import epath
 from trainings import SMALL, events
 
-from gsjax import lock, metrics
 from gsjax.evaluate import results, store
 from gsjax.evaluate.features import Features
+from gsjax.runtime import lock, metrics
 
 PROCESSES, EACH = 2, 20
 
 # Opens an evaluation, waits for the others, and records results as fast as it can.
 RECORD = """
 import json, pathlib, sys, time
-from gsjax import settings
+from gsjax.config import settings
 from gsjax.evaluate import evaluation
 
 workdir, changes, process, processes, each = sys.argv[1:]
@@ -72,7 +72,7 @@ def test_features_that_another_process_keeps_are_written_by_one(tmp_path):
 def test_a_dead_process_does_not_hold_the_file(tmp_path):
     file = epath.Path(tmp_path) / "knn.json"
     script = (
-        "import os, signal, sys\nfrom etils import epath\nfrom gsjax import lock\n"
+        "import os, signal, sys\nfrom etils import epath\nfrom gsjax.runtime import lock\n"
         "with lock.turn(epath.Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(file)], check=False)

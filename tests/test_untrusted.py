@@ -21,11 +21,13 @@ import tiny_tfds
 from clu.metric_writers import MultiWriter
 from report_runs import diagnosed, result, write_run
 
-from gsjax import checkpoints, environment, files, runs, saved_state, settings
+from gsjax.config import settings
 from gsjax.data import prepared
 from gsjax.errors import UserError
 from gsjax.evaluate import features, results, store
 from gsjax.report import page
+from gsjax.runtime import checkpoints, environment, files, saved_state
+from gsjax.sweep import runs
 
 SCRIPT = "<script>alert(1)</script>"
 YAML = "!!python/object/apply:os.system ['touch {}']"

@@ -15,7 +15,7 @@ from conftest import FAST_COMPILATION
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
-from gsjax import settings
+from gsjax.config import settings
 
 SMALL = {
     "num_steps": "12",

@@ -3,7 +3,7 @@
 python -m gsjax.main --job sweep --config configs/sweeps/batch_size.py
 """
 
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 
 def get_sweep():

@@ -3,7 +3,7 @@
 python -m gsjax.main --job sweep --config configs/sweeps/optimizer.py
 """
 
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 SGD = {  # those of SimSiam on CIFAR-10
     "optimizer.name": "sgd",

@@ -5,7 +5,7 @@ Hours of two CPU cores: a SimCLR member takes one, a SimSiam member 45 minutes, 
     python -m gsjax.main --job sweep --config configs/sweeps/small_study.py
 """
 
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 SMALL = {
     "encoder.width": 16,

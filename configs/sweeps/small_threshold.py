@@ -7,7 +7,7 @@ At scale 0.5 and lambda = 0 the loss is NT-Xent plus a constant: that end of the
 
 from small_study import SMALL
 
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 
 def get_sweep():

@@ -5,7 +5,7 @@ Transfer learning and retrieval need --config.transfer.data_dir and --config.ret
     python -m gsjax.main --job sweep --config configs/sweeps/thesis_imagenet.py
 """
 
-from gsjax.sweeps import Arm, Sweep
+from gsjax.sweep.plans import Arm, Sweep
 
 
 def get_sweep():

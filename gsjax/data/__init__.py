@@ -1,17 +1,3 @@
-"""Pictures in, batches out: sources, decoding, crops. Nothing else in gsjax imports TensorFlow."""
+"""Pictures in, batches out: sources, decoding, crops."""
 
-import os
-
-# TensorFlow reads both when it is imported: no notices, and none about oneDNN, which the first
-# variable does not silence. 1 is what JAX sets where it is imported first.
-if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-if os.path.expanduser("~") == "~":  # no home folder: Keras would make one called ~ here
-    os.environ.setdefault("KERAS_HOME", os.devnull)
-
-import tensorflow as tf
-
-# The accelerators belong to JAX: TensorFlow would take all their memory with its first operation.
-for _kind in ("GPU", "TPU"):
-    tf.config.set_visible_devices([], _kind)
+from gsjax.runtime import tensorflow_setup  # noqa: F401  # before any module here

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gsjax import files, metrics
 from gsjax.data.paths import encoded, is_remote
 from gsjax.errors import UserError
+from gsjax.runtime import files, metrics
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 from etils import epath
 
-from gsjax import files
 from gsjax.errors import UserError
+from gsjax.runtime import files
 
 
 def is_remote(path: str) -> bool:

@@ -25,7 +25,7 @@ from gsjax.data.shards import (
 )
 from gsjax.data.sources import Source, in_memory
 from gsjax.errors import UserError
-from gsjax.files import shown
+from gsjax.runtime.files import shown
 
 _RETRIES = 7  # of TFDS' downloads: its own 10 mean 3.5 minutes without network, these 25 s
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gsjax.data.paths import encoded
 from gsjax.errors import UserError
-from gsjax.files import shown
+from gsjax.runtime.files import shown
 
 _SHUFFLE_BUFFER = 16384  # encoded pictures
 _TOO_FEW = tf.errors.FailedPreconditionError  # of assert_cardinality

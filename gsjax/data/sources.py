@@ -10,11 +10,11 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from gsjax import files
 from gsjax.data import classes, folders, photos
 from gsjax.data.paths import encoded, is_folder
 from gsjax.data.shards import Shard
 from gsjax.errors import UserError
+from gsjax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)

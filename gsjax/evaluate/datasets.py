@@ -9,7 +9,7 @@ import numpy as np
 from gsjax.data import sources
 from gsjax.data.paths import exists, is_folder, names_in, read_lines
 from gsjax.errors import UserError
-from gsjax.files import shown
+from gsjax.runtime.files import shown
 
 
 class Dataset(NamedTuple):

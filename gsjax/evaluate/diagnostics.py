@@ -16,10 +16,10 @@ from types import ModuleType
 import ml_collections
 import numpy as np
 
-from gsjax import files, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
-from gsjax.evaluate import evaluation, nearest, pairs
+from gsjax.evaluate import evaluation, nearest, pairs, pictures
 from gsjax.evaluate.features import Features
+from gsjax.runtime import files, metrics, parallel
 
 _RESULTS = 8  # drawn for a query
 _UMAP_NEIGHBOURS = 15  # of each picture in the map; umap-learn's default

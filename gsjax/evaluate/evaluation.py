@@ -15,14 +15,24 @@ from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax import checkpoints, files, lock, metrics, ownership, parallel, saved_state, step, writers
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 from gsjax.evaluate import results, store
 from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
 from gsjax.methods import Method, create_method
-from gsjax.optimizers import create_optimizer
+from gsjax.runtime import (
+    checkpoints,
+    files,
+    lock,
+    metrics,
+    ownership,
+    parallel,
+    saved_state,
+    writers,
+)
+from gsjax.train import step
+from gsjax.train.optimizers import create_optimizer
 
 
 class Evaluation:

@@ -6,10 +6,10 @@ import re
 import ml_collections
 import numpy as np
 
-from gsjax import files, metrics, parallel
 from gsjax.data import sources, transforms
 from gsjax.data.paths import encoded
 from gsjax.evaluate import evaluation, store
+from gsjax.runtime import files, metrics, parallel
 
 _LONGEST = 50  # characters of a file's name: up to 200 of the 255 bytes that file systems allow
 

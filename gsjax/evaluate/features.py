@@ -11,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, memory, metrics, parallel
+from gsjax import augment
 from gsjax.data import input_pipeline
 from gsjax.data.sources import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
+from gsjax.runtime import memory, metrics, parallel
 
 EncodeFn = Callable[[Any, jax.Array], jax.Array]
 

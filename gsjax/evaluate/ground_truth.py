@@ -12,7 +12,7 @@ from etils import epath
 
 from gsjax.data.paths import names_in
 from gsjax.errors import UserError
-from gsjax.files import shown
+from gsjax.runtime.files import shown
 
 DIFFICULTIES = ("easy", "medium", "hard")
 

@@ -3,11 +3,11 @@
 import ml_collections
 import numpy as np
 
-from gsjax import memory, metrics
 from gsjax.data import sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, nearest
 from gsjax.evaluate.features import Features
+from gsjax.runtime import memory, metrics
 
 _PRESETS = {
     "thesis": nearest.Protocol(201, 0.0),  # thesis 5.1: majority vote

@@ -13,13 +13,15 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, checkpoints, files, interrupts, lock, loop, memory, metrics, parallel
+from gsjax import augment
+from gsjax.config.defaults import LINEAR_LEARNING_RATES
 from gsjax.data import input_pipeline, order, sources, transforms
-from gsjax.defaults import LINEAR_LEARNING_RATES
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features, store
-from gsjax.parallel import AXIS
-from gsjax.step import TrainState, first_state, marked_finite, seed_key, update
+from gsjax.runtime import checkpoints, files, interrupts, lock, memory, metrics, parallel
+from gsjax.runtime.parallel import AXIS
+from gsjax.train import loop
+from gsjax.train.step import TrainState, first_state, marked_finite, seed_key, update
 
 _WEIGHT_STD = 0.01
 

@@ -10,9 +10,10 @@ import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
-from gsjax import metrics, step
 from gsjax.data import sources, transforms
 from gsjax.evaluate import features, knn, nearest
+from gsjax.runtime import metrics
+from gsjax.train import step
 
 
 @dataclasses.dataclass(frozen=True)

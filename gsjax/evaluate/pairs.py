@@ -16,12 +16,15 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
-from gsjax import defaults, metrics, parallel, similarity, step
+from gsjax import similarity
+from gsjax.config import defaults
 from gsjax.data import input_pipeline
 from gsjax.data.sources import Source
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features
 from gsjax.methods import Method
+from gsjax.runtime import metrics, parallel
+from gsjax.train import step
 
 _BINS = 20  # of the overlap; exactly 0 and exactly 1 have bins of their own beside them
 _EDGES = np.arange(_BINS + 1) / _BINS

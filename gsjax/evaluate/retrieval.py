@@ -11,11 +11,11 @@ from etils import epath
 from jax import lax
 from PIL import Image
 
-from gsjax import files, metrics, parallel, pictures
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.data.paths import as_path
 from gsjax.errors import UserError
-from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, store
+from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, pictures, store
+from gsjax.runtime import files, metrics, parallel
 
 _SCALES = (1.0, 1 / math.sqrt(2), 0.5)  # of the protocol multiscale
 _RESULTS = 10  # drawn for a query

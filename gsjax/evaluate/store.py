@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from gsjax import files, lock, metrics, parallel
 from gsjax.errors import UserError
 from gsjax.evaluate.features import Features
+from gsjax.runtime import files, lock, metrics, parallel
 
 
 def digest(tree: Any) -> str:

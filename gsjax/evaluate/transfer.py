@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from gsjax import memory, metrics
 from gsjax.data import transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, evaluation, logistic, scores
 from gsjax.evaluate.features import Features
+from gsjax.runtime import memory, metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:

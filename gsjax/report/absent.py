@@ -1,7 +1,7 @@
 """What a section of a report does not show, and why."""
 
 from gsjax.report.collect import Study
-from gsjax.runs import Run
+from gsjax.sweep.runs import Run
 
 PICTURES = {  # file of a work directory: what it shows
     "examples.png": "pairs of views",

@@ -7,10 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from gsjax import files, runs, sweep
 from gsjax.errors import UserError
 from gsjax.report import groups
-from gsjax.runs import Run
+from gsjax.runtime import files
+from gsjax.sweep import runner, runs
+from gsjax.sweep.runs import Run
 
 _DEPTH = 2  # folders below the given one that are looked into
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
@@ -81,7 +82,7 @@ class _Found:
             return
         self._seen.add(str(path.resolve()))
         try:
-            if (path / sweep.PLAN_FILE).exists():
+            if (path / runner.PLAN_FILE).exists():
                 self.studies.append(_study(path, self.damaged))
                 return
             if (path / "config.json").exists():
@@ -134,7 +135,7 @@ def _loose_studies(loose: Sequence[Run]) -> list[Study]:
 
 
 def _study(folder: epath.Path, damaged: list[str]) -> Study:
-    file = folder / sweep.PLAN_FILE
+    file = folder / runner.PLAN_FILE
     try:
         plan = json.loads(file.read_text())
         title, shows, axis = str(plan["title"]), tuple(plan["shows"]), str(plan["axis"])

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from gsjax import runs, settings
+from gsjax.config import settings
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group, baseline_of
+from gsjax.sweep import runs
 
 CONFIDENCE = 0.95
 PRIMARY = "kNN top-1"  # the score of the thesis' figures, measured in every pre-training

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from gsjax.report import compare
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group
-from gsjax.runs import Run, thin
+from gsjax.sweep.runs import Run, thin
 
 Line = list[tuple[float, float]]  # (step or epoch, value), ascending
 

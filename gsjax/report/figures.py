@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from gsjax.report import compare, draw
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group
-from gsjax.runs import Run
-from gsjax.sweeps import slug
+from gsjax.sweep.plans import slug
+from gsjax.sweep.runs import Run
 
 _TEXT = "#010203"  # stands for the page's text colour in the SVG
 _SIZE = (4.6, 3.2)  # inches

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsjax import defaults, settings
-from gsjax.runs import Run
+from gsjax.config import defaults, settings
+from gsjax.sweep.runs import Run
 
 _METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 # They leave the encoder as it is, but not what the kNN monitor measures on it.

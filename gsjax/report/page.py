@@ -11,10 +11,10 @@ import jinja2
 from etils import epath
 from PIL import Image
 
-from gsjax import files
 from gsjax.errors import UserError
 from gsjax.report.figures import Panel
 from gsjax.report.tables import Table
+from gsjax.runtime import files
 
 _ESCAPED = r"\\\1"  # what would end a cell or begin a tag
 _MAX_WIDTH = 1200  # pixels of a picture on the page

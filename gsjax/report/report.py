@@ -10,12 +10,13 @@ import ml_collections
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, files, metrics, settings
-from gsjax.defaults import SETTINGS
+from gsjax.config import settings
+from gsjax.config.defaults import SETTINGS
+from gsjax.config.schema import Kind
 from gsjax.errors import UserError
 from gsjax.report import absent, collect, compare, groups, tables
-from gsjax.runs import Run
-from gsjax.schema import Kind
+from gsjax.runtime import checkpoints, files, metrics
+from gsjax.sweep.runs import Run
 
 _NOT_COMPARED = ("seed", "checkpoint.load", "platform")
 

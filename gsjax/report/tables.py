@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gsjax import settings
-from gsjax.defaults import LINEAR_LEARNING_RATES, SETTINGS
+from gsjax.config import settings
+from gsjax.config.defaults import LINEAR_LEARNING_RATES, SETTINGS
 from gsjax.report import thesis
 from gsjax.report.collect import Study
 from gsjax.report.compare import (

@@ -24,8 +24,8 @@ import gpu_vs_torch
 import jax
 import numpy as np
 
-from gsjax import memory
 from gsjax.errors import UserError
+from gsjax.runtime import memory
 
 SMALL = gpu_vs_torch.CONFIG.parent / "simclr_gs_cifar10.py"
 STEPS = 20

@@ -38,7 +38,10 @@ def median_ms(run, calls=1):
 
 def prepare(path, overrides, views, devices=None):
     """The training step of a config: the program, its state, batch and key, and the settings."""
-    from gsjax import methods, optimizers, parallel, settings, step
+    from gsjax import methods
+    from gsjax.config import settings
+    from gsjax.runtime import parallel
+    from gsjax.train import optimizers, step
 
     config = settings.load(str(path))
     settings.override(config, overrides | {"batch_size": str(len(views))})

@@ -21,7 +21,10 @@ import optax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax import defaults, methods, optimizers, parallel
+from gsjax import methods
+from gsjax.config import defaults
+from gsjax.runtime import parallel
+from gsjax.train import optimizers
 
 try:
     import torch

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from gsjax import files, parallel
 from gsjax.errors import UserError
+from gsjax.runtime import files, parallel
 
 
 class _LiteralPath(type(epath.Path())):  # type: ignore[misc]

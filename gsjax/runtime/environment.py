@@ -12,8 +12,8 @@ from typing import Any
 from etils import epath
 
 import gsjax
-from gsjax import files, metrics, parallel
 from gsjax.errors import UserError
+from gsjax.runtime import files, metrics, parallel
 
 _FILE = "environment.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "tensorflow-cpu")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from gsjax import output
+from gsjax.runtime import output
 
 SIGNALS = (
     signal.SIGINT,

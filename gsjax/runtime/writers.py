@@ -1,6 +1,6 @@
 """Writers of metrics: TensorBoard's event files and `metrics.jsonl`, through CLU."""
 
-import gsjax.data  # noqa: F401  # prepares TensorFlow, which CLU imports
+from gsjax.runtime import tensorflow_setup  # noqa: F401  # CLU imports TensorFlow
 
 # isort: split
 import contextlib
@@ -15,7 +15,7 @@ from clu import metric_writers
 from clu.metric_writers import MetricWriter
 from etils import epath
 
-from gsjax import event_files, files, metrics, parallel
+from gsjax.runtime import event_files, files, metrics, parallel
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: keeps everything that is there
 

@@ -14,9 +14,10 @@ from typing import Any
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, defaults, environment, files, metrics, settings
+from gsjax.config import defaults, settings
 from gsjax.errors import UserError
 from gsjax.evaluate import results
+from gsjax.runtime import checkpoints, environment, files, metrics
 
 Curve = list[tuple[int, float]]  # (step, value), ascending
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from gsjax import files, manifest, metrics, parallel, saved_state
 from gsjax.errors import UserError
+from gsjax.runtime import files, manifest, metrics, parallel, saved_state
 
 if TYPE_CHECKING:
     from clu import metric_writers  # imports TensorFlow

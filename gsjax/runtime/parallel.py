@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gsjax import cluster, output, rendezvous
 from gsjax.errors import UserError
+from gsjax.runtime import cluster, output, rendezvous
 
 AXIS = "batch"  # the one mesh axis; collectives of the step name it
 _CONNECT_TIMEOUT = 60  # seconds; all are there by then

@@ -8,8 +8,9 @@ import ml_collections
 from etils import epath
 
 import gsjax
-from gsjax import checkpoints, files, metrics, parallel, settings
+from gsjax.config import settings
 from gsjax.errors import UserError
+from gsjax.runtime import checkpoints, files, metrics, parallel
 
 
 def claim(

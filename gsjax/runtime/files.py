@@ -46,7 +46,8 @@ def absolute(path: str) -> epath.Path:
             return expanded.absolute()
         except FileNotFoundError as error:
             raise UserError(f"{shown(path)}: the current folder is gone") from error
-    import gsjax.data  # noqa: F401  # prepares TensorFlow, through which epath reads buckets
+    # Through it epath reads buckets.
+    from gsjax.runtime import tensorflow_setup  # noqa: F401
 
     return expanded
 

@@ -12,8 +12,8 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from gsjax import event_files, files, output, parallel
 from gsjax.errors import UserError
+from gsjax.runtime import event_files, files, output, parallel
 
 FILE = "metrics.jsonl"
 

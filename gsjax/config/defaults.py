@@ -8,7 +8,7 @@ booleans; a list is a comma-separated string. A number is at least 0 unless `low
 
 import ml_collections
 
-from gsjax.schema import Setting, free, orders, shapes
+from gsjax.config.schema import Setting, free, orders, shapes
 
 # In a work directory with checkpoints, what `shapes` the trained encoder or `orders` its images
 # stays as it is; what is `free` may change with every start.

@@ -13,10 +13,10 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax import config_file, defaults
-from gsjax.defaults import SETTINGS
+from gsjax.config import config_file, defaults
+from gsjax.config.defaults import SETTINGS
+from gsjax.config.schema import Kind, Value
 from gsjax.errors import UserError
-from gsjax.schema import Kind, Value
 
 _DEFAULTS = {key: setting.default for key, setting in SETTINGS.items()}
 # Free ones that an evaluation does not take from the run: it may be on another machine.
@@ -188,7 +188,7 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         _check_known(key)
     for key, setting in SETTINGS.items():
         if key not in flat:
-            raise UserError(f"{key} is missing; start from gsjax.defaults.get_config()")
+            raise UserError(f"{key} is missing; start from gsjax.config.defaults.get_config()")
         setting.check(key, flat[key])
     for message in _contradictions(config):
         raise UserError(message)

@@ -16,10 +16,12 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax import checkpoints, defaults, files, interrupts, metrics, parallel, runs, settings
+from gsjax.config import defaults, settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
-from gsjax.sweeps import Member, Plan
+from gsjax.runtime import checkpoints, files, interrupts, metrics, parallel
+from gsjax.sweep import runs
+from gsjax.sweep.plans import Member, Plan
 
 PLAN_FILE = "sweep.json"  # tells a report what belongs to the sweep
 _JOBS = ("diagnostics",)  # of every sweep

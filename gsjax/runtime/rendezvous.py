@@ -14,9 +14,9 @@ import socket
 import time
 from typing import Any
 
-from gsjax import output
-from gsjax.cluster import SINGLE, START_SECONDS, Member
 from gsjax.errors import UserError
+from gsjax.runtime import output
+from gsjax.runtime.cluster import SINGLE, START_SECONDS, Member
 
 _BUSY_SECONDS = 5.0  # a former run may not have left the port yet
 _NAME_SECONDS = 10.0  # a cluster may not know the name of a new machine yet

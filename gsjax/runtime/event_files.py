@@ -12,7 +12,7 @@ from etils import epath
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 
-from gsjax import files
+from gsjax.runtime import files
 
 _HEADER, _FOOTER = 12, 4  # bytes around an event
 

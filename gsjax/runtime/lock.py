@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from gsjax import files, metrics, output, parallel
 from gsjax.errors import UserError
+from gsjax.runtime import files, metrics, output, parallel
 
 _PERIOD, _STALE = 20.0, 120.0  # seconds
 _TURN_PERIOD, _TURN_STALE, _TURN_PATIENCE = 5.0, 30.0, 120.0  # seconds

@@ -11,26 +11,25 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from gsjax import (
+from gsjax.data import input_pipeline, order, sources
+from gsjax.errors import UserError
+from gsjax.evaluate import pictures
+from gsjax.evaluate.monitor import create_monitor, has_measured
+from gsjax.methods import Method, create_method
+from gsjax.runtime import (
     checkpoints,
     environment,
     files,
     interrupts,
     lock,
-    loop,
     memory,
     metrics,
     ownership,
     parallel,
-    pictures,
-    step,
     writers,
 )
-from gsjax.data import input_pipeline, order, sources
-from gsjax.errors import UserError
-from gsjax.evaluate.monitor import create_monitor, has_measured
-from gsjax.methods import Method, create_method
-from gsjax.optimizers import create_optimizer, create_schedule
+from gsjax.train import loop, step
+from gsjax.train.optimizers import create_optimizer, create_schedule
 
 _AGAINST_DIVERGENCE = (
     "Usually the learning rate is too high or its warm-up too short; with bfloat16, float32 may "
@@ -42,7 +41,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> step.TrainState
     """Trains until the configured length, from the newest checkpoint if there is one.
 
     Args:
-      config: as `gsjax.settings.check` returns it.
+      config: as `gsjax.config.settings.check` returns it.
       workdir: folder of the run; holds `config.json`, `checkpoints`, `metrics.jsonl`, TensorBoard
         files and `examples.png`.
 

@@ -8,7 +8,7 @@ import hashlib
 
 from etils import epath
 
-from gsjax import files
+from gsjax.runtime import files
 
 FILE = "manifest.sha256"
 _CHUNK = 1 << 20  # bytes

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import ml_collections
 
-from gsjax import config_file, settings
+from gsjax.config import config_file, settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 
@@ -130,7 +130,7 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
     except config_file.UnknownKey as error:
         raise UserError(f"{error.where}: unknown setting {error.key}") from error
     if not isinstance(sweep, Sweep):
-        raise UserError(f"{path}: get_sweep() must return a gsjax.sweeps.Sweep")
+        raise UserError(f"{path}: get_sweep() must return a gsjax.sweep.plans.Sweep")
     for key in ("seed", sweep.axis):
         if key and key in overrides:
             raise UserError(f"--config.{key}: the sweep {path} sets it itself")

@@ -11,10 +11,12 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment, parallel, settings
+from gsjax import augment
+from gsjax.config import settings
 from gsjax.methods import Method
 from gsjax.models.resnet import at_least_float32
-from gsjax.parallel import AXIS
+from gsjax.runtime import parallel
+from gsjax.runtime.parallel import AXIS
 
 
 @flax.struct.dataclass

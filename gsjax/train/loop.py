@@ -15,9 +15,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from gsjax import files, metrics, parallel, step
 from gsjax.errors import UserError
-from gsjax.interrupts import Request, Stopped
+from gsjax.runtime import files, metrics, parallel
+from gsjax.runtime.interrupts import Request, Stopped
+from gsjax.train import step
 
 if TYPE_CHECKING:
     from clu import metric_writers  # imports TensorFlow, as does gsjax.data

@@ -1,0 +1,1 @@
+"""Processes, signals, files, checkpoints and metrics; nothing about images or methods."""

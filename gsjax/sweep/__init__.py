@@ -1,0 +1,1 @@
+"""Sweeps over settings, and what their runs leave behind."""
