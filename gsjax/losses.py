@@ -1,16 +1,99 @@
 """The learning objectives of SimCLR and SimSiam and their graded forms, as pure functions.
 
-Embeddings are [N, D] as the heads give them: they are normalised in here, in at least float32.
-Row n of every argument belongs to image n; i and j are its two views. `psi_ij` is the similarity
-of view i to view j (`gsjax.similarity.graded(ioa(boxes_i, boxes_j), threshold)`), `psi_ji` the
-other way round. Each loss is a scalar, the mean over its anchors.
+Embeddings are as the heads give them: they are normalized in here, in at least float32. Each loss
+is a scalar, a mean over pairs of an anchor and a target that are different views of one image.
+
+`contrastive` and `siamese` take any number of views: anchors [B, V, D], targets [B, W, D] and psi
+[B, V, W], where target w is view w and psi[b, v, w] is the similarity of view v to view w
+(`gsjax.similarity.pairwise`). The other functions are the equations of the papers, for two views i
+and j: row n of every argument belongs to image n, `psi_ij` [N] is the similarity of view i to view
+j, `psi_ji` the other way round.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gsjax.errors import UserError
+
+
+def contrastive(
+    anchors: jax.Array,
+    targets: jax.Array,
+    psi: jax.Array | None,
+    temperature: float,
+    scale: float = 1.0,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """NT-Xent for any number of views, graded where psi is given.
+
+    A pair's loss is -cos / tau or, graded, scale / tau * D_GS, plus the logsumexp of the anchor's
+    logits with all targets of the batch but the anchor itself. Anchors without a target of their
+    own (local crops) are thus no negatives.
+
+    Args:
+      anchors: [B, V, D] embeddings of all views.
+      targets: [B, W, D] embeddings of the first W <= V views.
+      psi: [B, V, W] similarity in [0, 1], or None.
+      temperature: tau, positive.
+      scale: weight of the graded positive term.
+      axis_name: mapped axis over whose devices the targets are gathered, with gradients through the
+        gathering. The anchors stay local: average losses and gradients over the axis.
+
+    Returns:
+      The loss, a scalar of float32 or float64.
+
+    Raises:
+      UserError: the shapes do not fit.
+    """
+    _check_views(anchors, targets, psi)
+    anchors, targets = _normalize(anchors), _normalize(targets)
+    v, w = pairs(anchors.shape[1], targets.shape[1])
+    if psi is None:
+        positive = -jnp.sum(anchors[:, v] * targets[:, w], axis=-1) / temperature
+    else:
+        distance = _graded_distance(anchors[:, v], targets[:, w], psi[:, v, w])
+        positive = scale / temperature * distance
+    negative = _log_denominators(anchors, targets, temperature, axis_name)[:, v]
+    return jnp.mean(positive) + jnp.mean(negative)
+
+
+def siamese(
+    predictions: jax.Array, targets: jax.Array, psi: jax.Array | None, form: str = "mse"
+) -> jax.Array:
+    """Distance of a prediction and the target of another view, graded where psi is given.
+
+    Args:
+      predictions: [B, V, D], from all views.
+      targets: [B, W, D] embeddings of the first W <= V views; no gradient flows into them.
+      psi: [B, V, W] similarity in [0, 1], or None.
+      form: "mse", the squared distance, or "cosine", the negative cosine. With psi only "mse".
+
+    Returns:
+      The loss, a scalar of float32 or float64: in [0, 4], or in [-1, 1] for "cosine".
+
+    Raises:
+      UserError: the shapes do not fit, or psi is given for the cosine.
+    """
+    _check_views(predictions, targets, psi)
+    # The stop-gradient lives in the loss, so that no caller can forget it.
+    predictions, targets = _normalize(predictions), _normalize(lax.stop_gradient(targets))
+    v, w = pairs(predictions.shape[1], targets.shape[1])
+    p, z = predictions[:, v], targets[:, w]
+    if psi is not None:
+        if form != "mse":
+            raise UserError(f"the form {form} cannot be graded: take mse, or leave psi out")
+        return jnp.mean(_graded_distance(p, z, psi[:, v, w]))
+    if form == "cosine":
+        return -jnp.mean(jnp.sum(p * z, axis=-1))
+    return jnp.mean(jnp.sum(jnp.square(p - z), axis=-1))
+
+
+def pairs(num_views: int, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """The views v and w, [P] each, of all pairs with v != w, where target w is view w."""
+    v, w = np.nonzero(~np.eye(num_views, num_targets, dtype=bool))
+    return v, w
 
 
 def nt_xent(
@@ -22,8 +105,7 @@ def nt_xent(
       z_i: [N, D] embeddings of the first views.
       z_j: [N, D] embeddings of the second views.
       temperature: tau, positive.
-      axis_name: mapped axis over whose devices the other views are gathered, with gradients
-        through the gathering. The anchors stay local: average losses and gradients over the axis.
+      axis_name: as in `contrastive`.
 
     Returns:
       The loss, a scalar of float32 or float64.
@@ -31,10 +113,8 @@ def nt_xent(
     Raises:
       UserError: the shapes do not fit.
     """
-    _check_shapes(z_i, z_j)
-    z_i, z_j = _normalise(z_i), _normalise(z_j)
-    positive = -jnp.sum(z_i * z_j, axis=-1) / temperature
-    return jnp.mean(positive) + jnp.mean(_log_denominators(z_i, z_j, temperature, axis_name))
+    z = _two_views(z_i, z_j)
+    return contrastive(z, z, None, temperature, axis_name=axis_name)
 
 
 def graded_nt_xent(
@@ -58,7 +138,7 @@ def graded_nt_xent(
       psi_ji: [N] similarity in [0, 1] for the anchors j.
       temperature: tau, positive.
       scale: weight of the positive term; 1 is the equation as printed.
-      axis_name: as in `nt_xent`.
+      axis_name: as in `contrastive`.
 
     Returns:
       The loss, a scalar of float32 or float64.
@@ -66,12 +146,8 @@ def graded_nt_xent(
     Raises:
       UserError: the shapes do not fit.
     """
-    _check_shapes(z_i, z_j, psi_ij=psi_ij, psi_ji=psi_ji)
-    z_i, z_j = _normalise(z_i), _normalise(z_j)
-    positive = (_graded_distance(z_i, z_j, psi_ij) + _graded_distance(z_i, z_j, psi_ji)) / 2
-    return scale / temperature * jnp.mean(positive) + jnp.mean(
-        _log_denominators(z_i, z_j, temperature, axis_name)
-    )
+    z, psi = _two_views(z_i, z_j), _two_ways(z_i, psi_ij, psi_ji)
+    return contrastive(z, z, psi, temperature, scale, axis_name)
 
 
 def siamese_mse(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
@@ -89,9 +165,7 @@ def siamese_mse(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array) 
     Raises:
       UserError: the shapes do not fit.
     """
-    p_i, p_j, z_i, z_j = _siamese_inputs(p_i, p_j, z_i, z_j)
-    squares = jnp.square(p_i - z_j) + jnp.square(p_j - z_i)
-    return jnp.mean(jnp.sum(squares, axis=-1)) / 2
+    return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), None)
 
 
 def siamese_cosine(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
@@ -111,8 +185,7 @@ def siamese_cosine(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Arra
     Raises:
       UserError: the shapes do not fit.
     """
-    p_i, p_j, z_i, z_j = _siamese_inputs(p_i, p_j, z_i, z_j)
-    return -jnp.mean(jnp.sum(p_i * z_j + p_j * z_i, axis=-1)) / 2
+    return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), None, "cosine")
 
 
 def graded_siamese_mse(
@@ -141,60 +214,75 @@ def graded_siamese_mse(
     Raises:
       UserError: the shapes do not fit.
     """
-    _check_shapes(p_i, psi_ij=psi_ij, psi_ji=psi_ji)
-    p_i, p_j, z_i, z_j = _siamese_inputs(p_i, p_j, z_i, z_j)
-    distances = _graded_distance(p_i, z_j, psi_ij) + _graded_distance(p_j, z_i, psi_ji)
-    return jnp.mean(distances) / 2
+    psi = _two_ways(p_i, psi_ij, psi_ji)
+    return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), psi)
 
 
 def _graded_distance(u: jax.Array, v: jax.Array, psi: jax.Array) -> jax.Array:
-    """D_GS (thesis, eq. 7): [N, D] unit vectors, [N] psi -> [N]."""
+    """D_GS (thesis, eq. 7): unit vectors [..., D], psi [...] -> [...]."""
     # From the difference: sqrt(2 - 2 cos) loses half the digits where the views are close.
-    distance = _safe_norm(u - v)[:, 0]
+    distance = _safe_norm(u - v)[..., 0]
     return jnp.square(distance - (1 - psi.astype(distance.dtype)))
 
 
 def _log_denominators(
-    z_i: jax.Array, z_j: jax.Array, temperature: float, axis_name: str | None
+    anchors: jax.Array, targets: jax.Array, temperature: float, axis_name: str | None
 ) -> jax.Array:
-    """[N, D] unit vectors of both views -> [2N] logsumexp of the logits of all other views."""
-    anchors = jnp.concatenate([z_i, z_j])
-    num_anchors = anchors.shape[0]
-    views, own = anchors, jnp.arange(num_anchors)
+    """Unit vectors [B, V, D], [B, W, D] -> [B, V] logsumexp of all logits but that of itself."""
+    num_images, num_views, width = anchors.shape
+    num_targets = targets.shape[1]
+    image = jnp.arange(num_images)
     if axis_name is not None:
-        views = lax.all_gather(anchors, axis_name, tiled=True)
-        own = own + num_anchors * lax.axis_index(axis_name)
-    logits = jnp.matmul(anchors, views.T, precision=lax.Precision.HIGHEST) / temperature
-    is_self = own[:, None] == jnp.arange(views.shape[0])[None, :]
-    return jax.nn.logsumexp(jnp.where(is_self, -jnp.inf, logits), axis=-1)
+        targets = lax.all_gather(targets, axis_name, tiled=True)
+        image = image + num_images * lax.axis_index(axis_name)
+    rows, columns = anchors.reshape(-1, width), targets.reshape(-1, width)
+    logits = jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST) / temperature
+    own = (image * num_targets)[:, None] + jnp.arange(num_views)[None]
+    own = jnp.where(jnp.arange(num_views)[None] < num_targets, own, -1)  # else it is no target
+    is_self = own.reshape(-1, 1) == jnp.arange(len(columns))[None, :]
+    masked = jnp.where(is_self, -jnp.inf, logits)
+    return jax.nn.logsumexp(masked, axis=-1).reshape(num_images, num_views)
 
 
-def _siamese_inputs(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array):
-    _check_shapes(p_i, p_j, z_i, z_j)
-    # The stop-gradient lives in the loss, so that no caller can forget it.
-    z_i, z_j = lax.stop_gradient(z_i), lax.stop_gradient(z_j)
-    return _normalise(p_i), _normalise(p_j), _normalise(z_i), _normalise(z_j)
+def _two_views(*views: jax.Array) -> jax.Array:
+    """[N, D] twice -> [N, 2, D]."""
+    first = views[0]
+    if first.ndim != 2 or any(view.shape != first.shape for view in views):
+        shapes = ", ".join(str(view.shape) for view in views)
+        raise UserError(f"embeddings of shapes {shapes}: give arrays of one shape [N, D]")
+    return jnp.stack(views, axis=1)
 
 
-def _normalise(z: jax.Array) -> jax.Array:
-    """[N, D] -> [N, D] of length 1; a zero row stays zero, and its gradient is zero."""
+def _two_ways(z: jax.Array, psi_ij: jax.Array, psi_ji: jax.Array) -> jax.Array:
+    """[N] twice -> [N, 2, 2]; the similarity of a view to itself, which nothing reads, is 1."""
+    for name, psi in (("psi_ij", psi_ij), ("psi_ji", psi_ji)):
+        # [N, 1] would broadcast to [N, N] without a word.
+        if psi.shape != z.shape[:1]:
+            raise UserError(f"{name} of shape {psi.shape}: give one value per image, [N]")
+    one = jnp.ones_like(psi_ij)
+    rows = [jnp.stack([one, psi_ij], axis=1), jnp.stack([psi_ji, one], axis=1)]
+    return jnp.stack(rows, axis=1)
+
+
+def _normalize(z: jax.Array) -> jax.Array:
+    """[..., D] -> [..., D] of length 1; a zero row stays zero, and its gradient is zero."""
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     norm = _safe_norm(z)
     return jnp.where(norm > 0, z, 0) / jnp.where(norm > 0, norm, 1)
 
 
 def _safe_norm(x: jax.Array) -> jax.Array:
-    """[N, D] -> [N, 1] L2 norms, whose gradient at 0 is 0 instead of NaN."""
+    """[..., D] -> [..., 1] L2 norms, whose gradient at 0 is 0 instead of NaN."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # Both branches of a where are differentiated: the root must not see the zero.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
-def _check_shapes(first: jax.Array, *others: jax.Array, **psi: jax.Array) -> None:
-    if first.ndim != 2 or any(other.shape != first.shape for other in others):
-        shapes = ", ".join(str(x.shape) for x in (first, *others))
-        raise UserError(f"embeddings of shapes {shapes}: give arrays of one shape [N, D]")
-    for name, values in psi.items():
-        # [N, 1] would broadcast to [N, N] without a word.
-        if values.shape != first.shape[:1]:
-            raise UserError(f"{name} of shape {values.shape}: give one value per image, [N]")
+def _check_views(anchors: jax.Array, targets: jax.Array, psi: jax.Array | None) -> None:
+    shapes = [anchors.shape, targets.shape]
+    fits = anchors.ndim == targets.ndim == 3 and anchors.shape[::2] == targets.shape[::2]
+    if not fits or not 1 <= targets.shape[1] <= anchors.shape[1] or anchors.shape[1] < 2:
+        raise UserError(f"embeddings of shapes {shapes}: give [B, V, D] and [B, W, D], W <= V")
+    wanted = (*anchors.shape[:2], targets.shape[1])
+    if psi is not None and psi.shape != wanted:
+        raise UserError(f"psi of shape {psi.shape}: give one value per pair, {wanted}")

@@ -93,6 +93,35 @@ def graded(overlap: ArrayLike, threshold: float) -> jax.Array:
     return jnp.minimum(overlap / threshold, 1)
 
 
+def pairwise(boxes_i: ArrayLike, boxes_j: ArrayLike, measure: str, threshold: float) -> jax.Array:
+    """Returns the graded similarity of every view i to every view j of the same image.
+
+    Args:
+      boxes_i: [B, V, 4] boxes of the anchors.
+      boxes_j: [B, W, 4] boxes of the targets.
+      measure: a name in `MEASURES`, or none, where psi is 1 everywhere.
+      threshold: lambda, as in `graded`.
+
+    Returns:
+      [B, V, W] psi in [0, 1].
+
+    Raises:
+      UserError: the last axis is not of size 4, or the threshold lies outside [0, 1].
+    """
+    boxes_i, boxes_j = _boxes(boxes_i), _boxes(boxes_j)
+    if measure == "none":
+        return jnp.ones((*boxes_i.shape[:2], boxes_j.shape[1]), boxes_i.dtype)
+    # One target after another: XLA would turn the division by a broadcast area into a product with
+    # its reciprocal, which rounds twice.
+    targets = [boxes_j[:, w : w + 1] for w in range(boxes_j.shape[1])]
+    overlap = jnp.stack([MEASURES[measure](boxes_i, target) for target in targets], axis=-1)
+    return graded(overlap, threshold)
+
+
+MEASURES = {"ioa": ioa, "iou": iou}
+"""The measures of overlap, by their names in `similarity.measure`."""
+
+
 def _boxes(boxes: ArrayLike) -> jax.Array:
     boxes = jnp.asarray(boxes)
     if boxes.shape[-1:] != (4,):

@@ -29,6 +29,7 @@ from importlib import metadata
 
 import numpy as np
 
+from gsjax.crops import Crops
 from gsjax.sweep import plans
 
 BATCH, SIDE = 128, 32
@@ -62,8 +63,8 @@ def pack(folder):
             continue  # the members that crop alike are equally long
         digest, boxes = hashlib.sha256(), np.zeros((steps, BATCH, 2, 4), np.uint8)
         for number, batch in enumerate(input_pipeline.train_batches(train, config, 0, steps)):
-            digest.update(batch["views"].tobytes() + batch["index"].tobytes())
-            boxes[number] = batch["boxes"]
+            digest.update(batch["global"].images.tobytes() + batch["index"].tobytes())
+            boxes[number] = batch["global"].boxes
         np.savez_compressed(folder / f"boxes-{name}.npz", boxes)
         cuts[name] = {"seed": config.seed, "steps": steps, "digest": digest.hexdigest()}
         print(name, cuts[name], flush=True)
@@ -205,8 +206,8 @@ class KNN:
         }
         pixels = step.pixels(config)
         self._encode = jax.jit(
-            lambda variables, x: encoder.apply(
-                variables, augment.normalise(x, *pixels), train=False
+            lambda variables, x: (
+                encoder.apply(variables, augment.normalise(x, *pixels), train=False).pooled
             )
         )
         self._raw = jax.jit(lambda _, x: augment.normalise(x, *pixels).reshape(len(x), -1))
@@ -225,11 +226,9 @@ class KNN:
         predicted = nearest.predict(*features["train"], features["test"][0], protocol)
         return 100 * float((predicted[:, 0] == features["test"][1]).mean())
 
-    def of_encoder(self, state):
+    def of_encoder(self, variables):
         """Returns `knn/top1`."""
-        from gsjax.train import step
-
-        return self._accuracy(self._encode, step.encoder_variables(state))
+        return self._accuracy(self._encode, variables)
 
     @functools.cached_property
     def of_pixels(self):
@@ -246,10 +245,10 @@ def _prepared(config, num_images):
     mesh = parallel.create_mesh(config.batch_size)
     epoch_steps = num_images // config.batch_size
     schedule = optimizers.create_schedule(config, config.num_steps, epoch_steps)
-    optimizer = optimizers.create_optimizer(config, schedule)
-    method = methods.create_method(config, mesh.devices.flat[0].platform)
+    method = methods.create_method(config)
+    optimizer = optimizers.create_optimizer(config, schedule, method.param_groups)
     init_key, key = step.keys(config)
-    state = step.create_state_fn(method, optimizer, mesh)(init_key)
+    state = step.create_state_fn(config, method, optimizer, mesh)(init_key)
     return mesh, schedule, optimizer, method, key, state
 
 
@@ -272,15 +271,18 @@ def train(folder, out, path, label, value=None):
         num_steps = config.num_steps
         knn_steps = math.ceil(config.knn.every_epochs * (num_images // config.batch_size))
         mesh, schedule, optimizer, method, key, state = _prepared(config, num_images)
-        knn = knn or KNN(folder, method.modules["encoder"], config)
+        knn = knn or KNN(folder, method.networks["encoder"], config)
         start = {"step": 0, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        records = [{"step": 0, "knn/pixels_top1": knn.of_pixels, "knn/top1": knn.of_encoder(state)}]
+        first = knn.of_encoder(method.encoder_variables(state.params, state.extra))
+        records = [{"step": 0, "knn/pixels_top1": knn.of_pixels, "knn/top1": first}]
         views = np.load(folder / f"views-{_cut_name(config)}.npy", mmap_mode="r")
         boxes = np.load(folder / f"boxes-{_cut_name(config)}.npz")["arr_0"].astype(np.float32)
-        batches = ({"views": v, "boxes": b} for v, b in zip(views, boxes, strict=True))
+        batches = ({"global": Crops(*part)} for part in zip(views, boxes, strict=True))
         for done, batch in enumerate(parallel.prefetch(batches, mesh), 1):
             if compiled is None:
-                program = step.create_train_step(config, method, optimizer, mesh)
+                program = step.create_train_step(
+                    config, method, optimizer, mesh, num_steps, num_images // config.batch_size
+                )
                 compiled = program.lower(state, batch, key).compile()
                 print(f"{member.name}: compiled after {time.time() - began:.0f} s", flush=True)
             state, values = compiled(state, batch, key)
@@ -291,12 +293,13 @@ def train(folder, out, path, label, value=None):
                 scalars["train/learning_rate"] = float(schedule(done - 1))
                 records.append({"step": done, **scalars})
             if done == num_steps or done % knn_steps == 0:
-                records.append({"step": done, "knn/top1": knn.of_encoder(state)})
+                variables = method.encoder_variables(state.params, state.extra)
+                records.append({"step": done, "knn/top1": knn.of_encoder(variables)})
             if done == num_steps:
                 break
         seconds = time.time() - began
         print(f"{member.name}: {records[-1]['knn/top1']:.2f} % after {seconds:.0f} s", flush=True)
-        leaves = jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))
+        leaves = jax.tree_util.tree_leaves_with_path((state.params, state.extra))
         for place, leaf in leaves:
             kept[f"{member.name}|{jax.tree_util.keystr(place)}"] = np.asarray(leaf)
         runs[member.name] = {"start": {**start, **_environment(about)}, "records": records}
@@ -329,10 +332,10 @@ def unpack(folder, out, workdir, path):
                 lambda place, leaf, c=content, n=name: jax.device_put(
                     c[f"{n}|{jax.tree_util.keystr(place)}"], leaf.sharding
                 ),
-                (state.params, state.batch_stats),
+                (state.params, state.extra),
             )
             count = jax.device_put(np.int32(config.num_steps), state.step.sharding)
-            state = state.replace(params=trained[0], batch_stats=trained[1], step=count)
+            state = state.replace(params=trained[0], extra=trained[1], step=count)
             ownership.claim(own, config, facts)
             files.write_text(own / "environment.json", json.dumps([run["start"]], indent=1))
             writer = writers.create_writer(own, 0)

@@ -66,3 +66,15 @@ def _cache_home(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(params=["cpu", "default"])
+def branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each branch of layers that depend on the platform, both computed on this one."""
+    from jax import lax
+
+    def take(*arguments, cpu, default):
+        return (cpu if request.param == "cpu" else default)(*arguments)
+
+    monkeypatch.setattr(lax, "platform_dependent", take)
+    return request.param

@@ -10,6 +10,7 @@ import pytest
 
 from gsjax import methods
 from gsjax.config import defaults, settings
+from gsjax.crops import Crops
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, step
 
@@ -32,8 +33,8 @@ def build(config):
     num_steps = config.num_steps or 100 * config.num_epochs
     schedule = optimizers.create_schedule(config, num_steps, 100)
     optimizer = optimizers.create_optimizer(config, schedule)
-    method = methods.create_method(config, "cpu")
-    state = jax.eval_shape(lambda: step.create_state(method, optimizer, jax.random.key(0)))
+    method = methods.create_method(config)
+    state = step.create_state_fn(config, method, optimizer, mesh).eval_shape(jax.random.key(0))
     return method, optimizer, mesh, state
 
 
@@ -42,13 +43,13 @@ def test_config_builds_its_model_and_lowers_a_step(path):
     config = load(path.stem)
     method, optimizer, mesh, state = build(config)
     size = config.data.image_size
-    batch = {
-        "views": jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), jnp.uint8),
-        "boxes": jax.ShapeDtypeStruct((config.batch_size, 2, 4), jnp.float32),
-    }
+    crops = Crops(
+        jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((config.batch_size, 2, 4), jnp.float32),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    train_step = step.create_train_step(config, method, optimizer, mesh)
-    new_state, metrics = train_step.lower(state, batch, key).out_info
+    train_step = step.create_train_step(config, method, optimizer, mesh, 100, 10)
+    new_state, metrics = train_step.lower(state, {"global": crops}, key).out_info
     assert jax.tree.map(lambda x: x.shape, new_state) == jax.tree.map(lambda x: x.shape, state)
     assert metrics["loss"].shape == ()
 
@@ -142,17 +143,15 @@ def test_thesis_warmup_is_ten_epochs():
     "group", ["features", "linear", "transfer", "retrieval", "diagnostics", "report"]
 )
 def test_every_setting_of_the_evaluations_is_read(group):
-    """As `config.<group>.<name>`, or as `settings.<name>` in a function that takes the group."""
+    """As `config.<group>.<name>`, or as `settings.<name>` in a module that takes the group."""
     read = set()
     folder = "report" if group == "report" else "evaluate"
     for path in (ROOT / "gsjax" / folder).glob("*.py"):
-        for function in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            texts = {ast.unparse(n) for n in ast.walk(function) if isinstance(n, ast.Attribute)}
-            takes_group = any(text.endswith(f"config.{group}") for text in texts)
-            for name in defaults.get_config()[group]:
-                whole = any(text.endswith(f"config.{group}.{name}") for text in texts)
-                if whole or (takes_group and f"settings.{name}" in texts):
-                    read.add(name)
+        nodes = ast.walk(ast.parse(path.read_text()))
+        texts = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+        takes_group = any(text.endswith(f"config.{group}") for text in texts)
+        for name in defaults.get_config()[group]:
+            whole = any(text.endswith(f"config.{group}.{name}") for text in texts)
+            if whole or (takes_group and f"settings.{name}" in texts):
+                read.add(name)
     assert set(defaults.get_config()[group]) - read == set()

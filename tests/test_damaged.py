@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +13,7 @@ import tiny_tfds
 from PIL import Image
 
 from gsjax.config import defaults
+from gsjax.crops import Crops
 from gsjax.data import crops, input_pipeline, sources, transforms
 from gsjax.errors import UserError
 
@@ -95,17 +97,17 @@ def test_another_picture_takes_the_place(case):
     replaced = 0
     for step, (batch, before) in enumerate(zip(_train(*case[:2], 0, STEPS), sound, strict=True)):
         is_damaged = np.isin(before["index"], DAMAGED)
-        for name, column in batch.items():
-            assert (column.shape, column.dtype) == (before[name].shape, before[name].dtype)
-            np.testing.assert_array_equal(column[~is_damaged], before[name][~is_damaged])
+        for column, other in zip(jax.tree.leaves(batch), jax.tree.leaves(before), strict=True):
+            assert (column.shape, column.dtype) == (other.shape, other.dtype)
+            np.testing.assert_array_equal(column[~is_damaged], other[~is_damaged])
         for place in np.flatnonzero(is_damaged):
             index = _substitute(config.seed, 4 * step + place)
             assert batch["index"][place] == index
             (picture,) = input_pipeline.load_images(source, [index])
             seed = tf.constant([config.seed, 4 * step + place], tf.int64)
             boxes = crops.random_resized_crop_boxes(seed, picture.shape[:2], config.augment)
-            np.testing.assert_array_equal(batch["boxes"][place], boxes)
-            for view, box in zip(batch["views"][place], boxes, strict=True):
+            np.testing.assert_array_equal(batch["global"].boxes[place], boxes)
+            for view, box in zip(batch["global"].images[place], boxes, strict=True):
                 np.testing.assert_array_equal(view, crops.crop_and_resize(picture, box, 32))
             np.testing.assert_array_equal(batch["size"][place], picture.shape[:2])
             assert batch["label"][place] == (index % 3 if config.data.source == "tiny" else -1)
@@ -119,7 +121,7 @@ def test_a_resume_and_more_hosts_change_nothing(case):
     for start in (4, 7):
         _assert_equal(_train(config, source, start, STEPS), whole[start:])
     _assert_equal(
-        [{**b, "views": b["views"][:, :1], "boxes": b["boxes"][:, :1]} for b in whole],
+        [{**b, "global": Crops(*(part[:, :1] for part in b["global"]))} for b in whole],
         _train(config, source, 0, STEPS, num_views=1),
     )
     if not source.shards:
@@ -254,7 +256,7 @@ def test_long_pictures_are_not_damaged(sound_folder, capfd, shape):
         config.augment.crop, config.data.image_size = law, 224
         batches = _train(config, source, 0, STEPS)
         for batch in batches:
-            for views in batch["views"][batch["index"] == 5]:
+            for views in batch["global"].images[batch["index"] == 5]:
                 np.testing.assert_array_equal(views, np.broadcast_to(pixels[0, 0], views.shape))
         assert any((batch["index"] == 5).any() for batch in batches)
     assert "damaged" not in capfd.readouterr().err

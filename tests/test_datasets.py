@@ -6,7 +6,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gsjax.config import defaults
-from gsjax.data import classes, input_pipeline, photos, sources, transforms
+from gsjax.data import classes, input_pipeline, photos, transforms
+from gsjax.data.source import check_one_label, from_files
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, scores
 
@@ -109,7 +110,7 @@ def test_voc_labels(tmp_path, memory_gb):
     assert dataset.metric == "map11"
     source = opened["test"]
     with pytest.raises(UserError, match="several labels a picture"):
-        sources.check_one_label(source)
+        check_one_label(source)
     assert bool(source.shards) == (memory_gb == 0)
     assert source.class_names == tuple(names)
     (batch,) = input_pipeline.test_batches(source, transforms.Stretched(8), 4)
@@ -222,7 +223,7 @@ def test_fixed_random_parts():
 def test_a_labelled_source_of_files(tmp_path):
     write_classes(tmp_path, "train")
     paths = sorted(map(str, tmp_path.rglob("*.png")))
-    source = sources.from_files("two", "two", paths, np.array([1, 0]), ("a", "b"))
+    source = from_files("two", "two", paths, np.array([1, 0]), ("a", "b"))
     before = source.files()
     (tmp_path / "train/cat/1.png").write_bytes(b"other")
     assert source.files() != before

@@ -1,5 +1,6 @@
 """The job `diagnostics` and its parts, against slow loops and scikit-learn."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -14,7 +15,7 @@ from etils import epath
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from gsjax import augment, losses, methods
+from gsjax import augment, losses
 from gsjax.config import settings
 from gsjax.data import input_pipeline, photos, sources
 from gsjax.errors import UserError
@@ -84,31 +85,31 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
         # Running statistics other than the initial ones, so that the mode of BatchNorm matters.
         keys = iter(jax.random.split(jax.random.key(3), 500))
-        job.batch_stats = jax.tree.map(
-            lambda x: x + 0.1 * jax.random.uniform(next(keys), x.shape), job.batch_stats
-        )
-        drawn = pairs.draw(job, source, 30)
-        scores, details = pairs.measure(drawn, job.method)
+        method, params, extra = job.pretrained()
+        extra = jax.tree.map(lambda x: x + 0.1 * jax.random.uniform(next(keys), x.shape), extra)
+        trained = evaluation.Pretrained(method, params, extra)
+        drawn = pairs.draw(job, trained, source, 30)
+        scores, details = pairs.measure(drawn, pairs.graded_settings(config))
     assert len(drawn.indices) == 30 == len(set(drawn.indices.tolist()))
     drawing = config.copy_and_resolve_references()
     with drawing.unlocked():
         drawing.batch_size = 10
     batches = list(input_pipeline.train_batches(source, drawing, 0, 3))
-    views = np.concatenate([batch["views"] for batch in batches])
-    boxes = np.concatenate([batch["boxes"] for batch in batches])
+    views = np.concatenate([batch["global"].images for batch in batches])
+    boxes = np.concatenate([batch["global"].boxes for batch in batches])
     np.testing.assert_array_equal(drawn.indices, np.concatenate([b["index"] for b in batches]))
     np.testing.assert_array_equal(drawn.boxes, boxes)
 
     _, key = step.keys(config)
-    modules = job.method.modules
 
     @jax.jit
     def outputs_of(view, view_key):
         x = augment.augment(view_key[None], view[None], config.augment, *step.pixels(config))
         outputs = []
-        for name, module in modules.items():
-            variables = {"params": job.params[name], "batch_stats": job.batch_stats[name]}
+        for name, module in method.networks.items():
+            variables = {"params": params[name], "batch_stats": extra["batch_stats"][name]}
             x = module.apply(variables, x, train=False)
+            x = x.pooled if name == "encoder" else x
             outputs.append(x[0])
         return outputs
 
@@ -155,10 +156,7 @@ def test_a_baseline_is_held_against_the_default_threshold():
 
     def measure(measure, threshold):
         changes = {"similarity.measure": measure, "similarity.threshold": threshold}
-        method = methods.create_method(configured(MODEL | changes), "cpu")
-        measured = pairs.measure(drawn, method)
-        assert method.config.similarity.measure == measure
-        return measured
+        return pairs.measure(drawn, pairs.graded_settings(configured(MODEL | changes)))
 
     ioa, baseline, iou = measure("ioa", "0.5"), measure("none", "0.9"), measure("iou", "0.9")
     assert baseline == ioa
@@ -272,11 +270,9 @@ def test_one_and_four_devices_draw_the_same_whatever_the_batches(tmp_path):
         config = configured(UNTRAINED | {"features.batch_size": str(batch_size)})
         source = sources.open_source(config.data, "test")
         with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
-            job.mesh = parallel.create_mesh(devices, jax.devices()[:devices])
-            job.params, job.batch_stats = jax.device_put(
-                jax.device_get((job.params, job.batch_stats)), parallel.replicated(job.mesh)
-            )
-            drawn.append(pairs.draw(job, source, 30))
+            mesh = parallel.create_mesh(devices, jax.devices()[:devices])
+            job.encoder = dataclasses.replace(job.encoder, mesh=mesh)
+            drawn.append(pairs.draw(job, job.pretrained(), source, 30))
     for other in drawn[1:]:
         np.testing.assert_array_equal(other.indices, drawn[0].indices)
         np.testing.assert_array_equal(other.boxes, drawn[0].boxes)
@@ -290,15 +286,16 @@ def test_broken_encoders_and_single_pictures_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"/one.*at least two pictures"):
         run(config, tmp_path / "run")
 
-    def embed(params, batch_stats, views, place, key):
-        return (jnp.where(place[:, None, None] == 5, jnp.nan, jnp.ones((len(views), 2, 8))),) * 2
+    def embed(params, extra, images, place, key):
+        return (jnp.where(place[:, None, None] == 5, jnp.nan, jnp.ones((len(images), 2, 8))),) * 2
 
-    monkeypatch.setattr(pairs, "_create_embed_fn", lambda job: jax.jit(embed))
+    monkeypatch.setattr(pairs, "_create_embed_fn", lambda *_: jax.jit(embed))
     config = configured(UNTRAINED)
     with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
         with pytest.raises(UserError, match="photos.*not finite"):
-            pairs.draw(job, sources.open_source(config.data, "test"), 8)
-        assert len(pairs.draw(job, sources.open_source(config.data, "test"), 4).indices) == 4
+            pairs.draw(job, job.pretrained(), sources.open_source(config.data, "test"), 8)
+        drawn = pairs.draw(job, job.pretrained(), sources.open_source(config.data, "test"), 4)
+    assert len(drawn.indices) == 4
 
 
 @pytest.mark.parametrize("with_own", [False, True])

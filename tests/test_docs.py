@@ -17,6 +17,7 @@ import pytest
 import gsjax
 from gsjax import methods
 from gsjax.config import defaults, schema, settings
+from gsjax.crops import Crops
 from gsjax.evaluate import pairs
 from gsjax.jobs import JOBS
 from gsjax.runtime import parallel
@@ -120,16 +121,16 @@ def test_every_metric_of_pre_training_is_explained(pages):
     config = settings.check(defaults.get_config())
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:1])
     optimizer = optimizers.create_optimizer(config, lambda step: 0.0)
-    method = methods.create_method(config, "cpu")
+    method = methods.create_method(config)
     key = jax.random.key(0)
     size = config.data.image_size
-    batch = {
-        "views": jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), jnp.uint8),
-        "boxes": jax.ShapeDtypeStruct((config.batch_size, 2, 4), jnp.float32),
-    }
-    state = jax.eval_shape(lambda: step.create_state(method, optimizer, key))
-    train_step = step.create_train_step(config, method, optimizer, mesh)
-    _, values = jax.eval_shape(train_step, state, batch, key)
+    crops = Crops(
+        jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((config.batch_size, 2, 4), jnp.float32),
+    )
+    state = step.create_state_fn(config, method, optimizer, mesh).eval_shape(key)
+    train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
+    _, values = jax.eval_shape(train_step, state, {"global": crops}, key)
     del values["finite"]  # for the loop, which does not write it
     of_the_clock = {"learning_rate", "images_per_second", "data_wait"}
     expected = {f"train/{name}" for name in {*values, *of_the_clock}}

@@ -14,13 +14,15 @@ from PIL import Image
 from trainings import finish, together
 
 from gsjax.config import settings
+from gsjax.crops import Crops
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, export, knn, linear, results, retrieval, transfer
+from gsjax.evaluate import encoder, evaluation, export, knn, linear, results, retrieval, transfer
 from gsjax.methods import create_method
 from gsjax.runtime import interrupts
 from gsjax.train import step
 from gsjax.train.pretrain import pretrain
+from gsjax.train.state import create_state
 
 MODEL = {
     "encoder.width": "4",
@@ -143,10 +145,12 @@ def test_untrained_is_the_encoder_before_the_first_step(workdir):
     settings.override(config, TRAINING | {"checkpoint.load": "none"})
     with evaluation.open_evaluation(config, str(workdir), "knn") as job:
         init_key, _ = step.keys(config)
-        params, _ = create_method(config, "cpu").init(init_key)
+        params, _ = create_method(config).init(init_key, config.data.image_size)
         assert job.step is None
     for ours, first in zip(
-        jax.tree.leaves(job.variables["params"]), jax.tree.leaves(params["encoder"]), strict=True
+        jax.tree.leaves(job.encoder.variables["params"]),
+        jax.tree.leaves(params["encoder"]),
+        strict=True,
     ):
         np.testing.assert_allclose(ours, first, rtol=1e-5, atol=1e-6)
 
@@ -160,15 +164,15 @@ def test_kept_features_are_used_for_the_same_key_alone(workdir, tmp_path, monkey
     folder = config.data.copy_and_resolve_references()
     folder.source, folder.data_dir = "folder", str(pictures)
     calls = []
-    extract = evaluation.extract
+    extract = encoder.extract
     monkeypatch.setattr(
-        evaluation, "extract", lambda *args: calls.append(args[2].name) or extract(*args)
+        encoder, "extract", lambda *args: calls.append(args[2].name) or extract(*args)
     )
 
     def features(transform, **changes):
         changed = settings.of_evaluation(str(workdir), None, QUICK | changes)
         with evaluation.open_evaluation(changed, str(workdir), "knn") as job:
-            return job.features(sources.open_source(folder, ""), transform)
+            return job.encoder.features(sources.open_source(folder, ""), transform)
 
     first = features(transforms.central(16))
     again = features(transforms.central(16))
@@ -272,17 +276,20 @@ def test_linear_step_is_nesterovs_on_the_encoders_features(workdir):
     with evaluation.open_evaluation(config, str(workdir), "linear") as job:
         rates = [0.5, 0.3, 0.1]
         optimizer = optax.sgd(lambda count: jnp.array(rates)[count], momentum=0.9, nesterov=True)
-        train_step = linear.create_train_step(job, linear._train_config(config).augment, optimizer)
+        augment = linear._train_config(config).augment
+        train_step = linear.create_train_step(job.encoder, augment, optimizer, job.encoder.mesh)
         tiles, labels = photos.tiles("test", 16)
         chosen = np.random.default_rng(0).permutation(len(tiles))[:64]
         kernel = np.random.default_rng(1).normal(0, 0.01, (32, 10)).astype(np.float32)
         bias = np.zeros(10, np.float32)
         params = {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}
-        state = step.first_state(params, {}, optimizer)
-        batch = {"views": tiles[chosen, None], "label": labels[chosen]}
+        state = create_state(params, {}, optimizer)
+        batch = {"global": Crops(tiles[chosen, None], None), "label": labels[chosen]}
         for _ in rates:
-            state, values = train_step(state, job.variables, batch, jax.random.key(0))
-        features = np.asarray(job.encode_fn(job.variables, tiles[chosen]), np.float64)
+            state, values = train_step(state, batch, jax.random.key(0), job.encoder.variables)
+        features = np.asarray(
+            job.encoder.encode_fn(job.encoder.variables, tiles[chosen]), np.float64
+        )
     velocity = [np.zeros((32, 10)), np.zeros(10)]
     weights = [kernel.astype(np.float64), bias.astype(np.float64)]
     for rate in rates:

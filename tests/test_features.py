@@ -9,7 +9,7 @@ from gsjax.config import defaults
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import features
-from gsjax.models.resnet import create_encoder
+from gsjax.models import resnet
 from gsjax.runtime import parallel
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -68,7 +68,7 @@ def test_a_damaged_picture_keeps_its_row_and_is_named(folder, capsys):
 def test_an_encoders_rows_depend_on_neither_devices_nor_batch(folder):
     config = defaults.get_config().encoder
     config.width = 4
-    encoder = create_encoder(config, cpu_kernels=True)
+    encoder = resnet.create(config)
     variables = encoder.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
     rows = []
     for devices in (1, 4):

@@ -15,6 +15,7 @@ from trainings import command, finish, flags, of_pictures
 
 from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources, transforms
+from gsjax.data.source import from_files
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, ground_truth, retrieval
 
@@ -155,7 +156,7 @@ def test_aircraft_and_retrieval_in_folders_of_any_name(tmp_path, name):
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         truth = ground_truth.load(tmp_path / name, "own")
         base, queries = ground_truth.picture_paths(tmp_path / name, truth)
-        source = sources.from_files("own", "own", [p.as_posix() for p in [*base, *queries]])
+        source = from_files("own", "own", [p.as_posix() for p in [*base, *queries]])
         reds = [image[0, 0, 0] for image in input_pipeline.load_images(source, range(2))]
         assert reds == [40, 80]
     for missing in (CAFE, "\ud800", "a\nb"):

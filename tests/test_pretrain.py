@@ -189,6 +189,7 @@ import jax
 import ml_collections
 from gsjax import methods
 from gsjax.config import settings
+from gsjax.crops import Crops
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, pretrain, step
 
@@ -215,16 +216,17 @@ def recorded(config, use):
 
 def lower(config):
     optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
-    method = methods.create_method(config, "cpu")
-    state = jax.eval_shape(lambda: step.create_state(method, optimizer, jax.random.key(0)))
-    size = config.data.image_size
-    batch = {
-        "views": jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), "uint8"),
-        "boxes": jax.ShapeDtypeStruct((config.batch_size, 2, 4), "float32"),
-    }
+    method = methods.create_method(config)
     mesh = parallel.create_mesh(config.batch_size)
-    train_step = step.create_train_step(config, method, optimizer, mesh)
-    train_step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = step.create_state_fn(config, method, optimizer, mesh).eval_shape(key)
+    size = config.data.image_size
+    crops = Crops(
+        jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), "uint8"),
+        jax.ShapeDtypeStruct((config.batch_size, 2, 4), "float32"),
+    )
+    train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
+    train_step.lower(state, {"global": crops}, key)
 
 keys = set()
 _, overrides = settings.split_overrides(sys.argv[2:])

@@ -8,8 +8,8 @@ from etils import epath
 from report_runs import diagnosed, result, write_plan, write_run
 from scipy import stats
 
-from gsjax.evaluate import linear
 from gsjax.evaluate.datasets import DATASETS
+from gsjax.methods import METHODS
 from gsjax.report import collect, compare, tables, thesis
 from gsjax.report.groups import baseline_of
 
@@ -401,9 +401,9 @@ def test_our_figures_say_what_other_evaluations_differ_in(
     assert _ours(_studies(tmp_path), table)["SimCLR"] == f"61.50 [{RECIPE}, 1 seed{told}]"
 
 
-def test_the_usual_learning_rates_are_those_of_the_linear_evaluation():
-    assert tables.LINEAR_LEARNING_RATES == linear.LINEAR_LEARNING_RATES
-    assert linear.LINEAR_LEARNING_RATES == {"simclr": 0.1, "simsiam": 30.0}  # thesis 5.1
+def test_the_usual_learning_rates_are_those_of_the_thesis():
+    rates = {name: row.linear_learning_rate for name, row in METHODS.items()}
+    assert rates == {"simclr": 0.1, "simsiam": 30.0}  # thesis 5.1
 
 
 def test_further_figures_for_a_cell_are_counted(tmp_path):

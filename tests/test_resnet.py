@@ -5,16 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 from scipy import signal
 
 from gsjax.config import defaults
 from gsjax.models import resnet
+from gsjax.models.norm import BatchNorm
 
 
-def create(name="resnet18", width=64, stem="imagenet", cpu_kernels=False, **settings):
+def create(name="resnet18", width=64, stem="imagenet", **settings):
     group = defaults.get_config().encoder
     group.update(name=name, width=width, stem=stem, **settings)
-    return resnet.create_encoder(group, cpu_kernels)
+    return resnet.create(group)
 
 
 def variable_shapes(encoder, size=32):
@@ -58,7 +60,8 @@ def test_sides_of_the_stages(name, stem, size, sides, features):
     stages = ["bn1"] + [f"layer{i}_1" for i in range(1, 5)]
     assert [tree[stage]["__call__"][0].shape[1] for stage in stages] == sides
     assert [tree[stage]["__call__"][0].shape[2] for stage in stages] == sides
-    assert output.shape == (2, features)
+    assert output.pooled.shape == (2, features)
+    assert output.maps.shape == (2, sides[-1], sides[-1], features)
 
 
 def test_bottleneck_strides_in_its_3x3_convolution():
@@ -92,11 +95,11 @@ def max_pool(x):
     return np.array([[x[i : i + 3, j : j + 3].max((0, 1)) for j in columns] for i in rows])
 
 
-@pytest.mark.parametrize("cpu_kernels", [False, True])
+@pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 32), ("imagenet", 35), ("cifar", 11)])
-def test_values_against_scipy(stem, size, cpu_kernels):
+def test_values_against_scipy(stem, size):
     """A network of two blocks in inference, where BN only divides by sqrt(1 + eps)."""
-    encoder = resnet.ResNet((1, 1), resnet.BasicBlock, 4, stem, cpu_kernels=cpu_kernels)
+    encoder = resnet.ResNet((1, 1), resnet.BasicBlock, 4, stem)
     encoder = encoder.clone(zero_init_residual=False)
     image = np.random.default_rng(0).normal(size=(size, size, 3)).astype(np.float32)
     variables = encoder.init(jax.random.key(0), image[None], train=True)
@@ -118,7 +121,8 @@ def test_values_against_scipy(stem, size, cpu_kernels):
             x = norm(convolve(x, block["downsample_conv"]["kernel"], stride))
         x = relu(x + y)
     output = encoder.apply(variables, image[None], train=False)
-    np.testing.assert_allclose(output[0], x.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.pooled[0], x.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.maps[0], x, rtol=1e-4, atol=1e-5)
 
 
 def test_max_pool_pads_with_minus_infinity():
@@ -185,18 +189,18 @@ def test_dtypes(dtype, wide):
         variables, output, changed = jax.eval_shape(run)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {wide}
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(changed["batch_stats"])} == {wide}
-        assert output.dtype == wide
+        assert output.pooled.dtype == output.maps.dtype == wide
         blocks = changed["intermediates"]
         assert blocks["conv1"]["__call__"][0].dtype == dtype
         assert blocks["layer4_1"]["__call__"][0].dtype == dtype
 
 
-@pytest.mark.parametrize("cpu_kernels", [False, True])
-def test_batch_norm_is_flaxs(cpu_kernels):
+@pytest.mark.usefixtures("branch")
+def test_batch_norm_is_flaxs():
     """Values and running statistics of `flax.linen.BatchNorm`, and its variable names."""
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).normal(1.0, 3.0, (6, 4, 5, 3)))
-        ours = resnet.BatchNorm(dtype="float64", axis_name=None, cpu_kernels=cpu_kernels)
+        ours = BatchNorm(dtype="float64", axis_name=None)
         flax = nn.BatchNorm(
             momentum=0.9, epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float64
         )
@@ -218,7 +222,7 @@ def test_batch_norm_is_flaxs(cpu_kernels):
 
 def test_running_variance_is_biased():
     x = np.random.default_rng(0).normal(2.0, 3.0, (4, 2))
-    norm = resnet.BatchNorm(axis_name=None)
+    norm = BatchNorm(axis_name=None)
     variables = norm.init(jax.random.key(0), jnp.asarray(x, jnp.float32), train=True)
     _, changed = norm.apply(variables, jnp.asarray(x, jnp.float32), True, mutable=["batch_stats"])
     statistics = changed["batch_stats"]
@@ -226,19 +230,22 @@ def test_running_variance_is_biased():
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * x.var(0), rtol=1e-5)
 
 
-def test_cpu_kernels_change_neither_values_nor_gradients():
+def test_the_platform_changes_neither_values_nor_gradients(monkeypatch):
     with jax.enable_x64(True):
         images = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 3)))
         results = []
-        for cpu_kernels in (False, True):
+        for platform in ("cpu", "default"):
+            monkeypatch.setattr(
+                lax, "platform_dependent", lambda *x, p=platform, **branches: branches[p](*x)
+            )
             encoder = resnet.ResNet((1,), resnet.Bottleneck, 4, "cifar", "float64", False)
-            encoder = encoder.clone(axis_name=None, cpu_kernels=cpu_kernels)
+            encoder = encoder.clone(axis_name=None)
             variables = encoder.init(jax.random.key(0), images, train=True)
 
             def loss(params, encoder=encoder, variables=variables):
                 variables = variables | {"params": params}
                 y, changed = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
-                return jnp.sum(jnp.sin(9 * y)), changed
+                return jnp.sum(jnp.sin(9 * y.pooled)), changed
 
             results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *results)

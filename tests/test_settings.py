@@ -60,7 +60,7 @@ def test_overrides_keep_the_type_of_the_default():
         ("augment.max_scale", "0.01", "augment.min_scale is above"),
         ("data.test_split", "", "data.test_split is empty"),
         ("data.source", "folder", "data.data_dir"),
-        ("optimizer.fix_pred_lr", "true", "only SimSiam"),
+        ("optimizer.fix_pred_lr", "true", "SimCLR has no predictor"),
         ("checkpoint.load", "", "checkpoint.load is empty"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from gsjax import methods
 from gsjax.config import settings
+from gsjax.crops import Crops
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, step
 
@@ -51,7 +52,7 @@ def batch_of(config):
     n, size = config.batch_size, config.data.image_size
     views = generator.integers(0, 256, (n, 2, size, size, 3)).astype(np.uint8)
     boxes = generator.integers(1, 20, (n, 2, 4)).astype(np.float32)
-    return {"views": views, "boxes": boxes}
+    return {"global": Crops(views, boxes)}
 
 
 def first_step(config, devices):
@@ -59,13 +60,9 @@ def first_step(config, devices):
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:devices])
     schedule = optimizers.create_schedule(config, 10, 10)
     optimizer = optimizers.create_optimizer(config, schedule)
-    method = methods.create_method(config, "cpu")
-    create = jax.jit(
-        lambda key: step.create_state(method, optimizer, key),
-        out_shardings=parallel.replicated(mesh),
-    )
-    state = create(jax.random.key(3))
-    train_step = step.create_train_step(config, method, optimizer, mesh)
+    method = methods.create_method(config)
+    state = step.create_state_fn(config, method, optimizer, mesh)(jax.random.key(3))
+    train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
     batch = parallel.shard(batch_of(config), mesh)
     state, metrics = train_step(state, batch, jax.random.key(4))
     return jax.device_get((state, metrics))
@@ -84,7 +81,7 @@ def check_float64(method, measure, optimizer):
     leaves = jax.tree.leaves(one)
     assert sum(leaf.dtype == np.float64 for leaf in leaves) > 100
     # Training takes the statistics of the batch: the running ones, 0 and 1 at first, have moved.
-    assert not any(np.isin(leaf, (0, 1)).all() for leaf in jax.tree.leaves(one.batch_stats))
+    assert not any(np.isin(leaf, (0, 1)).all() for leaf in jax.tree.leaves(one.extra))
     for a, b in zip(leaves, jax.tree.leaves(four), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
     for name, value in metrics_one.items():
@@ -113,12 +110,16 @@ def test_first_loss_of_four_devices_in_float32():
 
 def test_augmentation_depends_on_the_place_in_the_batch_alone():
     config = small_config("simclr", "ioa", "lars", "float32")
-    views = batch_of(config)["views"]
+    images, boxes = batch_of(config)["global"]
     key = jax.random.key(7)
-    whole = step.augment_batch(views, key, np.arange(16), config)
-    part = step.augment_batch(views[4:8], key, np.arange(4, 8), config)
-    np.testing.assert_allclose(whole[:, 4:8], part, atol=1e-5)
-    assert np.abs(whole[0] - whole[1]).max() > 0.1
+    whole, part = (
+        step.augment_views({"global": Crops(images[rows], boxes[rows])}, key, rows, config)[
+            "global"
+        ]
+        for rows in (np.arange(16), np.arange(4, 8))
+    )
+    np.testing.assert_allclose(whole[4:8], part, atol=1e-5)
+    assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.1
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
@@ -127,9 +128,9 @@ def test_step_lowers_for_accelerators(method, platform):
     config = small_config(method, "ioa", "sgd", "bfloat16")
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:4])
     optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
-    built = methods.create_method(config, platform)
-    state = jax.eval_shape(lambda: step.create_state(built, optimizer, jax.random.key(0)))
-    train_step = step.create_train_step(config, built, optimizer, mesh)
+    built = methods.create_method(config)
+    state = step.create_state_fn(config, built, optimizer, mesh).eval_shape(jax.random.key(0))
+    train_step = step.create_train_step(config, built, optimizer, mesh, 10, 10)
     traced = train_step.trace(state, batch_of(config), jax.eval_shape(lambda: jax.random.key(0)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "all_reduce" in text
@@ -145,7 +146,9 @@ def test_batch_that_devices_cannot_share_is_refused():
 
 DRAWS = """
 import jax
-from gsjax.runtime import parallel; from gsjax.config import settings; from gsjax.train import step
+from gsjax.config import settings
+from gsjax.runtime import parallel
+from gsjax.train import step
 
 parallel.start("float32")
 config = settings.load(None)

@@ -26,13 +26,13 @@ workdir, changes, process, processes, each = sys.argv[1:]
 config = settings.load(None)
 settings.override(config, json.loads(changes))
 with evaluation.open_evaluation(config, workdir, "knn") as job:
-    job.digest
+    job.encoder.digest
     pathlib.Path(workdir, f"ready{process}").touch()
     while len(list(pathlib.Path(workdir).glob("ready*"))) < int(processes):
         time.sleep(0.001)
     for number in range(int(each)):
         k = int(process) * int(each) + number
-        job.record("photos", {f"knn/top{k}": float(k)}, {"k": k})
+        job.record(evaluation.Result("photos", {f"knn/top{k}": float(k)}, {"k": k}))
 """
 
 

@@ -1,19 +1,41 @@
 """Every setting of gsjax, once: its class, its default, what it does and what it may be.
 
+Here are those that all methods, encoders and jobs share; the rows of the tables bring their own.
+
 The defaults pre-train a small encoder by SimCLR with graded similarity on tiles of photographs
 that installed packages carry. A file in `configs/` starts from `get_config()` and overrides what
 differs; `--config.some.key=value` overrides on the command line. Values are numbers, strings or
 booleans; a list is a comma-separated string. A number is at least 0 unless `low` says otherwise.
 """
 
+from collections.abc import Mapping
+
 import ml_collections
 
 from gsjax.config.schema import Setting, free, orders, shapes
+from gsjax.data import SOURCES
+from gsjax.jobs import JOBS
+from gsjax.methods import METHODS
+from gsjax.models import ENCODERS
+from gsjax.train import OPTIMIZERS
+
+
+def _in_groups(*parts: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Joins settings, those of a group side by side; groups keep the order of their first ones."""
+    joined: dict[str, Setting] = {}
+    for part in parts:
+        for key, setting in part.items():
+            assert joined.setdefault(key, setting) is setting, f"{key} is defined twice"
+    groups = list(dict.fromkeys(key.rpartition(".")[0] for key in joined))
+    return {
+        key: joined[key] for group in groups for key in joined if key.rpartition(".")[0] == group
+    }
+
 
 # In a work directory with checkpoints, what `shapes` the trained encoder or `orders` its images
 # stays as it is; what is `free` may change with every start.
-SETTINGS: dict[str, Setting] = {
-    "method": shapes("simclr", "what pre-trains the encoder", choices=("simclr", "simsiam")),
+_COMMON: dict[str, Setting] = {
+    "method": shapes("simclr", "what pre-trains the encoder", choices=METHODS),
     "seed": shapes(5, "initial weights, data order, crops and augmentations"),
     "batch_size": shapes(128, "images per step over all devices; each gives two views", low=2),
     "num_epochs": shapes(0, "an epoch is floor(images / batch_size) steps"),
@@ -48,24 +70,11 @@ SETTINGS: dict[str, Setting] = {
         0.001, "share of the pictures that may be undecodable before training stops", high=1
     ),
     # Encoder and heads.
-    "encoder.name": shapes(
-        "resnet18", "depth of the ResNet", choices=("resnet18", "resnet34", "resnet50", "resnet101")
-    ),
-    "encoder.width": shapes(
-        16, "channels of the first stage; 64 in the ResNet paper", low=1, high=2**16
-    ),
-    "encoder.stem": shapes(
-        "cifar",
-        "imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1",
-        choices=("imagenet", "cifar"),
-    ),
+    "encoder.name": shapes("resnet18", "the network", choices=ENCODERS),
     "encoder.dtype": shapes(
         "float32",
         "bfloat16 for computing only, float64 for all of it",
         choices=("float32", "bfloat16", "float64"),
-    ),
-    "encoder.zero_init_residual": shapes(
-        True, "the last BN scale of each residual block starts at 0"
     ),
     "projector.num_layers": shapes(
         2, "Linear layers; all but the last with BN and ReLU", low=1, high=100
@@ -73,24 +82,12 @@ SETTINGS: dict[str, Setting] = {
     "projector.hidden_dim": shapes(512, "width between them", low=1, high=2**16),
     "projector.out_dim": shapes(128, "of the embedding", low=1, high=2**16),
     "projector.last_bn": shapes(False, "BN after the last layer (SimSiam always trains with it)"),
-    "predictor.hidden_dim": shapes(
-        512, "width between its two layers; SimSiam only", low=1, high=2**16
-    ),
     # Loss.
     "similarity.measure": shapes(
         "ioa", "none is the baseline, without graded similarity", choices=("ioa", "iou", "none")
     ),
     "similarity.threshold": shapes(
         0.5, "lambda of eq. 5: from this overlap on, views count as the same", high=1
-    ),
-    "similarity.scale": shapes(
-        1.0, "of the positive term of eq. 10; 0.5 meets NT-Xent at psi = 1", low=1e-6
-    ),
-    "loss.temperature": shapes(0.5, "tau of NT-Xent", low=1e-6),
-    "loss.siamese": shapes(
-        "mse",
-        "SimSiam without graded similarity: mse (eq. 3) or cosine (half of it)",
-        choices=("mse", "cosine"),
     ),
     # Crops and augmentations.
     "augment.crop": shapes(
@@ -113,15 +110,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "augment.max_sigma": shapes(2.0, "largest"),
     # Optimiser.
-    "optimizer.name": shapes("lars", "rule of the update", choices=("lars", "sgd")),
+    "optimizer.name": shapes("lars", "rule of the update", choices=OPTIMIZERS),
     "optimizer.learning_rate": shapes(0.3, "before scaling"),
     "optimizer.scaling": shapes(
         "linear", "of the rate, by batch_size / 256", choices=("linear", "sqrt", "none")
     ),
     "optimizer.momentum": shapes(0.9, "of LARS and SGD", high=0.9999),
     "optimizer.weight_decay": shapes(1e-6, "lars: weights only; sgd: every parameter"),
-    "optimizer.trust_coefficient": shapes(0.001, "lars only"),
-    "optimizer.fix_pred_lr": shapes(False, "SimSiam: the predictor's learning rate does not decay"),
     "schedule.warmup_epochs": shapes(
         10.0, "linear from 0, then cosine to 0; with num_steps at most a tenth"
     ),
@@ -136,52 +131,6 @@ SETTINGS: dict[str, Setting] = {
     "knn.baselines": free(True, "also measure raw pixels and the untrained encoder, first of all"),
     "features.batch_size": free(256, "images per step of the extraction", low=1),
     "features.keep": free(True, "in workdir/features/kept, for the next job on the same encoder"),
-    "features.source": free("", 'job features: as data.source; "" for that of the pre-training'),
-    "features.data_dir": free("", "its folder"),
-    "features.split": free("", 'its split; "" for data.split or, of a folder, all its pictures'),
-    "features.name": free("", 'of the file; "" to make one of source and split'),
-    "linear.num_epochs": free(90, "over data.labelled_split", low=1),
-    "linear.batch_size": free(256, "over all devices and hosts", low=1),
-    "linear.learning_rate": free(
-        0.0, "per 256 images; 0 for the thesis' 0.1 (simclr) or 30 (simsiam)"
-    ),
-    "linear.momentum": free(0.9, "Nesterov's", high=0.9999),
-    "linear.min_scale": free(
-        0.08, "smallest random crop as a share of the image", low=1e-6, high=1
-    ),
-    "linear.flip": free(0.5, "probability of a horizontal flip", high=1),
-    "transfer.datasets": free(
-        "cifar10,cifar100,voc2007,aircraft,cars,flowers,food,pets",
-        "names of gsjax/evaluate/datasets.py, other TFDS names, or folders of data_dir with train/ "
-        "and test/ that hold a folder a class",
-    ),
-    "transfer.data_dir": free(
-        "", 'TFDS directory (its own default if "") and place of the folders'
-    ),
-    "transfer.max_examples": free(0, "when positive, take a fixed random part of each split"),
-    "transfer.max_iterations": free(500, "of L-BFGS for each l2 value", low=1),
-    "transfer.memory_gb": free(
-        0.0, "for l2 values fitted at once; 0: one by one, from the last two"
-    ),
-    "retrieval.datasets": free(
-        "roxford5k,rparis6k", "folders of data_dir with gnd_<name>.pkl and jpg/"
-    ),
-    "retrieval.data_dir": free("", "where they are"),
-    "retrieval.protocol": free(
-        "thesis",
-        "thesis: S x S pixels; aspect: keep the ratio; multiscale: at 3",
-        choices=("thesis", "aspect", "multiscale"),
-    ),
-    "retrieval.image_size": free(
-        1024, "longer side in pixels of aspect and multiscale", low=16, high=2**16
-    ),
-    "retrieval.pictures": free(3, "queries whose first ten results are drawn, for each data set"),
-    "diagnostics.num_images": free(
-        2000, "pictures of data.test_split that are measured and mapped", low=2
-    ),
-    "diagnostics.neighbours": free(6, "of them whose nearest neighbours are drawn"),
-    "report.runs": free("", "folders of further runs and sweeps, beside those under --workdir"),
-    "report.diagnostics": free(True, "run the job diagnostics on checkpoints that have none"),
     # Checkpoints and logs.
     "checkpoint.load": free("latest", "latest, none, a path or, in an evaluation, a step"),
     "checkpoint.every_steps": free(1000, "saved too: the end and what kNN measures", low=1),
@@ -193,8 +142,15 @@ SETTINGS: dict[str, Setting] = {
     "profile.num_steps": free(0, "when positive, trace this many steps into workdir/profile"),
 }
 
-# Per 256 images, what linear.learning_rate=0 stands for; thesis 5.1.
-LINEAR_LEARNING_RATES = {"simclr": 0.1, "simsiam": 30.0}
+# Everything that can be set, in the order of the lists that show it.
+SETTINGS: dict[str, Setting] = _in_groups(
+    _COMMON,
+    *(
+        row.settings
+        for table in (METHODS, ENCODERS, SOURCES, OPTIMIZERS, JOBS)
+        for row in table.values()
+    ),
+)
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,8 +7,12 @@ The class says what may differ between two starts in one work directory. `shapes
 import dataclasses
 import enum
 import functools
+import importlib
 import json
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
+
+import ml_collections
 
 from gsjax.errors import UserError
 
@@ -43,7 +47,7 @@ class Setting:
       kind: its class.
       default: every value has its type; a whole number serves as a float, too.
       help: one line.
-      choices: of a string, if it is not free text.
+      choices: of a string, if it is not free text; a table stands for its names.
       low: smallest number.
       high: largest number; without one, what 32 bits hold or, for a float, a million.
       count: when positive, the value is a string of so many numbers with commas between, each
@@ -54,7 +58,7 @@ class Setting:
     default: Value
     help: str
     _: dataclasses.KW_ONLY
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     low: float = 0
     high: float | None = None
     count: int = 0
@@ -136,3 +140,32 @@ orders = functools.partial(Setting, Kind.ORDERS)
 
 free = functools.partial(Setting, Kind.FREE)
 """A setting that may change with every start."""
+
+
+def _nothing(config: ml_collections.ConfigDict) -> Iterable[str]:
+    del config
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table: code that is imported once it is chosen, and the settings it brings.
+
+    Attributes:
+      module: where the code is.
+      help: one line.
+      settings: {dotted key: setting}; rows that share a key share the setting.
+      check: yields a message for everything in a configuration that the code cannot do; called
+        only where the row is chosen, before JAX is imported.
+      function: its name in the module.
+    """
+
+    module: str
+    help: str
+    settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+    check: Callable[[ml_collections.ConfigDict], Iterable[str]] = _nothing
+    function: str = "create"
+
+    def load(self, function: str = "") -> Callable:
+        """Imports the module; returns the row's function, or another one of the module."""
+        return getattr(importlib.import_module(self.module), function or self.function)

@@ -16,9 +16,13 @@ from etils import epath
 from gsjax.config import config_file, defaults
 from gsjax.config.defaults import SETTINGS
 from gsjax.config.schema import Kind, Value
+from gsjax.data import find_source
 from gsjax.errors import UserError
+from gsjax.jobs import JOBS
+from gsjax.methods import METHODS
+from gsjax.models import ENCODERS
+from gsjax.train import OPTIMIZERS
 
-_DEFAULTS = {key: setting.default for key, setting in SETTINGS.items()}
 # Free ones that an evaluation does not take from the run: it may be on another machine.
 _OF_MACHINE = ("platform",)
 
@@ -143,7 +147,11 @@ def _of_run(file: epath.Path) -> dict[str, Value]:
                 raise UserError(f"{file}: {error}") from error
         elif not _is_free(key):  # a free one that is gone is of no interest any more
             raise UserError(f"{file} holds {key}, a setting that this gsjax does not know")
-    return _DEFAULTS | {key: value for key, value in run.items() if key in SETTINGS}
+    return _defaults() | {key: value for key, value in run.items() if key in SETTINGS}
+
+
+def _defaults() -> dict[str, Value]:
+    return {key: setting.default for key, setting in SETTINGS.items()}
 
 
 def _is_free(key: str) -> bool:
@@ -214,29 +222,18 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.test_split is empty, data.labelled_split is not; the kNN monitor needs both"
     if not config.data.source:
         yield "data.source is empty; give a TFDS name, folder or photos"
-    if config.data.source == "folder" and not config.data.data_dir:
-        yield "data.source is folder; data.data_dir must name the folder"
-    if config.features.source == "folder" and not config.features.data_dir:
-        yield "features.source is folder; features.data_dir must name the folder"
-    if "/" in config.features.name:
-        yield f"features.name is {config.features.name!r}; it is a file's name without a folder"
-    if config.features.data_dir and not config.features.source:
-        yield "features.data_dir is set; say with features.source what it is: folder or a TFDS name"
-    if config.method == "simsiam":
-        if config.similarity.scale != 1:
-            yield (
-                f"similarity.scale is {config.similarity.scale:g}; SimSiam has no such scale "
-                "(eq. 3 and eq. 8 agree at psi = 1), leave it at 1"
-            )
-        if not config.projector.last_bn:
-            yield "projector.last_bn is false; SimSiam collapses without it, set it to true"
-        if config.loss.siamese == "cosine" and config.similarity.measure != "none":
-            yield (
-                "loss.siamese is cosine; graded similarity regresses a distance (eq. 8), "
-                "so cosine needs similarity.measure=none"
-            )
-    elif config.optimizer.fix_pred_lr:
-        yield "optimizer.fix_pred_lr is true; only SimSiam has a predictor"
+    method = METHODS[config.method]
+    if config.optimizer.fix_pred_lr and "optimizer.fix_pred_lr" not in method.settings:
+        yield f"optimizer.fix_pred_lr is true; {method.label} has no predictor"
+    rows = (
+        method,
+        ENCODERS[config.encoder.name],
+        OPTIMIZERS[config.optimizer.name],
+        find_source(config.data.source),
+        *JOBS.values(),
+    )
+    for row in rows:
+        yield from row.check(config)
     if not config.checkpoint.load:
         yield "checkpoint.load is empty; give latest, none, a path or, in an evaluation, a step"
 
@@ -272,7 +269,7 @@ def _shown(value: Value | None) -> str:
 
 def shaping(config: Mapping[str, Any]) -> dict[str, Value]:
     """{key: value} of the settings that shape a training, with the defaults of those it lacks."""
-    flat = _DEFAULTS | flatten(config)
+    flat = _defaults() | flatten(config)
     return {key: value for key, value in flat.items() if not _is_free(key)}
 
 

@@ -1,3 +1,31 @@
-"""Pictures in, batches out: sources, decoding, crops."""
+"""Pictures in, batches out: sources, decoding, crops; the table of sources.
 
-from gsjax.runtime import tensorflow_setup  # noqa: F401  # before any module here
+Importing it loads neither a source nor TensorFlow. A source is a function (data, split, labeled) ->
+`gsjax.data.source.Source`, which takes the group `data`.
+"""
+
+from collections.abc import Iterator
+
+import ml_collections
+
+from gsjax.config.schema import Row
+
+
+def _check_folder(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if not config.data.data_dir:
+        yield "data.source is folder; data.data_dir must name the folder"
+
+
+SOURCES: dict[str, Row] = {
+    "folder": Row(
+        "gsjax.data.sources", "pictures below a folder", check=_check_folder, function="open_folder"
+    ),
+    "photos": Row("gsjax.data.sources", "tiles of embedded photographs", function="open_photos"),
+}
+# Of every other name.
+TFDS = Row("gsjax.data.prepared", "a data set of TensorFlow Datasets", function="open_tfds")
+
+
+def find_source(name: str) -> Row:
+    """Returns the row of a `data.source`."""
+    return SOURCES.get(name, TFDS)

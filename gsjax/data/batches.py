@@ -12,10 +12,9 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
+from gsjax.runtime.tensorflow_setup import tf
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of arrays, and of `gsjax.crops.Crops`
 
 _PREFETCHED = 1  # batches ahead of the one in use
 _PATIENCE = 8.0  # seconds that the end of the process waits for a batch of another thread

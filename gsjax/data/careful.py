@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-import tensorflow as tf
+from gsjax.runtime.tensorflow_setup import tf
 
 _active = contextvars.ContextVar("careful", default=False)
 

@@ -3,9 +3,9 @@
 import math
 
 import ml_collections
-import tensorflow as tf
 
 from gsjax.data import careful
+from gsjax.runtime.tensorflow_setup import tf
 
 _TRIES = 10
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height

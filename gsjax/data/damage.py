@@ -4,13 +4,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from gsjax.data import decode, shards
 from gsjax.data.careful import careful
-from gsjax.data.sources import Source
+from gsjax.data.source import Source
 from gsjax.errors import UserError
+from gsjax.runtime.tensorflow_setup import tf
 
 # From (position, index, key) to the columns of a row.
 ExampleFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]

@@ -4,10 +4,10 @@ import io
 import warnings
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, TiffImagePlugin
 
 from gsjax.data import careful, metadata
+from gsjax.runtime.tensorflow_setup import tf
 
 # Some kilobytes can claim any size. Pillow's own limit, a quarter of a gigabyte of RGB, is above
 # what cameras make. The limit of a side is libpng's.

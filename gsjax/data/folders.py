@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from gsjax.data.paths import encoded, is_remote
 from gsjax.errors import UserError
 from gsjax.runtime import files, metrics
+from gsjax.runtime.tensorflow_setup import tf
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -7,16 +7,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
+from gsjax.crops import Crops
 from gsjax.data import crops, shards
 from gsjax.data.batches import Batch, Batches
 from gsjax.data.damage import ExampleFn, Replacements, read_key, retried
 from gsjax.data.decode import FORMATS, decode_image
 from gsjax.data.order import permuted_records, sequential_records, steps_per_epoch
-from gsjax.data.sources import Source, check_labels
+from gsjax.data.source import Source, check_labels
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
+from gsjax.runtime.tensorflow_setup import tf
 
 _OVERLAPPING = 2  # batches decoded at once: the next one's pictures fill the end of the first
 
@@ -51,9 +52,8 @@ def train_batches(
       num_views: V, 2 or, for the linear evaluation, 1.
 
     Returns:
-      Dicts: `views` uint8 [b, V, S, S, 3]; `boxes` float32 [b, V, 4] (top, left, height, width in
-      pixels of the original); `size` int32 [b, 2] (height and width of the original); `label`
-      int32 [b] (-1: unknown); `index` int64 [b] in the source.
+      Dicts: `global`, `gsjax.crops.Crops` of b images and V views; `size` int32 [b, 2] (height and
+      width of the original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
 
     Raises:
       UserError: fewer images than a batch, a batch that the hosts cannot share evenly, or (while
@@ -184,7 +184,7 @@ def _views(
     crop_seed = tf.stack([tf.constant(seed, tf.int64), position])
     boxes = crops.random_resized_crop_boxes(crop_seed, size, settings)[:num_views]
     views = [crops.crop_and_resize(image, box, image_size) for box in tf.unstack(boxes)]
-    return {"views": tf.stack(views), "boxes": boxes, "size": size}
+    return {"images": tf.stack(views), "boxes": boxes, "size": size}
 
 
 def _transformed(
@@ -262,7 +262,8 @@ def _completed(
                         column[place] = row[name]
             del rows["position"]
             check_labels(source, rows["label"])
-            yield rows
+            views = Crops(rows.pop("images"), rows.pop("boxes"))
+            yield {"global": views, **rows}
 
 
 def _padded(

@@ -3,11 +3,11 @@
 import functools
 
 import numpy as np
-import tensorflow as tf
 
 from gsjax.data import shards
-from gsjax.data.sources import Source
+from gsjax.data.source import Source
 from gsjax.errors import UserError
+from gsjax.runtime.tensorflow_setup import tf
 
 
 def steps_per_epoch(source: Source, batch_size: int, setting: str = "batch_size") -> int:

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
 from etils import epath
 
 from gsjax.errors import UserError
 from gsjax.runtime import files
+from gsjax.runtime.tensorflow_setup import tf
 
 
 def is_remote(path: str) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gsjax.data.columns import Columns, choose
@@ -23,9 +22,10 @@ from gsjax.data.shards import (
     size,
     unusable,
 )
-from gsjax.data.sources import Source, in_memory
+from gsjax.data.source import Source, in_memory
 from gsjax.errors import UserError
 from gsjax.runtime.files import shown
+from gsjax.runtime.tensorflow_setup import tf
 
 _RETRIES = 7  # of TFDS' downloads: its own 10 mean 3.5 minutes without network, these 25 s
 
@@ -124,6 +124,11 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         files,
     )
     return dataclasses.replace(source, no_labels=columns.no_labels)
+
+
+def splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The splits of a TFDS data set, as `gsjax.data.sources.tfds_splits` describes."""
+    return tuple(prepared_builder(data).info.splits)
 
 
 def _check_files(records: Sequence, parts: Sequence[Shard]) -> None:

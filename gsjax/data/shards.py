@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from gsjax.data.paths import encoded
 from gsjax.errors import UserError
 from gsjax.runtime.files import shown
+from gsjax.runtime.tensorflow_setup import tf
 
 _SHUFFLE_BUFFER = 16384  # encoded pictures
 _TOO_FEW = tf.errors.FailedPreconditionError  # of assert_cardinality

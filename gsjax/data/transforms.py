@@ -6,9 +6,8 @@ tells it from others where features are kept.
 
 import dataclasses
 
-import tensorflow as tf
-
 from gsjax.data import careful, crops
+from gsjax.runtime.tensorflow_setup import tf
 
 _UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
 _SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop

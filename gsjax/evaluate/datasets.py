@@ -8,6 +8,7 @@ import numpy as np
 
 from gsjax.data import sources
 from gsjax.data.paths import exists, is_folder, names_in, read_lines
+from gsjax.data.source import Source, check_same_classes, from_files
 from gsjax.errors import UserError
 from gsjax.runtime.files import shown
 
@@ -109,7 +110,7 @@ def find_dataset(name: str, data: ml_collections.ConfigDict, data_dir: str) -> t
 
 def open_dataset(
     dataset: Dataset, data: ml_collections.ConfigDict, data_dir: str
-) -> tuple[Dataset, dict[str, sources.Source]]:
+) -> tuple[Dataset, dict[str, Source]]:
     """Opens what `find_dataset` found in data_dir.
 
     Returns:
@@ -125,7 +126,7 @@ def open_dataset(
         if split
     }
     for source in opened.values():
-        sources.check_same_classes(opened["train"], source)
+        check_same_classes(opened["train"], source)
     if opened["train"].label_shape and dataset.metric != "map11":
         dataset = dataset._replace(metric="map11")
     return dataset, opened
@@ -138,13 +139,13 @@ def _at(data: ml_collections.ConfigDict, source: str, data_dir: str) -> ml_colle
     return own
 
 
-def _open(data: ml_collections.ConfigDict, split: str) -> sources.Source:
+def _open(data: ml_collections.ConfigDict, split: str) -> Source:
     if data.source == "aircraft":
         return open_aircraft(data.data_dir, split)
     return sources.open_source(data, split, labelled=True)
 
 
-def open_aircraft(data_dir: str, split: str) -> sources.Source:
+def open_aircraft(data_dir: str, split: str) -> Source:
     """Opens a split (train, val, test) of FGVC-Aircraft's variants from its official archive.
 
     Raises:
@@ -176,9 +177,7 @@ def open_aircraft(data_dir: str, split: str) -> sources.Source:
             f"{shown(list_file)} names {len(missing)} missing pictures, such as {shown(missing[0])}"
         )
     name = f"FGVC-Aircraft, split {split!r}"
-    return sources.from_files(
-        name, "aircraft", paths, np.array(labels, np.int32), class_names, root=root
-    )
+    return from_files(name, "aircraft", paths, np.array(labels, np.int32), class_names, root=root)
 
 
 def random_part(num_examples: int, size: int) -> np.ndarray | None:

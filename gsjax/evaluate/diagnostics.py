@@ -17,8 +17,11 @@ import ml_collections
 import numpy as np
 
 from gsjax.data import input_pipeline, sources, transforms
+from gsjax.data.source import Source
 from gsjax.evaluate import evaluation, nearest, pairs, pictures
+from gsjax.evaluate.evaluation import Result
 from gsjax.evaluate.features import Features
+from gsjax.methods.base import Method
 from gsjax.runtime import files, metrics, parallel
 
 _RESULTS = 8  # drawn for a query
@@ -29,53 +32,50 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `diagnostics`: pairs of views, nearest neighbours and a map of the test split."""
     with evaluation.open_evaluation(config, workdir, "diagnostics") as job:
         bank, source = _open(config.data)
-        drawn = pairs.draw(job, source, config.diagnostics.num_images)
-        _record(job, source, drawn)
+        trained = job.pretrained()
+        drawn = pairs.draw(job, trained, source, config.diagnostics.num_images)
+        job.record(_result(config, trained.method, source, drawn))
         transform = transforms.central(config.data.image_size)
         chosen = None if len(drawn.indices) == source.num_examples else np.sort(drawn.indices)
-        rows = job.features(source, transform, chosen)
+        rows = job.encoder.features(source, transform, chosen)
         if config.diagnostics.neighbours:
-            known = job.features(bank, transform) if bank else rows
+            known = job.encoder.features(bank, transform) if bank else rows
             _draw_neighbours(job, bank or source, known.decoded(), source, rows.decoded())
         _write_map(job, source, rows.decoded())
 
 
-def _open(data: ml_collections.ConfigDict) -> tuple[sources.Source | None, sources.Source]:
+def _open(data: ml_collections.ConfigDict) -> tuple[Source | None, Source]:
     """The labelled split, if there is one, and the pictures: of the test split, or else of all."""
     if data.labelled_split:
         return sources.open_labelled(data)
     return None, sources.open_source(data, data.test_split or data.split)
 
 
-def _record(job: evaluation.Evaluation, source: sources.Source, drawn: pairs.Pairs) -> None:
-    config = job.config
+def _result(
+    config: ml_collections.ConfigDict, method: Method, source: Source, drawn: pairs.Pairs
+) -> Result:
     graded = pairs.graded_settings(config)
-    scores, details = pairs.measure(drawn, job.method)
-    is_baseline = config.similarity.measure == "none"
-    job.record(
-        source.dataset,
-        scores,
-        protocol={
-            "pictures": source.name,
-            "version": source.version,
-            "num_images": len(drawn.indices),
-            "seed": config.seed,
-            "augment": config.augment.to_dict(),
-            "distance": "|p_i - z_j|" if config.method == "simsiam" else "|z_i - z_j|",
-            "batch_norm": "inference",
-            "similarity": config.similarity.measure,
-            "psi": f"min({graded.measure} / {graded.threshold:g}, 1)",
-            "psi_from": "the defaults: the run has no psi" if is_baseline else "the run",
-        },
-        details=details,
-    )
+    scores, details = pairs.measure(drawn, graded)
+    protocol = {
+        "pictures": source.name,
+        "version": source.version,
+        "num_images": len(drawn.indices),
+        "seed": config.seed,
+        "augment": config.augment.to_dict(),
+        "distance": method.distance,
+        "batch_norm": "inference",
+        "similarity": config.similarity.measure,
+        "psi": f"min({graded.measure} / {graded.threshold:g}, 1)",
+        "psi_from": "the run" if method.is_graded else "the defaults: the run has no psi",
+    }
+    return Result(source.dataset, scores, protocol, details)
 
 
 def _draw_neighbours(
     job: evaluation.Evaluation,
-    bank: sources.Source,
+    bank: Source,
     known: Features,
-    source: sources.Source,
+    source: Source,
     asked: Features,
 ) -> None:
     """Writes the pictures most similar to the first ones of distinct classes, also by CLU."""
@@ -118,18 +118,18 @@ def neighbours(
     return [row[:_RESULTS] for row in others]
 
 
-def _first_of_classes(source: sources.Source, rows: Features) -> np.ndarray:
+def _first_of_classes(source: Source, rows: Features) -> np.ndarray:
     """Places of the first picture of each class, in their order; all places without labels."""
     if not source.labelled:
         return np.arange(len(rows.indices))
     return np.sort(np.unique(rows.label, return_index=True)[1])
 
 
-def _class_name(source: sources.Source, label: int) -> str:
+def _class_name(source: Source, label: int) -> str:
     return source.class_names[label] if source.class_names else str(label)
 
 
-def _write_map(job: evaluation.Evaluation, source: sources.Source, rows: Features) -> None:
+def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> None:
     """Writes `map.json`: places in the plane, labels and class names (null where there are none).
 
     What cannot be made is told in one line, and an older map, of another encoder, is removed.

@@ -1,26 +1,25 @@
-"""What all evaluation jobs share: the encoder, its features, and where results go."""
+"""What all evaluation jobs share: the encoder, and where results go."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
-from gsjax.data.sources import Source
-from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
-from gsjax.evaluate import results, store
-from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
-from gsjax.methods import Method, create_method
+from gsjax.evaluate import results
+from gsjax.evaluate.encoder import Encoder
+from gsjax.methods import create_method
+from gsjax.methods.base import Method
 from gsjax.runtime import (
     checkpoints,
     files,
@@ -32,7 +31,35 @@ from gsjax.runtime import (
     writers,
 )
 from gsjax.train import step
-from gsjax.train.optimizers import create_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluator has measured.
+
+    Attributes:
+      dataset: on what.
+      scores: {`<job>/...`: percent or other figure}.
+      protocol: every setting and count that the scores depend on.
+      details: what else is worth knowing.
+    """
+
+    dataset: str
+    scores: Mapping[str, float]
+    protocol: Mapping[str, Any]
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Evaluator = Callable[[Encoder], Iterable[Result]]
+"""Measures an encoder, in a job or during training."""
+
+
+class Pretrained(NamedTuple):
+    """A method with what it has trained, on every device."""
+
+    method: Method
+    params: Any
+    extra: Any
 
 
 class Evaluation:
@@ -44,12 +71,7 @@ class Evaluation:
       workdir: folder of the run.
       folder: `workdir/<job>`, or `workdir/<job>_untrained`: what the job writes besides its result.
       step: of the checkpoint; None for an untrained encoder.
-      method: of the pre-training, with all modules.
-      params: of all modules, on every device.
-      batch_stats: their statistics, on every device.
-      encoder: the module.
-      variables: its parameters and statistics.
-      mesh: the devices.
+      encoder: to evaluate.
     """
 
     def __init__(
@@ -58,103 +80,24 @@ class Evaluation:
         name: str,
         workdir: epath.Path,
         checkpoint: epath.Path | None,
-        method: Method,
-        state: step.TrainState,
-        mesh: Mesh,
+        encoder: Encoder,
     ) -> None:
         self.config, self.name, self.workdir = config, name, workdir
         self.folder = workdir / (name if checkpoint else f"{name}_untrained")
         self.step = int(checkpoint.name) if checkpoint else None
-        self.method, self.mesh = method, mesh
-        self.params, self.batch_stats = state.params, state.batch_stats
-        self.encoder, self.variables = method.modules["encoder"], step.encoder_variables(state)
+        self.encoder = encoder
         self._checkpoint = checkpoint
         self._recorded: list[dict] = []
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of the encoder's variables."""
-        return store.digest(self.variables)
+    def pretrained(self) -> "Pretrained":
+        """Returns the method of the pre-training with its parameters and all else it holds."""
+        restored = _Restored(self.config, self.encoder.mesh)
+        return Pretrained(restored.method, *restored.read(self._checkpoint))
 
-    @functools.cached_property
-    def normalisation(self) -> tuple[tuple, tuple, Any]:
-        """Mean, standard deviation and type of normalised pixels."""
-        return step.pixels(self.config)
-
-    @functools.cached_property
-    def encode_fn(self) -> EncodeFn:
-        """(variables, images uint8 [B, H, W, 3]) -> representations [B, F]."""
-        return create_encode_fn(self.encoder, *self.normalisation, self.mesh)
-
-    def features(
-        self,
-        source: Source,
-        transform: Transform,
-        indices: np.ndarray | None = None,
-        shapes: Sequence | None = None,
-        need_all: bool = False,
-    ) -> Features:
-        """Encodes pictures, or takes their features from an earlier job of the same encoder.
-
-        Args:
-          source: the pictures.
-          transform: of each.
-          indices: ascending int64 [n], the pictures to take; None for all (as with `shapes`).
-          shapes: where the transform gives several, something for each picture that is equal only
-            where the shapes are.
-          need_all: whether a picture that cannot be decoded is an error.
-        """
-        keep = self.config.features.keep
-        folder = self.workdir / "features" / "kept"
-        key = self._key(source, transform, indices) if keep else ""
-        kept = store.load(folder, key) if keep else None
-        if parallel.everywhere(kept is not None) and kept is not None:
-            metrics.say(f"features of {source.name} are taken from an earlier job")
-            return report(source, kept, need_all)
-        if shapes is None:
-            rows = self._extract(source, transform, self.config.features.batch_size, indices)
-        else:
-            rows = self._extract_by_shape(source, transform, shapes)
-        report(source, rows, need_all)
-        if keep:
-            store.save(folder, key, rows)
-        return rows
-
-    def _key(self, source: Source, transform: Transform, indices: np.ndarray | None) -> str:
-        return store.key_of(
-            gsjax=gsjax.__version__,
-            encoder=self.digest,
-            model=self.config.encoder.to_dict(),
-            normalisation=self.normalisation,
-            source=source.name,
-            files=store.digest(np.array(source.files(), dtype=str)),
-            labelled=source.labelled,
-            transform=repr(transform),
-            indices="all" if indices is None else store.digest(indices),
-        )
-
-    def _extract(self, source, transform, batch_size, indices) -> Features:
-        label = f"features of {source.dataset}"
-        return extract(
-            self.encode_fn, self.variables, source, transform, batch_size, self.mesh, label, indices
-        )
-
-    def _extract_by_shape(self, source, transform, shapes) -> Features:
-        """One program for each shape of a picture, one picture on a device at a time."""
-        if jax.process_count() > 1:  # a host without a picture would not know the shape
-            raise UserError("pictures of various shapes are encoded by one process alone")
-        groups: dict[Any, list[int]] = {}
-        for index, shape in enumerate(shapes):
-            groups.setdefault(shape, []).append(index)
-        progress = metrics.Progress(f"features of {source.dataset}", len(shapes), inner=True)
-        parts = []
-        for indices in groups.values():
-            parts.append(self._extract(source, transform, 1, np.array(indices)))
-            progress.update(sum(len(part.indices) for part in parts))
-        progress.close()
-        rows = Features(*(np.concatenate(c) for c in zip(*parts, strict=True)))
-        order = np.argsort(rows.indices)
-        return Features(*(column[order] for column in rows))
+    def record_all(self, evaluator: Evaluator) -> None:
+        """Runs an evaluator; keeps each result as it comes."""
+        for result in evaluator(self.encoder):
+            self.record(result)
 
     def writer(self, restored_step: int = writers.KEEP_ALL) -> writers.MetricWriter:
         """A CLU writer into the job's folder; what it holds of later steps is cut."""
@@ -162,35 +105,27 @@ class Evaluation:
             self.folder.mkdir(parents=True, exist_ok=True)
             return writers.create_writer(self.folder, restored_step)
 
-    def record(
-        self,
-        dataset: str,
-        scores: Mapping[str, float],
-        protocol: Mapping[str, Any],
-        details: Mapping[str, Any] | None = None,
-        at: int | None = None,
-    ) -> None:
+    def record(self, result: Result, at: int | None = None) -> None:
         """Keeps a result, in `workdir/results/<job>.json` and, by CLU, in the job's folder.
 
+        One of the same encoder, data set and protocol is replaced.
+
         Args:
-          dataset: what was measured on.
-          scores: {`<job>/...`: percent or other figure}.
-          protocol: every setting and count that the scores depend on. A result of the same
-            encoder, data set and protocol is replaced.
-          details: what else is worth knowing.
+          result: of the job.
           at: step of the metrics; that of the checkpoint if None.
         """
+        dataset, scores = result.dataset, result.scores
         entry = {
             "checkpoint": "untrained" if self._checkpoint is None else str(self._checkpoint),
             "step": self.step,
-            "encoder": {**self.config.encoder.to_dict(), "digest": self.digest},
+            "encoder": {**self.config.encoder.to_dict(), "digest": self.encoder.digest},
             "method": self.config.method,
             "image_size": self.config.data.image_size,
-            "normalisation": self.normalisation[:2],
+            "normalisation": self.encoder.normalization[:2],
             "dataset": dataset,
             "scores": {name: float(value) for name, value in scores.items()},
-            "protocol": dict(protocol),
-            "details": dict(details or {}),
+            "protocol": dict(result.protocol),
+            "details": dict(result.details),
             "gsjax": gsjax.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -240,25 +175,72 @@ class Evaluation:
         metrics.say(f"written to {file}")
 
 
-def _restore(
-    checkpoint: epath.Path, look: Callable[[], epath.Path | None], target: Any
-) -> tuple[epath.Path, step.TrainState]:
-    """Returns a checkpoint with its state; all hosts the same.
+class _Restored:
+    """What a checkpoint holds besides the optimizer, as far as it is asked for."""
 
-    If a training beside this evaluation has removed it meanwhile, what `look` finds is taken.
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+        self.method = create_method(config)
+        # Nothing of it is kept; the state of no optimizer is empty.
+        self._create = step.create_state_fn(config, self.method, optax.identity(), mesh)
+        self._key, _ = step.keys(config)
+        state = self._create.eval_shape(self._key)
+        self._abstract = {"params": state.params, "extra": state.extra}
+
+    def read(self, checkpoint: epath.Path | None) -> tuple[Any, Any]:
+        """Returns (params, extra); those of step 0 without a checkpoint."""
+        if checkpoint is None:
+            state = self._create(self._key)
+            return state.params, state.extra
+        parts = saved_state.read(checkpoint, self._abstract, partial=True)
+        return parts["params"], parts["extra"]
+
+    def read_encoder(self, checkpoint: epath.Path | None) -> Any:
+        """Returns the encoder's variables alone."""
+        if checkpoint is None:
+            return self.method.encoder_variables(*self.read(None))
+        named = jax.tree_util.tree_map_with_path(_Leaf, self._abstract)
+        chosen = self.method.encoder_variables(named["params"], named["extra"])
+        target: dict[str, Any] = {}
+        for leaf in jax.tree.leaves(chosen):
+            leaf.put(target, leaf.value)
+        parts = saved_state.read(checkpoint, target, partial=True)
+        return jax.tree.map(lambda leaf: leaf.get(parts), chosen)
+
+
+class _Leaf:
+    """A leaf that knows where it was in a tree of dictionaries."""
+
+    def __init__(self, path: tuple, value: Any) -> None:
+        self._keys, self.value = [part.key for part in path], value
+
+    def put(self, tree: dict, value: Any) -> None:
+        for key in self._keys[:-1]:
+            tree = tree.setdefault(key, {})
+        tree[self._keys[-1]] = value
+
+    def get(self, tree: Any) -> Any:
+        return functools.reduce(lambda part, key: part[key], self._keys, tree)
+
+
+def _read_encoder(
+    restored: _Restored, checkpoint: epath.Path | None, look: Callable[[], epath.Path | None]
+) -> tuple[epath.Path | None, Any]:
+    """Returns a checkpoint with the encoder's variables; all hosts the same.
+
+    If a concurrent training run has deleted it, restores the one that `look` returns.
     """
-    state: Any = None
+    variables: Any = None
     error = None
     try:
-        state = saved_state.read(checkpoint, target)
+        variables = restored.read_encoder(checkpoint)
     except UserError as told:
         error = told
     if parallel.everywhere(error is None):
-        return checkpoint, state
+        return checkpoint, variables
     newer = look()
     if newer is None or newer == checkpoint:
         raise error or UserError(f"another process cannot restore {checkpoint}")
-    return newer, saved_state.read(newer, target)
+    return newer, restored.read_encoder(newer)
 
 
 @contextlib.contextmanager
@@ -273,7 +255,6 @@ def open_evaluation(
     """
     folder = files.absolute(workdir)
     mesh = parallel.create_mesh(jax.device_count())
-    method = create_method(config, mesh.devices.flat[0].platform)
     ours = {"config": config.to_dict(), "data": {}}
 
     def begin() -> dict[str, Any]:
@@ -281,20 +262,22 @@ def open_evaluation(
         return ours
 
     ownership.compare_hosts(parallel.from_primary(begin), ours)
-    checkpoint = checkpoints.find(folder, config.checkpoint.load)
-    # Only the shape of the optimiser's state matters here, which is the same for every rate.
-    optimizer = create_optimizer(config, optax.constant_schedule(0.0))
-    create = step.create_state_fn(method, optimizer, mesh)
-    init_key, _ = step.keys(config)
-    if checkpoint is None:
-        state = create(init_key)
-    else:
-        look = functools.partial(checkpoints.find, folder, config.checkpoint.load)
-        checkpoint, state = _restore(checkpoint, look, create.eval_shape(init_key))
+    look = functools.partial(checkpoints.find, folder, config.checkpoint.load)
+    restored = _Restored(config, mesh)
+    checkpoint, variables = _read_encoder(restored, look(), look)
+    encoder = Encoder(
+        restored.method.networks["encoder"],
+        variables,
+        step.pixels(config),
+        mesh,
+        config.encoder.to_dict(),
+        config.features.batch_size,
+        folder=folder / "features" / "kept" if config.features.keep else None,
+    )
     metrics.say(f"devices  {metrics.device_line()}")
     metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
     metrics.say(f"workdir  {folder}")
-    job = Evaluation(config, name, folder, checkpoint, method, state, mesh)
+    job = Evaluation(config, name, folder, checkpoint, encoder)
     try:
         yield job
     finally:

@@ -33,7 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
             labelled = split in (data.labelled_split, data.test_split) and split != data.split
     with evaluation.open_evaluation(config, workdir, "features") as job:
         source = sources.open_source(data, split, labelled)
-        rows = job.features(source, transforms.central(config.data.image_size))
+        rows = job.encoder.features(source, transforms.central(config.data.image_size))
         path = job.workdir / "features" / f"{settings.name or _name(source.dataset, split)}.npz"
         if path.exists():
             metrics.say(f"replaces {files.shown(path)}")

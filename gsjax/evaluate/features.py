@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from gsjax import augment
 from gsjax.data import input_pipeline
-from gsjax.data.sources import Source
+from gsjax.data.source import Source
 from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 from gsjax.runtime import memory, metrics, parallel
@@ -59,20 +59,12 @@ def create_encode_fn(
     """
 
     def encode(variables, images):
-        return encoder.apply(variables, augment.normalise(images, mean, std, dtype), train=False)
+        images = augment.normalise(images, mean, std, dtype)
+        outputs: Any = encoder.apply(variables, images, train=False)
+        return outputs.pooled
 
     batch = P(parallel.AXIS)
     return parallel.data_parallel(encode, mesh, in_specs=(P(), batch), out_specs=batch)
-
-
-def create_pixels_fn(mean: tuple, std: tuple, dtype: Any, mesh: Mesh) -> EncodeFn:
-    """Compiles the same for normalised raw pixels [B, S * S * 3], the floor of every table."""
-
-    def pixels(_, images):
-        return augment.normalise(images, mean, std, dtype).reshape(len(images), -1)
-
-    batch = P(parallel.AXIS)
-    return parallel.data_parallel(pixels, mesh, in_specs=(P(), batch), out_specs=batch)
 
 
 def check_hosts(source: Source) -> None:

@@ -4,8 +4,11 @@ import ml_collections
 import numpy as np
 
 from gsjax.data import sources, transforms
+from gsjax.data.source import Source
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, nearest
+from gsjax.evaluate.encoder import Encoder
+from gsjax.evaluate.evaluation import Result
 from gsjax.evaluate.features import Features
 from gsjax.runtime import memory, metrics
 
@@ -58,26 +61,48 @@ def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> d
     return {"top1": 100 * float(hits[:, 0].mean()), "top5": 100 * float(hits.any(axis=1).mean())}
 
 
+class KNN:
+    """Classifies the test split by its neighbours in the labelled split; an `Evaluator`."""
+
+    def __init__(self, config: ml_collections.ConfigDict, train: Source | None = None) -> None:
+        """Opens the splits.
+
+        Args:
+          config: the whole configuration.
+          train: the images of the pre-training where they are open; they serve as the bank if that
+            is the same split.
+
+        Raises:
+          UserError: a split is missing or unlabelled, or smaller than the number of neighbours.
+        """
+        self.bank, self.queries = sources.open_labelled(config.data, train)
+        self.protocol = create_protocol(config.knn, self.bank.num_examples)
+        self._transform = transforms.central(config.data.image_size)
+
+    def __call__(self, encoder: Encoder) -> list[Result]:
+        """Measures `knn/top1` and `knn/top5`."""
+        rows = [encoder.features(part, self._transform) for part in (self.bank, self.queries)]
+        known, asked = (part.decoded() for part in rows)
+        scores = accuracy(known, asked, self.protocol)
+        return [
+            Result(
+                self.queries.dataset,
+                {f"knn/{name}": value for name, value in scores.items()},
+                {
+                    **self.protocol._asdict(),
+                    "bank": self.bank.name,
+                    "queries": self.queries.name,
+                    "version": self.queries.version,
+                    "transform": repr(self._transform),
+                    "num_bank": len(known.label),
+                    "num_queries": len(asked.label),
+                    "num_left_out": sum(part.left_out for part in rows),
+                },
+            )
+        ]
+
+
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `knn`: classifies the test split by its neighbours in the labelled split."""
     with evaluation.open_evaluation(config, workdir, "knn") as job:
-        bank, queries = sources.open_labelled(config.data)
-        protocol = create_protocol(config.knn, bank.num_examples)
-        transform = transforms.central(config.data.image_size)
-        rows = [job.features(source, transform) for source in (bank, queries)]
-        known, asked = (part.decoded() for part in rows)
-        scores = accuracy(known, asked, protocol)
-        job.record(
-            queries.dataset,
-            {f"knn/{name}": value for name, value in scores.items()},
-            protocol={
-                **protocol._asdict(),
-                "bank": bank.name,
-                "queries": queries.name,
-                "version": queries.version,
-                "transform": repr(transform),
-                "num_bank": len(known.label),
-                "num_queries": len(asked.label),
-                "num_left_out": sum(part.left_out for part in rows),
-            },
-        )
+        job.record_all(KNN(config))

@@ -1,27 +1,33 @@
 """Linear evaluation: one layer trained on the frozen encoder, on random crops (thesis 5.1)."""
 
 import contextlib
-import functools
 import itertools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from etils import epath
 from jax import lax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gsjax import augment
-from gsjax.config.defaults import LINEAR_LEARNING_RATES
 from gsjax.data import input_pipeline, order, sources, transforms
+from gsjax.data.source import Source
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features, store
-from gsjax.runtime import checkpoints, files, interrupts, lock, memory, metrics, parallel
+from gsjax.evaluate.encoder import Encoder
+from gsjax.evaluate.evaluation import Result
+from gsjax.methods import METHODS
+from gsjax.runtime import checkpoints, files, lock, memory, metrics, parallel, writers
 from gsjax.runtime.parallel import AXIS
-from gsjax.train import loop
-from gsjax.train.step import TrainState, first_state, marked_finite, seed_key, update
+from gsjax.train.fit import Run, fit
+from gsjax.train.state import TrainState, create_state, update
+from gsjax.train.step import seed_key
 
 _WEIGHT_STD = 0.01
 
@@ -32,50 +38,125 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     The head is written to `workdir/linear/head.npz`: `kernel` [F, C] and `bias` [C]. It is trained
     on from its newest checkpoint if there is one of the same encoder and settings.
     """
-    settings = config.linear
     with (
         evaluation.open_evaluation(config, workdir, "linear") as job,
         lock.held(job.workdir, job.folder.name),
     ):
-        train, test = sources.open_labelled(config.data)
-        features.check_hosts(train)
-        batch_size = settings.batch_size
-        job.mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
-        epoch_steps = order.steps_per_epoch(train, batch_size, "linear.batch_size")
+        evaluator = Linear(config, job.folder)
+        for result in evaluator(job.encoder):
+            job.record(result, at=evaluator.num_steps)
+
+
+class Linear:
+    """Trains a head on the labelled split and measures it on the test split; an `Evaluator`.
+
+    Attributes:
+      num_steps: of the training.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, folder: epath.Path) -> None:
+        """Opens the splits; `folder` is for the head and its checkpoints."""
+        self._config, self._folder = config, folder
+        self._train, self._test = sources.open_labelled(config.data)
+        features.check_hosts(self._train)
+        batch_size = config.linear.batch_size
+        self._mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
+        epoch_steps = order.steps_per_epoch(self._train, batch_size, "linear.batch_size")
+        self.num_steps = config.linear.num_epochs * epoch_steps
+        self._transform = transforms.central(config.data.image_size)
+
+    def __call__(self, encoder: Encoder) -> list[Result]:
+        """Measures `linear/top1` and `linear/top5`."""
+        settings = self._config.linear
+        usual = METHODS[self._config.method].linear_learning_rate
         protocol = {
             **settings.to_dict(),
-            "learning_rate": settings.learning_rate or LINEAR_LEARNING_RATES[config.method],
-            "seed": config.seed,
-            "train": train.name,
-            "test": test.name,
-            "version": train.version,
-            "test_transform": repr(transforms.central(config.data.image_size)),
+            "learning_rate": settings.learning_rate or usual,
+            "seed": self._config.seed,
+            "train": self._train.name,
+            "test": self._test.name,
+            "version": self._train.version,
+            "test_transform": repr(self._transform),
         }
-        hosts = jax.process_count() if train.shards else None
-        _claim(job, protocol, hosts)
-        head = _train(job, train, protocol, settings.num_epochs * epoch_steps)
+        hosts = jax.process_count() if self._train.shards else None
+        _claim(self._folder, encoder, protocol, hosts)
+        head = self._fit(encoder, protocol["learning_rate"])
         if parallel.is_primary():
-            with files.told(job.folder):
-                store.write_npz(job.folder / "head.npz", head)
-        rows = job.features(test, transforms.central(config.data.image_size))
+            with files.told(self._folder):
+                store.write_npz(self._folder / "head.npz", head)
+        rows = encoder.features(self._test, self._transform)
         left_out = rows.left_out
         rows = rows.decoded()
         ranked = predict(rows.feature, head["kernel"], head["bias"])
         hits = ranked == rows.label[:, None]
-        job.record(
-            test.dataset,
-            {
-                "linear/top1": 100 * float(hits[:, 0].mean()),
-                "linear/top5": 100 * float(hits.any(axis=1).mean()),
-            },
-            protocol={
-                **protocol,
-                "num_train": train.num_examples,
-                "num_test": len(rows.label),
-                "num_left_out": left_out,
-            },
-            at=settings.num_epochs * epoch_steps,
+        scores = {
+            "linear/top1": 100 * float(hits[:, 0].mean()),
+            "linear/top5": 100 * float(hits.any(axis=1).mean()),
+        }
+        counts = {
+            "num_train": self._train.num_examples,
+            "num_test": len(rows.label),
+            "num_left_out": left_out,
+        }
+        return [Result(self._test.dataset, scores, protocol | counts)]
+
+    def _fit(self, encoder: Encoder, learning_rate: float) -> dict[str, np.ndarray]:
+        """Trains the head; returns `kernel` and `bias`."""
+        config, num_steps = self._config, self.num_steps
+        batch_size = config.linear.batch_size
+        schedule = optax.cosine_decay_schedule(learning_rate * batch_size / 256, num_steps)
+        optimizer = optax.sgd(schedule, momentum=config.linear.momentum, nesterov=True)
+        size = config.data.image_size
+        images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+        num_features = jax.eval_shape(encoder.encode_fn, encoder.variables, images).shape[1]
+        init_key, key = jax.random.split(jax.random.fold_in(seed_key(config.seed), 1))
+        create = _create_head_fn(
+            (num_features, _num_classes(self._train)),
+            encoder.normalization[2],
+            optimizer,
+            self._mesh,
         )
+        data = _train_config(config)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(memory.told_out_of_memory(lambda: _smaller(batch_size)))
+            saved = checkpoints.Checkpoints(self._folder, keep=2, keep_every=0)
+            state = saved.restore("latest", create.eval_shape(init_key))
+            if state is None:
+                state = create(init_key)
+            first = int(state.step)
+            metrics.say(
+                f"head     {num_steps} steps of {batch_size} of {self._train.num_examples} images, "
+                f"from step {first}"
+            )
+            writer = stack.enter_context(
+                contextlib.closing(writers.create_writer(self._folder, first))
+            )
+            if first == num_steps:
+                return jax.device_get(state.params)
+            batches = input_pipeline.train_batches(
+                self._train, data, first, num_steps, jax.process_index(), jax.process_count(), 1
+            )
+            stack.enter_context(contextlib.closing(batches))
+            run = Run(
+                label="linear",
+                folder=self._folder,
+                batch_size=batch_size,
+                learning_rate=schedule,
+                log_every=config.log.every_steps,
+                save_every=config.checkpoint.every_steps,
+                writer=writer,
+                holds=saved.holds,
+                save=lambda done, state: saved.save(done, state, writer),
+                advice="Take a smaller linear.learning_rate, which begins a new head",
+                describe_memory=lambda _: _smaller(batch_size),
+            )
+            program = create_train_step(encoder, data.augment, optimizer, self._mesh)
+            columns = ("global", "label")
+            state = fit(
+                state, program, batches, num_steps, run, self._mesh, columns,
+                key, encoder.variables,
+            )  # fmt: skip
+        return jax.device_get(state.params)
 
 
 def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -84,106 +165,44 @@ def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.nd
     return np.asarray(lax.top_k(logits, min(5, len(bias)))[1])
 
 
-def _claim(job: evaluation.Evaluation, protocol: dict, hosts: int | None) -> None:
-    """Makes the job's folder that of this encoder and these settings; moves another head aside."""
-    identity = {"encoder": job.digest, "normalisation": job.normalisation[:2], "hosts": hosts}
+def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | None) -> None:
+    """Makes a folder that of this encoder and these settings; moves another head aside."""
+    identity = {
+        "encoder": encoder.digest,
+        "normalisation": encoder.normalization[:2],
+        "hosts": hosts,
+    }
     text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
-    file = job.folder / "config.json"
+    file = folder / "config.json"
 
     def claim() -> None:
-        with files.told(job.folder):
-            if job.folder.exists() and not (file.exists() and file.read_text() == text):
+        with files.told(folder):
+            if folder.exists() and not (file.exists() and file.read_text() == text):
                 numbers = itertools.count(1)
-                asides = (job.folder.with_name(f"{job.folder.name}.{n}") for n in numbers)
+                asides = (folder.with_name(f"{folder.name}.{n}") for n in numbers)
                 aside = next(path for path in asides if not path.exists())
-                job.folder.rename(aside)
+                folder.rename(aside)
                 metrics.say(f"the head of another encoder or settings is put aside in {aside}")
-            job.folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 files.write_text(file, text)
 
     parallel.from_primary(claim)
 
 
-def _train(
-    job: evaluation.Evaluation, train: sources.Source, protocol: dict, num_steps: int
-) -> dict[str, np.ndarray]:
-    config = job.config
-    batch_size = config.linear.batch_size
-    schedule = optax.cosine_decay_schedule(protocol["learning_rate"] * batch_size / 256, num_steps)
-    optimizer = optax.sgd(schedule, momentum=config.linear.momentum, nesterov=True)
-    size = config.data.image_size
-    images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-    num_features = jax.eval_shape(job.encode_fn, job.variables, images).shape[1]
-    init_key, key = jax.random.split(jax.random.fold_in(seed_key(config.seed), 1))
-    shape = (num_features, _num_classes(train))
+def _create_head_fn(
+    shape: tuple[int, int], dtype: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Any:
+    """Compiles a key -> the state of a head [F, C], the same on every device."""
 
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(job.mesh))
-    def create(key):
-        dtype = job.normalisation[2]
+    def create(key: jax.Array) -> TrainState:
         params = {
             "kernel": _WEIGHT_STD * jax.random.normal(key, shape, dtype),
             "bias": jnp.zeros(shape[1], dtype),
         }
-        return first_state(params, {}, optimizer)
+        return create_state(params, {}, optimizer)
 
-    data = _train_config(config)
-    program = create_train_step(job, data.augment, optimizer)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(memory.told_out_of_memory(lambda: _smaller(batch_size)))
-        saved = checkpoints.Checkpoints(job.folder, keep=2, keep_every=0)
-        state = saved.restore("latest", create.eval_shape(init_key))
-        if state is None:
-            state = create(init_key)
-        first = done = int(state.step)
-        metrics.say(
-            f"head     {num_steps} steps of {batch_size} of {train.num_examples} images, "
-            f"from step {first}"
-        )
-        writer = stack.enter_context(contextlib.closing(job.writer(first)))
-        batches = input_pipeline.train_batches(
-            train, data, first, num_steps, jax.process_index(), jax.process_count(), num_views=1
-        )
-        stack.enter_context(contextlib.closing(batches))
-        asked = interrupts.Request()
-        watch = loop.Watch(asked, job.mesh)
-        stream = parallel.prefetch(watch.feed(batches, "views", "label"), job.mesh)
-        progress = metrics.Progress("linear", num_steps, first)
-        stack.enter_context(contextlib.closing(progress))
-        clock = loop.Clock(batch_size, first)
-        if first < num_steps:
-            batch = next(stream)
-            stream = itertools.chain([batch], stream)
-            train_step = program.lower(state, job.variables, batch, key).compile()
-        stopping = 0
-        stack.enter_context(interrupts.deferred(asked))
-        try:
-            while done < num_steps and not stopping:
-                with clock.waiting():
-                    batch = next(stream)
-                state, values = train_step(state, job.variables, batch, key)
-                done += 1
-                clock.after_step(done, values)
-                stopping = watch.after_step(done, values)
-                last = done == num_steps or stopping
-                if done % config.log.every_steps == 0 or last:
-                    scalars = loop.log(writer, clock, done, values, float(schedule(done - 1)))
-                    progress.describe(f"loss {scalars['train/loss']:.3f}")
-                progress.update(done)
-                if last or done % config.checkpoint.every_steps == 0:
-                    watch.settle()
-                    saved.save(done, state, writer)
-                    clock.restart(done)
-        except loop.NotFinite as error:
-            good = int(state.step)
-            if good and not saved.holds(good):
-                saved.save(good, marked_finite(state), writer)
-            advice = "Take a smaller linear.learning_rate, which begins a new head"
-            raise error.told(job.folder, advice) from error
-        stopping = watch.last_signal()
-    if stopping:
-        loop.leave(done, stopping)
-    return jax.device_get(state.params)
+    return jax.jit(create, out_shardings=parallel.replicated(mesh))
 
 
 def _smaller(batch_size: int) -> str:
@@ -194,24 +213,26 @@ def _smaller(batch_size: int) -> str:
 
 
 def create_train_step(
-    job: evaluation.Evaluation,
+    encoder: Encoder,
     settings: ml_collections.ConfigDict,
     optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """Compiles (state, variables, batch, key) -> (state, metrics) over the devices.
+    """Compiles (state, batch, key, variables) -> (state, metrics) over the devices.
 
-    The batch holds `views` uint8 [B, 1, S, S, 3] and `label` int32 [B]; of the views only the
-    horizontal flip is drawn on the device. The encoder is in inference mode.
+    The batch holds `global`, Crops of one view, and `label` int32 [B]; of the views only the
+    horizontal flip is drawn on the device. The encoder, with these variables, is in inference mode.
     """
-    mean, std, dtype = job.normalisation
+    mean, std, dtype = encoder.normalization
 
-    def train_step(state: TrainState, variables, batch: dict, key: jax.Array):
+    def train_step(state: TrainState, batch: dict, key: jax.Array, variables):
         local = len(batch["label"])
         position = lax.axis_index(AXIS) * local + jnp.arange(local)
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(lambda p: jax.random.fold_in(step_key, p))(position)
-        images = augment.augment(keys, batch["views"][:, 0], settings, mean, std, dtype)
-        features = jnp.asarray(job.encoder.apply(variables, images, train=False))
+        images = augment.augment(keys, batch["global"].images[:, 0], settings, mean, std, dtype)
+        outputs: Any = encoder.module.apply(variables, images, train=False)
+        features = outputs.pooled
 
         def loss_fn(params):
             product = jnp.matmul(features, params["kernel"], precision=lax.Precision.HIGHEST)
@@ -222,13 +243,13 @@ def create_train_step(
 
         values_and_grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         (loss, top1), grads = lax.pmean(values_and_grads, AXIS)
-        state, metrics = update(state, loss, grads, state.batch_stats, optimizer)
+        state, metrics = update(state, loss, grads, state.extra, optimizer)
         return state, metrics | {"top1": top1}
 
     return parallel.data_parallel(
         train_step,
-        job.mesh,
-        in_specs=(P(), P(), P(AXIS), P()),
+        mesh,
+        in_specs=(P(), P(AXIS), P(), P()),
         out_specs=(P(), P()),
         donate=(0,),
     )
@@ -251,7 +272,7 @@ def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     return data
 
 
-def _num_classes(source: sources.Source) -> int:
+def _num_classes(source: Source) -> int:
     if source.class_names:
         return len(source.class_names)
     if source.labels is None:

@@ -4,25 +4,25 @@ The loss asks for a distance of 1 - psi (thesis, eq. 7); without graded similari
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from gsjax import similarity
 from gsjax.config import defaults
+from gsjax.crops import Crops
 from gsjax.data import input_pipeline
-from gsjax.data.sources import Source
+from gsjax.data.source import Source
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, features
-from gsjax.methods import Method
+from gsjax.methods.base import Method
 from gsjax.runtime import metrics, parallel
 from gsjax.train import step
 
@@ -47,14 +47,20 @@ class Pairs(NamedTuple):
     target: np.ndarray
 
 
-def draw(job: evaluation.Evaluation, source: Source, num_images: int) -> Pairs:
+def draw(
+    job: evaluation.Evaluation,
+    trained: evaluation.Pretrained,
+    source: Source,
+    num_images: int,
+) -> Pairs:
     """Draws a pair of views of each of some pictures, as the training does, and embeds them.
 
     Crops and augmentations are a function of the seed and a picture's place in the drawing, not of
     the number of devices or of the batches.
 
     Args:
-      job: the encoder, its heads and the settings.
+      job: the devices and the settings.
+      trained: the encoder with its heads.
       source: the pictures.
       num_images: how many to take; without repetition, so at most those of the source, and rounded
         down to whole batches, which is fewer by less than the number of batches.
@@ -73,22 +79,22 @@ def draw(job: evaluation.Evaluation, source: Source, num_images: int) -> Pairs:
     config = job.config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size = local * hosts
-    embed_fn = _create_embed_fn(job)
+    mesh = job.encoder.mesh
+    embed_fn = _create_embed_fn(config, trained.method, mesh)
     _, key = step.keys(config)
     # Rows that fill up the devices are cut off again.
-    missing = -local % (job.mesh.devices.size // hosts)
+    missing = -local % (mesh.devices.size // hosts)
     batches = input_pipeline.train_batches(source, config, 0, num_steps, host, hosts)
     progress = metrics.Progress("pairs of views", num_steps, inner=True)
     parts = []
     with contextlib.closing(batches), contextlib.closing(progress):
         for i, batch in enumerate(batches):
             place = np.arange(local, dtype=np.int32) + (i * hosts + host) * local
-            inputs = parallel.shard(
-                [_padded(column, missing) for column in (batch["views"], place)], job.mesh
-            )
-            outputs = embed_fn(job.params, job.batch_stats, *inputs, key)
+            columns = [_padded(column, missing) for column in (batch["global"].images, place)]
+            inputs = parallel.shard(columns, mesh)
+            outputs = embed_fn(trained.params, trained.extra, *inputs, key)
             embedded = [features.local_rows(output)[:local] for output in outputs]
-            parts.append(parallel.gather((batch["index"], batch["boxes"], *embedded)))
+            parts.append(parallel.gather((batch["index"], batch["global"].boxes, *embedded)))
             progress.update(i + 1)
     indices, boxes, anchor, target = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not (np.isfinite(anchor).all() and np.isfinite(target).all()):
@@ -108,15 +114,16 @@ def graded_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
     return settings
 
 
-def measure(pairs: Pairs, method: Method) -> tuple[dict[str, float], dict[str, Any]]:
-    """Scores and details of the pairs, as `summarise` gives them."""
-    config = method.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.similarity = graded_settings(config)
-    boxes = jnp.asarray(pairs.boxes)
-    psi = dataclasses.replace(method, config=config).psi(boxes)
-    ioa = similarity.ioa(boxes, boxes[:, ::-1])  # of i to j and of j to i
-    return summarise(pairs.anchor, pairs.target, np.asarray(ioa), np.stack(psi, axis=1))
+def measure(
+    pairs: Pairs, settings: ml_collections.ConfigDict
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Scores and details of the pairs, as `summarise` gives them; `settings` as of psi."""
+    both = np.array([0, 1]), np.array([1, 0])  # from i to j and from j to i
+    psi = similarity.pairwise(pairs.boxes, pairs.boxes, settings.measure, settings.threshold)
+    ioa = similarity.pairwise(pairs.boxes, pairs.boxes, "ioa", 1.0)
+    return summarise(
+        pairs.anchor, pairs.target, np.asarray(ioa[:, *both]), np.asarray(psi[:, *both])
+    )
 
 
 def summarise(
@@ -202,20 +209,24 @@ def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return stats.spearmanr(one, other).statistic
 
 
-def _create_embed_fn(job: evaluation.Evaluation) -> Callable:
-    """Compiles (params, batch_stats, views [B, 2, S, S, 3], place [B], key) -> [B, 2, D] twice.
+def _create_embed_fn(config: ml_collections.ConfigDict, method: Method, mesh: Mesh) -> Callable:
+    """Compiles (params, extra, images [B, V, S, S, 3], place [B], key) -> [B, V, D] twice.
 
     The place is a picture's in the drawing. The outputs are anchors and targets.
     """
 
-    def embed(params, batch_stats, views, place, key):
-        augmented = step.augment_batch(views, key, place, job.config)
-        embedded = job.method.embed(params, batch_stats, jnp.concatenate(augmented))
-        return tuple(jnp.stack(jnp.split(part, 2), axis=1) for part in embedded)
+    def embed(params, extra, images, place, key):
+        views = step.augment_views({"global": Crops(images, None)}, key, place, config)["global"]
+        num_images, num_views = views.shape[:2]
+        flat = views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
+        return tuple(
+            part.reshape(num_views, num_images, -1).swapaxes(0, 1)
+            for part in method.embed(params, extra, flat)
+        )
 
     batch = P(parallel.AXIS)
     return parallel.data_parallel(
-        embed, job.mesh, in_specs=(P(), P(), batch, batch, P()), out_specs=batch
+        embed, mesh, in_specs=(P(), P(), batch, batch, P()), out_specs=batch
     )
 
 

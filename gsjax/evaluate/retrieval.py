@@ -11,10 +11,12 @@ from etils import epath
 from jax import lax
 from PIL import Image
 
-from gsjax.data import input_pipeline, sources, transforms
+from gsjax.data import input_pipeline, transforms
 from gsjax.data.paths import as_path
+from gsjax.data.source import Source, from_files
 from gsjax.errors import UserError
 from gsjax.evaluate import average_precision, datasets, evaluation, ground_truth, pictures, store
+from gsjax.evaluate.evaluation import Result
 from gsjax.runtime import files, metrics, parallel
 
 _SCALES = (1.0, 1 / math.sqrt(2), 0.5)  # of the protocol multiscale
@@ -48,8 +50,8 @@ def _evaluate(
 ) -> None:
     settings = job.config.retrieval
     root = base_paths[0].parent.as_posix()
-    base = sources.from_files(name, name, [path.as_posix() for path in base_paths], root=root)
-    queries = sources.from_files(
+    base = from_files(name, name, [path.as_posix() for path in base_paths], root=root)
+    queries = from_files(
         f"queries of {name}", name, [path.as_posix() for path in query_paths], root=root
     )
     boxes = tuple(query.box for query in truth.queries)
@@ -66,18 +68,14 @@ def _evaluate(
             )
         for metric, value in values.items():
             scores[f"retrieval/{difficulty}_{metric}"] = value
-    job.record(
-        name,
-        scores,
-        protocol={
-            "protocol": settings.protocol,
-            "image_size": _image_size(job.config),
-            "num_database": base.num_examples,
-            "num_queries": queries.num_examples,
-            "ground_truth": store.digest(truth),
-        },
-        details={"queries_with_positives": counts},
-    )
+    protocol = {
+        "protocol": settings.protocol,
+        "image_size": _image_size(job.config),
+        "num_database": base.num_examples,
+        "num_queries": queries.num_examples,
+        "ground_truth": store.digest(truth),
+    }
+    job.record(Result(name, scores, protocol, {"queries_with_positives": counts}))
     _draw(job, base, queries, truth, ranking)
 
 
@@ -129,9 +127,7 @@ def _image_size(config: ml_collections.ConfigDict) -> int:
     return config.retrieval.image_size
 
 
-def _represent(
-    job: evaluation.Evaluation, source: sources.Source, boxes: tuple | None
-) -> np.ndarray:
+def _represent(job: evaluation.Evaluation, source: Source, boxes: tuple | None) -> np.ndarray:
     """L2-normalised representations [N, F] by the configured protocol."""
     size, protocol = _image_size(job.config), job.config.retrieval.protocol
     scaled: list[transforms.Transform]
@@ -145,7 +141,7 @@ def _represent(
     total = np.zeros(1)
     for transform in scaled:
         cut = transforms.Cropped(boxes, transform) if boxes else transform
-        rows = job.features(source, cut, shapes=shapes, need_all=True)
+        rows = job.encoder.features(source, cut, shapes=shapes, need_all=True)
         total = total + _unit(rows.feature)
     return _unit(total).astype(np.float32)
 
@@ -174,8 +170,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _draw(
     job: evaluation.Evaluation,
-    base: sources.Source,
-    queries: sources.Source,
+    base: Source,
+    queries: Source,
     truth: ground_truth.GroundTruth,
     ranking: np.ndarray,
 ) -> None:

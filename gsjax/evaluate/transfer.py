@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -9,19 +10,75 @@ import numpy as np
 from gsjax.data import transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import datasets, evaluation, logistic, scores
+from gsjax.evaluate.encoder import Encoder
+from gsjax.evaluate.evaluation import Result
 from gsjax.evaluate.features import Features
 from gsjax.runtime import memory, metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `transfer`: one result for each of `transfer.datasets`."""
-    found = {}
-    for name in datasets.parse_names(config.transfer.datasets):  # all, before hours of work on one
-        with _named(name):
-            found[name] = datasets.find_dataset(name, config.data, config.transfer.data_dir)
+    evaluator = Transfer(config)  # all data sets, before hours of work on one
     with evaluation.open_evaluation(config, workdir, "transfer") as job:
-        for name, (dataset, data_dir) in found.items():
-            _evaluate(job, name, dataset, data_dir)
+        job.record_all(evaluator)
+
+
+class Transfer:
+    """Logistic regression on each of `transfer.datasets`; an `Evaluator`."""
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        """Looks for the data sets; raises UserError if one is not there."""
+        self._config = config
+        self._found = {}
+        for name in datasets.parse_names(config.transfer.datasets):
+            with _named(name):
+                self._found[name] = datasets.find_dataset(
+                    name, config.data, config.transfer.data_dir
+                )
+
+    def __call__(self, encoder: Encoder) -> Iterator[Result]:
+        """Measures `transfer/<name>_<metric>` of one after another."""
+        for name, (dataset, data_dir) in self._found.items():
+            yield self._evaluate(encoder, name, dataset, data_dir)
+
+    def _evaluate(
+        self, encoder: Encoder, name: str, dataset: datasets.Dataset, data_dir: str
+    ) -> Result:
+        """Chooses l2 on the validation images, fits on all but the test images, scores the test."""
+        settings = self._config.transfer
+        with _named(name):
+            dataset, opened = datasets.open_dataset(dataset, self._config.data, data_dir)
+        transform = transforms.transfer(self._config.data.image_size)
+        rows = {
+            role: encoder.features(
+                source, transform, datasets.random_part(source.num_examples, settings.max_examples)
+            )
+            for role, source in opened.items()
+        }
+        left_out = sum(part.left_out for part in rows.values())
+        rows = {role: part.decoded() for role, part in rows.items()}
+        num_classes = _num_classes(opened["train"].class_names, rows["train"].label)
+        if "validation" not in rows:
+            whole = rows["train"]
+            rows["train"], rows["validation"] = (
+                Features(*(column[part] for column in whole))
+                for part in datasets.split_off(len(whole.label))
+            )
+        fitted = _fit(name, dataset.metric, num_classes, rows, settings)
+        versions = {role: source.version for role, source in opened.items()}
+        protocol = {
+            **dataset._asdict(),
+            "versions": versions,
+            "validation_rule": "official split" if dataset.validation else "random 20 % of train",
+            "transform": repr(transform),
+            "max_examples": settings.max_examples,
+            "max_iterations": settings.max_iterations,
+            "num_images": {role: len(part.label) for role, part in rows.items()},
+            "num_left_out": left_out,
+            "num_classes": num_classes,
+        }
+        scores = {f"transfer/{name}_{dataset.metric}": fitted.score}
+        return Result(name, scores, protocol, fitted.details)
 
 
 @contextlib.contextmanager
@@ -33,29 +90,22 @@ def _named(name: str) -> Iterator[None]:
         raise UserError(f"transfer.datasets: {name}: {error}") from error
 
 
-def _evaluate(
-    job: evaluation.Evaluation, name: str, dataset: datasets.Dataset, data_dir: str
-) -> None:
-    """Chooses l2 on the validation images, fits on all but the test images, records the score."""
-    settings = job.config.transfer
-    with _named(name):
-        dataset, opened = datasets.open_dataset(dataset, job.config.data, data_dir)
-    transform = transforms.transfer(job.config.data.image_size)
-    rows = {
-        role: job.features(
-            source, transform, datasets.random_part(source.num_examples, settings.max_examples)
-        )
-        for role, source in opened.items()
-    }
-    left_out = sum(part.left_out for part in rows.values())
-    rows = {role: part.decoded() for role, part in rows.items()}
-    num_classes = _num_classes(opened["train"].class_names, rows["train"].label)
-    if "validation" not in rows:
-        whole = rows["train"]
-        rows["train"], rows["validation"] = (
-            Features(*(column[part] for column in whole))
-            for part in datasets.split_off(len(whole.label))
-        )
+class _Fitted(NamedTuple):
+    """The score on the test images, in percent, and what led to it."""
+
+    score: float
+    details: dict[str, Any]
+
+
+def _fit(
+    name: str,
+    metric: str,
+    num_classes: int,
+    rows: dict[str, Features],
+    settings: ml_collections.ConfigDict,
+) -> _Fitted:
+    """Chooses l2, fits, and scores; `rows` are train, validation and test."""
+    train, held_out, test = rows["train"], rows["validation"], rows["test"]
     if num_classes < 2 or not all(len(part.label) for part in rows.values()):
         raise UserError(
             f"transfer.datasets: {name} has {num_classes} classes and "
@@ -76,11 +126,10 @@ def _evaluate(
             )
 
     progress = metrics.Progress(f"{name}: l2 grid", len(logistic.GRID), inner=True)
-    grid = fit(rows["train"].feature, rows["train"].label, logistic.GRID, progress)
+    grid = fit(train.feature, train.label, logistic.GRID, progress)
     progress.close()
-    held_out = rows["validation"]
     validation = [
-        score(dataset.metric, logistic.logits(held_out.feature, *classifier), held_out.label)
+        score(metric, logistic.logits(held_out.feature, *classifier), held_out.label)
         for classifier in zip(grid.weights, grid.biases, strict=True)
     ]
     chosen, at_end = logistic.select(np.array(validation))
@@ -88,46 +137,32 @@ def _evaluate(
     if at_end:
         metrics.say(f"{name}: warning: the best l2 value, {l2:.3g}, lies at the end of the grid")
     final = fit(
-        np.concatenate([rows["train"].feature, held_out.feature]),
-        np.concatenate([rows["train"].label, held_out.label]),
+        np.concatenate([train.feature, held_out.feature]),
+        np.concatenate([train.label, held_out.label]),
         np.array([l2]),
         metrics.Progress(f"{name}: all but the test images", 1, inner=True),
     )
-    logits = logistic.logits(rows["test"].feature, final.weights[0], final.biases[0])
-    value = score(dataset.metric, logits, rows["test"].label)
-    converged = int(grid.converged.sum())
+    value = score(
+        metric, logistic.logits(test.feature, final.weights[0], final.biases[0]), test.label
+    )
     metrics.say(
-        f"{name}: {dataset.metric} {value:.2f} % at l2 = {l2:.3g}; "
-        f"{converged} of {len(logistic.GRID)} values converged in {settings.max_iterations} steps"
+        f"{name}: {metric} {value:.2f} % at l2 = {l2:.3g}; "
+        f"{int(grid.converged.sum())} of {len(logistic.GRID)} values converged in "
+        f"{settings.max_iterations} steps"
         + ("" if final.converged[0] else ", the last fit did not")
         + (f"; max_examples={settings.max_examples}" if settings.max_examples else "")
     )
-    job.record(
-        name,
-        {f"transfer/{name}_{dataset.metric}": value},
-        protocol={
-            **dataset._asdict(),
-            "versions": {role: source.version for role, source in opened.items()},
-            "validation_rule": "official split" if dataset.validation else "random 20 % of train",
-            "transform": repr(transform),
-            "max_examples": settings.max_examples,
-            "max_iterations": settings.max_iterations,
-            "num_images": {role: len(part.label) for role, part in rows.items()},
-            "num_left_out": left_out,
-            "num_classes": num_classes,
-        },
-        details={
-            "l2": l2,
-            "l2_at_the_end_of_the_grid": at_end,
-            "grid": [
-                {"l2": value, "validation": v, "converged": bool(c), "iterations": int(n)}
-                for value, v, c, n in zip(
-                    logistic.GRID, validation, grid.converged, grid.iterations, strict=True
-                )
-            ],
-            "refit_converged": bool(final.converged[0]),
-        },
-    )
+    columns = zip(logistic.GRID, validation, grid.converged, grid.iterations, strict=True)
+    details = {
+        "l2": l2,
+        "l2_at_the_end_of_the_grid": at_end,
+        "grid": [
+            {"l2": value, "validation": v, "converged": bool(c), "iterations": int(n)}
+            for value, v, c, n in columns
+        ],
+        "refit_converged": bool(final.converged[0]),
+    }
+    return _Fitted(value, details)
 
 
 def _smaller(name: str, feature: np.ndarray, settings: ml_collections.ConfigDict) -> str:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gsjax.models import resnet
+from gsjax.models.norm import BatchNorm, at_least_float32
 
 
 def _uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -30,7 +30,6 @@ class Projector(nn.Module):
       last_bn_scale: whether that BN has a scale.
       dtype: of the computation, as `ResNet.dtype`.
       axis_name: mapped axis over whose devices training takes BN statistics, or None.
-      cpu_kernels: compute with `gsjax.models.cpu`; parameters and values are the same.
     """
 
     num_layers: int
@@ -40,7 +39,6 @@ class Projector(nn.Module):
     last_bn_scale: bool
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = "batch"
-    cpu_kernels: bool = False
 
     @nn.compact
     def __call__(self, representation: jax.Array, train: bool) -> jax.Array:
@@ -54,7 +52,7 @@ class Projector(nn.Module):
         x = linear(self.out_dim, x.shape[-1], use_bias=not self.last_bn, name=f"linear{last}")(x)
         if self.last_bn:
             x = norm(use_scale=self.last_bn_scale, use_bias=False, name=f"bn{last}")(x, train)
-        return x.astype(resnet.at_least_float32(x.dtype))
+        return x.astype(at_least_float32(x.dtype))
 
 
 class Predictor(nn.Module):
@@ -65,14 +63,12 @@ class Predictor(nn.Module):
       out_dim: features of the second, those of the embedding.
       dtype: as in `Projector`.
       axis_name: as in `Projector`.
-      cpu_kernels: as in `Projector`.
     """
 
     hidden_dim: int
     out_dim: int
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = "batch"
-    cpu_kernels: bool = False
 
     @nn.compact
     def __call__(self, embedding: jax.Array, train: bool) -> jax.Array:
@@ -81,11 +77,11 @@ class Predictor(nn.Module):
         x = linear(self.hidden_dim, embedding.shape[-1], use_bias=False, name="linear1")(embedding)
         x = norm(relu=True, name="bn1")(x, train)
         x = linear(self.out_dim, self.hidden_dim, use_bias=True, name="linear2")(x)
-        return x.astype(resnet.at_least_float32(x.dtype))
+        return x.astype(at_least_float32(x.dtype))
 
 
 def _layers(head: Projector | Predictor):
-    """Returns the head's makers of linear layers and of batch normalisations."""
+    """Returns the head's makers of linear layers and of batch normalizations."""
 
     def linear(features, fan_in, use_bias, name):
         init = _uniform(fan_in)
@@ -93,16 +89,15 @@ def _layers(head: Projector | Predictor):
             features,
             use_bias=use_bias,
             dtype=head.dtype,
-            param_dtype=resnet.at_least_float32(head.dtype),
+            param_dtype=at_least_float32(head.dtype),
             kernel_init=init,
             bias_init=init,
             name=name,
         )
 
     norm = functools.partial(
-        resnet.BatchNorm,
+        BatchNorm,
         dtype=head.dtype,
         axis_name=head.axis_name,
-        cpu_kernels=head.cpu_kernels,
     )
     return linear, norm

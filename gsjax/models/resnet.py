@@ -12,66 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from gsjax.models import cpu
-
-BATCH_NORM_DECAY = 0.9  # of the running statistics; PyTorch's momentum 0.1
+from gsjax.models import convolution
+from gsjax.models.norm import BatchNorm, at_least_float32
+from gsjax.models.outputs import Outputs
 
 # torchvision's kaiming_normal_(mode="fan_out"): normal, not truncated, variance 2 / fan_out.
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def at_least_float32(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-    """Returns float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation, with the ReLU that follows it.
-
-    Variables are those of `flax.linen.BatchNorm`: params `scale` and `bias`, batch_stats `mean`
-    and `var` (biased), all [C].
-
-    Attributes:
-      dtype: of the result.
-      relu: whether a ReLU follows.
-      use_scale: whether there is a scale.
-      use_bias: whether there is a bias.
-      scale_init: of the scale.
-      axis_name: mapped axis over whose devices the batch's statistics are taken, or None.
-      cpu_kernels: whether to take a backward pass that is faster on CPUs.
-    """
-
-    dtype: jax.typing.DTypeLike = jnp.float32
-    relu: bool = False
-    use_scale: bool = True
-    use_bias: bool = True
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-    axis_name: str | None = "batch"
-    cpu_kernels: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises x [..., C] by the batch's statistics in training, else by the running ones."""
-        shape, param_dtype = (x.shape[-1],), at_least_float32(self.dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, param_dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, param_dtype)
-        scale, bias = jnp.ones(shape, param_dtype), jnp.zeros(shape, param_dtype)
-        if self.use_scale:
-            scale = self.param("scale", self.scale_init, shape, param_dtype)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape, param_dtype)
-        x = x.astype(self.dtype)
-        if not train:
-            mean, var = running_mean.value, running_var.value
-            return cpu.scale_and_shift(x, mean, var, scale, bias, self.relu)
-        # Initialisation runs on one device, outside of any mapped axis.
-        axis_name = None if self.is_initializing() else self.axis_name
-        batch_norm = cpu.batch_norm_closed_form if self.cpu_kernels else cpu.batch_norm
-        y, mean, var = batch_norm(x, scale, bias, self.relu, axis_name)
-        if not self.is_initializing():
-            for running, new in ((running_mean, mean), (running_var, var)):
-                running.value = BATCH_NORM_DECAY * running.value + (1 - BATCH_NORM_DECAY) * new
-        return y
 
 
 class BasicBlock(nn.Module):
@@ -81,8 +27,8 @@ class BasicBlock(nn.Module):
       features: output channels.
       stride: of the first convolution.
       conv: makes a convolution of (features, kernel size, stride, name).
-      norm: makes a batch normalisation.
-      last_scale_init: of the last normalisation's scale.
+      norm: makes a batch normalization.
+      last_scale_init: of the last normalization's scale.
     """
 
     features: int
@@ -140,7 +86,7 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, train
 
 
 class ResNet(nn.Module):
-    """Images to pooled representations.
+    """Images to representations.
 
     Attributes:
       stage_sizes: blocks in each stage; each stage after the first halves the side.
@@ -151,7 +97,6 @@ class ResNet(nn.Module):
       zero_init_residual: the last BN scale of each block starts at 0, so that blocks start as
         their shortcuts (Goyal et al., arXiv:1706.02677, 5.1).
       axis_name: mapped axis over whose devices training takes BN statistics, or None.
-      cpu_kernels: compute with `gsjax.models.cpu`; parameters and values are the same.
       remat: keep only the blocks' inputs for the backward pass of training, which computes the rest
         anew (Chen et al., arXiv:1604.06174); variables and values are the same.
     """
@@ -163,22 +108,21 @@ class ResNet(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     zero_init_residual: bool = True
     axis_name: str | None = "batch"
-    cpu_kernels: bool = False
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Encodes images [N, S, S, 3], normalised, as [N, F] in float32 or wider.
+    def __call__(self, images: jax.Array, train: bool) -> Outputs:
+        """Encodes normalized images [N, S, S, 3].
 
-        F is 8 * width for basic blocks and 32 * width for bottlenecks. With `train`, BN uses the
+        The pooled representation has F = 8 * width features with basic blocks and 32 * width with
+        bottlenecks, as many as the maps of the last stage. With `train`, BN uses the
         batch's statistics and updates the collection `batch_stats`, which must be mutable.
         """
-        conv = functools.partial(_conv, self.dtype, self.cpu_kernels)
+        conv = functools.partial(_conv, self.dtype)
         norm = functools.partial(
             BatchNorm,
             dtype=self.dtype,
             axis_name=self.axis_name,
-            cpu_kernels=self.cpu_kernels,
         )
         initializers = nn.initializers
         last_scale_init = initializers.zeros if self.zero_init_residual else initializers.ones
@@ -198,7 +142,8 @@ class ResNet(nn.Module):
                     last_scale_init=last_scale_init,
                     name=f"layer{i + 1}_{j}",
                 )(x, train)
-        return jnp.mean(x.astype(at_least_float32(x.dtype)), axis=(1, 2))
+        maps = x.astype(at_least_float32(x.dtype))
+        return Outputs(jnp.mean(maps, axis=(1, 2)), maps)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -206,9 +151,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
-def _conv(dtype, cpu_kernels, features, kernel_size, stride, name) -> nn.Conv:
-    # A 1x1 convolution's weight gradient is one matrix product, which XLA computes well itself.
-    fast = cpu_kernels and kernel_size > 1
+def _conv(dtype, features, kernel_size, stride, name) -> nn.Conv:
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
@@ -218,7 +161,8 @@ def _conv(dtype, cpu_kernels, features, kernel_size, stride, name) -> nn.Conv:
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
         kernel_init=_he_normal,
-        conv_general_dilated=cpu.conv_general_dilated if fast else None,
+        # That of a 1x1 convolution is one matrix product, which XLA computes well itself.
+        conv_general_dilated=convolution.conv_general_dilated if kernel_size > 1 else None,
         name=name,
     )
 
@@ -231,9 +175,7 @@ ARCHITECTURES: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottlene
 }
 
 
-def create_encoder(
-    settings: ml_collections.ConfigDict, cpu_kernels: bool, remat: bool = False
-) -> ResNet:
+def create(settings: ml_collections.ConfigDict, remat: bool = False) -> ResNet:
     """Builds the encoder of a `config.encoder` group; float64 needs `jax_enable_x64`."""
     stage_sizes, block = ARCHITECTURES[settings.name]
     return ResNet(
@@ -243,6 +185,5 @@ def create_encoder(
         stem=settings.stem,
         dtype=settings.dtype,
         zero_init_residual=settings.zero_init_residual,
-        cpu_kernels=cpu_kernels,
         remat=remat,
     )

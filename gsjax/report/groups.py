@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gsjax.config import defaults, settings
+from gsjax.methods import METHODS
 from gsjax.sweep.runs import Run
 
-_METHODS = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 # They leave the encoder as it is, but not what the kNN monitor measures on it.
 _OF_THE_MONITOR = ("data.labelled_split", "data.test_split", "knn.preset", "knn.k")
 _NOT_OF_THE_PROTOCOL = ("seed", "num_left_out")
@@ -45,14 +45,18 @@ class Group:
         At lambda = 0, where psi is 1, it is so too where the positive term weighs the same.
         """
         s = self.shaping
-        weight = s["similarity.scale"] if s["method"] == "simclr" else _UNGRADED_SCALE
+        weight = (
+            s["similarity.scale"]
+            if "similarity.scale" in METHODS[s["method"]].settings
+            else _UNGRADED_SCALE
+        )
         psi_is_1 = s["similarity.threshold"] == 0 and weight == _UNGRADED_SCALE
         return s["similarity.measure"] == "none" or psi_is_1
 
     @property
     def method(self) -> str:
-        """SimCLR or SimSiam, with or without graded similarity."""
-        return _METHODS[self.shaping["method"]]
+        """Its name, with or without graded similarity."""
+        return METHODS[self.shaping["method"]].label
 
     @property
     def epoch_steps(self) -> int:
@@ -73,7 +77,7 @@ def name_of(label: str, value: settings.Value | None) -> str:
 def label_of(config: Mapping[str, Any]) -> str:
     """Names a run by its method: SimCLR, SimCLR-GS, SimSiam-GS, IoU, ..."""
     flat = _flat(config)
-    name, measure = _METHODS[flat["method"]], flat["similarity.measure"]
+    name, measure = METHODS[flat["method"]].label, flat["similarity.measure"]
     if measure == "none":
         return name
     parts = [f"{name}-GS"]

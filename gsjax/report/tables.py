@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gsjax.config import settings
-from gsjax.config.defaults import LINEAR_LEARNING_RATES, SETTINGS
+from gsjax.config.defaults import SETTINGS
+from gsjax.methods import METHODS
 from gsjax.report import thesis
 from gsjax.report.collect import Study
 from gsjax.report.compare import (
@@ -207,7 +208,7 @@ def _changed(job: str, entry: Mapping[str, Any], method: str) -> list[str]:
         name: SETTINGS[f"{job}.{name}"].default for name in protocol if f"{job}.{name}" in SETTINGS
     }
     if job == "linear":
-        usual["learning_rate"] = LINEAR_LEARNING_RATES[method]
+        usual["learning_rate"] = METHODS[method].linear_learning_rate
     if protocol.get("protocol") == "thesis":  # of retrieval, at the size of the training
         usual.pop("image_size", None)
     return [

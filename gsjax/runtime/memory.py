@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
-import ml_collections
 
 from gsjax.errors import UserError
 
@@ -27,32 +26,3 @@ def told_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
             raise
         reason = rest.strip().split("\n")[0]
         raise UserError(f"out of device memory: {describe()} ({reason})") from error
-
-
-def of_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | None) -> str:
-    """Names the training step's size, and what makes it smaller without changing the recipe.
-
-    Args:
-      config: the whole configuration.
-      compiled: the step; None where it is not compiled, which leaves its memory out.
-    """
-    ways = [
-        "" if config.remat else "--config.remat=true (more time)",
-        f"more devices than {jax.device_count()}",
-        "" if config.encoder.dtype == "bfloat16" else "--config.encoder.dtype=bfloat16",
-    ]
-    kept = ", ".join(way for way in ways if way)
-    size = f"the step of batch_size={config.batch_size} needs {_needs(compiled)}"
-    return f"{size}; what keeps the recipe: {kept}; a smaller batch_size changes it"
-
-
-def _needs(compiled: jax.stages.Compiled | None) -> str:
-    found = compiled.memory_analysis() if compiled else None
-    if found is None:
-        return "more than a device has"
-    temporary, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
-    whole = temporary + arguments + found.output_size_in_bytes - found.alias_size_in_bytes
-    return (
-        f"{whole / 2**30:.1f} GiB on each device, {temporary / 2**30:.1f} of them for what it "
-        "computes in between"
-    )

@@ -96,21 +96,28 @@ def write(path: epath.Path, state: Any) -> None:
             ) from error
 
 
-def read(path: epath.Path, target: Any) -> Any:
-    """Returns the state in `checkpoints/<step>`.
+def read(path: epath.Path, target: Any, partial: bool = False) -> Any:
+    """Returns the state in `checkpoints/<step>`, or a part of it.
 
     Args:
       path: of the checkpoint.
-      target: the state's shapes, types and shardings.
+      target: shapes, types and shardings of the state; of a part, in nested dictionaries.
+      partial: whether the checkpoint may hold more.
 
     Raises:
       UserError: it is no checkpoint, one of another model, or cannot be read.
     """
     check_path(path)
-    _compare(path, _found(path), target)
-    with ocp.StandardCheckpointer() as checkpointer:
+    found = _found(path)
+    if partial:
+        wanted = _leaves(target)
+        found = {name: leaf for name, leaf in found.items() if name in wanted}
+    _compare(path, found, target)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    arguments = ocp.args.PyTreeRestore(target, restore_args, partial_restore=partial)
+    with ocp.PyTreeCheckpointer() as checkpointer:
         try:
-            return checkpointer.restore(_LiteralPath(path / "default"), target)
+            return checkpointer.restore(_LiteralPath(path / "default"), args=arguments)
         except Exception as error:  # Orbax raises that very class
             if parallel.is_lost_peer(error):
                 raise

@@ -1,10 +1,17 @@
 """LARS and SGD with their masks, and the learning rate schedule."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import jax
 import ml_collections
 import optax
 
 from gsjax import errors
+from gsjax.train import OPTIMIZERS
+
+Rate: TypeAlias = float | optax.Schedule
 
 
 def scaled_learning_rate(config: ml_collections.ConfigDict) -> float:
@@ -45,39 +52,43 @@ def create_schedule(
 
 
 def create_optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
+    config: ml_collections.ConfigDict,
+    schedule: optax.Schedule,
+    param_groups: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Builds the optimiser of parameters {"encoder": ..., "projector": ..., ["predictor": ...]}.
+    """Builds the optimizer that `optimizer.name` names.
 
-    LARS (google-research/simclr, lars_optimizer.py) decays and trust-scales weights of two or
-    more dimensions only; its momentum accumulates updates that contain the learning rate. SGD is
-    PyTorch's: every parameter decays, and the rate multiplies the momentum. With
-    `optimizer.fix_pred_lr` the predictor keeps the scaled learning rate (SimSiam,
-    arXiv:2011.10566, 4.2).
+    Args:
+      config: the whole configuration.
+      schedule: the learning rate per step.
+      param_groups: parameters -> a label for each, as `gsjax.methods.base.Method.param_groups`;
+        those labeled `constant` keep the scaled learning rate. None: all follow the schedule.
     """
-    if not config.optimizer.fix_pred_lr:
-        return _create(config.optimizer, schedule)
-    return optax.partition(
-        {
-            "scheduled": _create(config.optimizer, schedule),
-            "constant": _create(config.optimizer, scaled_learning_rate(config)),
-        },
-        lambda params: {
-            name: "constant" if name == "predictor" else "scheduled" for name in params
-        },
+    create = functools.partial(OPTIMIZERS[config.optimizer.name].load(), config.optimizer)
+    if param_groups is None:
+        return create(schedule)
+    groups = {"default": create(schedule), "constant": create(scaled_learning_rate(config))}
+    return optax.partition(groups, param_groups)
+
+
+def lars(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.GradientTransformation:
+    """LARS (google-research/simclr, lars_optimizer.py).
+
+    Decays and trust-scales weights of two or more dimensions only; its momentum accumulates updates
+    that contain the learning rate.
+    """
+    return optax.lars(
+        learning_rate,
+        weight_decay=settings.weight_decay,
+        weight_decay_mask=_is_weight,
+        trust_coefficient=settings.trust_coefficient,
+        trust_ratio_mask=_is_weight,
+        momentum=settings.momentum,
     )
 
 
-def _create(settings, learning_rate) -> optax.GradientTransformation:
-    if settings.name == "lars":
-        return optax.lars(
-            learning_rate,
-            weight_decay=settings.weight_decay,
-            weight_decay_mask=_is_weight,
-            trust_coefficient=settings.trust_coefficient,
-            trust_ratio_mask=_is_weight,
-            momentum=settings.momentum,
-        )
+def sgd(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.GradientTransformation:
+    """SGD as PyTorch's: every parameter decays, and the rate multiplies the momentum."""
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay),
         optax.sgd(learning_rate, momentum=settings.momentum),

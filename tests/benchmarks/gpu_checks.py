@@ -116,7 +116,7 @@ def compare_bits():
 def show_not_finite():
     program, state, batch, key, _ = small()
     before = jax.device_get(state)
-    batch["boxes"] = batch["boxes"] * np.nan
+    batch["global"] = batch["global"]._replace(boxes=batch["global"].boxes * np.nan)
     for number in (1, 2):
         state, values = program(state, batch, key)
         print(f"step {number}: loss {float(values['loss'])}, finite {bool(values['finite'])}")

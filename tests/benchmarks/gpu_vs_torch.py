@@ -40,6 +40,7 @@ def prepare(path, overrides, views, devices=None):
     """The training step of a config: the program, its state, batch and key, and the settings."""
     from gsjax import methods
     from gsjax.config import settings
+    from gsjax.crops import Crops
     from gsjax.runtime import parallel
     from gsjax.train import optimizers, step
 
@@ -47,15 +48,16 @@ def prepare(path, overrides, views, devices=None):
     settings.override(config, overrides | {"batch_size": str(len(views))})
     settings.check(config)
     mesh = parallel.create_mesh(config.batch_size, devices)
-    method = methods.create_method(config, mesh.devices.flat[0].platform)
+    method = methods.create_method(config)
     optimizer = optimizers.create_optimizer(config, lambda step: 0.3)
     init_key, key = step.keys(config)
-    state = step.create_state_fn(method, optimizer, mesh)(init_key)
+    state = step.create_state_fn(config, method, optimizer, mesh)(init_key)
     scale = np.float32(views.shape[2] / SIDE)
     boxes = np.float32([[10, 10, 200, 200], [50, 60, 150, 160]]) * scale
     boxes = np.tile(boxes, (len(views), 1, 1))
-    batch = parallel.shard({"views": views, "boxes": boxes}, mesh)
-    return step.create_train_step(config, method, optimizer, mesh), state, batch, key, config
+    batch = parallel.shard({"global": Crops(views, boxes)}, mesh)
+    program = step.create_train_step(config, method, optimizer, mesh, 1000, 100)
+    return program, state, batch, key, config
 
 
 def gsjax_steps(views, plain, calls):

@@ -10,14 +10,17 @@ and set OMP_WAIT_POLICY=PASSIVE, without which PyTorch's threads burn CPU while 
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -39,31 +42,31 @@ WEIGHT_DECAY = 1e-6
 TRUST_COEFFICIENT = 0.001
 
 
-def gsjax_step(views, width, cpu_kernels):
+def gsjax_step(views, width, fast):
     """Returns a function without arguments that trains one step and returns its loss."""
     config = defaults.get_config()
-    config.batch_size = views.shape[1]
+    config.batch_size = len(views)
     config.encoder.width = width
     config.similarity.measure = "none"
-    # The platform only decides on the kernels.
-    method = methods.create_method(config, "cpu" if cpu_kernels else "other")
+    method = methods.create_method(config)
     optimizer = optimizers.create_optimizer(config, lambda step: LEARNING_RATE)
 
-    def step(params, batch_stats, opt_state, views):
-        boxes = jnp.zeros((views.shape[1], 2, 4))
+    def step(params, extra, opt_state, views):
+        boxes = {"global": jnp.zeros((len(views), 2, 4))}
         gradient = jax.value_and_grad(method.loss, has_aux=True)
-        (loss, (batch_stats, _)), grads = gradient(params, batch_stats, views, boxes)
-        updates, opt_state = optimizer.update(
-            jax.lax.pmean(grads, parallel.AXIS), opt_state, params
-        )
-        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
+        (loss, (extra, _)), grads = gradient(params, extra, {"global": views}, boxes, None, None)
+        updates, opt_state = optimizer.update(lax.pmean(grads, parallel.AXIS), opt_state, params)
+        return optax.apply_updates(params, updates), extra, opt_state, loss
 
     mesh = Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,), axis_types=(AxisType.Auto,))
-    specs = (P(), P(), P(), P(None, parallel.AXIS))
+    specs = (P(), P(), P(), P(parallel.AXIS))
     step = parallel.data_parallel(step, mesh, in_specs=specs, out_specs=P(), donate=(0, 1, 2))
-    params, batch_stats = method.init(jax.random.key(0))
-    state = (params, batch_stats, optimizer.init(params))
+    params, extra = method.init(jax.random.key(0), views.shape[2])
+    state = (params, extra, optimizer.init(params))
     views = jnp.asarray(views)
+    plain = mock.patch.object(lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+    with contextlib.nullcontext() if fast else plain:
+        step = step.lower(*state, views).compile()
 
     def run():
         nonlocal state
@@ -114,7 +117,7 @@ def torch_step(views, width):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(module, Block):
             nn.init.zeros_(module.bn2.weight)
-    images = torch.from_numpy(np.concatenate(views).transpose(0, 3, 1, 2).copy())
+    images = torch.from_numpy(np.concatenate(views.swapaxes(0, 1)).transpose(0, 3, 1, 2).copy())
     images = images.to(memory_format=torch.channels_last)
     params = list(model.parameters())
     momenta = [torch.zeros_like(p) for p in params]
@@ -147,10 +150,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    views = rng.normal(size=(2, options.batch_size, 32, 32, 3)).astype(np.float32)
+    views = rng.normal(size=(options.batch_size, 2, 32, 32, 3)).astype(np.float32)
     steps = {
-        "gsjax": gsjax_step(views, options.width, cpu_kernels=True),
-        "gsjax, plain": gsjax_step(views, options.width, cpu_kernels=False),
+        "gsjax": gsjax_step(views, options.width, fast=True),
+        "gsjax, plain": gsjax_step(views, options.width, fast=False),
         "PyTorch": torch_step(views, options.width),
     }
     for name, step in steps.items():

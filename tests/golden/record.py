@@ -17,7 +17,9 @@ import tempfile
 import numpy as np
 from absl import logging
 
-from gsjax import jobs, parallel, settings
+from gsjax import jobs
+from gsjax.config import settings
+from gsjax.runtime import parallel
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = {
@@ -101,7 +103,7 @@ def scores(data):
         evaluated = settings.of_evaluation(folder, None, {"features.split": "test"})
         jobs.JOBS["features"].load()(settings.check(evaluated), folder)
         (file,) = (workdir / "features").glob("*.npz")
-        found["features"] = np.load(file)["features"].astype(float).mean(axis=0).tolist()
+        found["features"] = np.load(file)["feature"].astype(float).mean(axis=0).tolist()
     return found
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax.models import cpu
+from gsjax.models import convolution, norm
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
@@ -39,10 +39,10 @@ def test_convolution(shape, kernel, stride, padding, dtype):
         x = jnp.asarray(rng.normal(size=shape), dtype)
         w = jnp.asarray(rng.normal(size=kernel), dtype)
         results = []
-        for conv in (cpu.conv_general_dilated, lax.conv_general_dilated):
+        for conv in (convolution.conv_general_dilated, lax.conv_general_dilated):
 
             def loss(x, w, conv=conv):
-                y = conv(x, w, (stride, stride), padding, dimension_numbers=cpu.DIMENSIONS)
+                y = conv(x, w, (stride, stride), padding, dimension_numbers=convolution.DIMENSIONS)
                 return jnp.sum(jnp.sin(y)), y
 
             results.append(jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, w))
@@ -55,7 +55,9 @@ def test_convolution_takes_the_fast_way():
     def primitives(stride):
         def loss(w):
             strides, padding = (stride, stride), ((1, 1), (1, 1))
-            return jnp.sum(cpu.conv_general_dilated(jnp.ones((2, 16, 16, 3)), w, strides, padding))
+            return jnp.sum(
+                convolution.conv_general_dilated(jnp.ones((2, 16, 16, 3)), w, strides, padding)
+            )
 
         return str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((3, 3, 3, 4))))
 
@@ -67,7 +69,7 @@ def test_convolution_refuses_what_it_does_not_do():
     x, w = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 1, 2))
     for option in ({"feature_group_count": 2}, {"rhs_dilation": (2, 2)}, {"lhs_dilation": (1, 2)}):
         with pytest.raises(NotImplementedError, match="neither dilations nor feature groups"):
-            cpu.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)), **option)
+            convolution.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)), **option)
 
 
 def batch_norm_inputs(shape, dtype):
@@ -89,7 +91,7 @@ def test_batch_norm_closed_form(shape, relu, dtype):
     with jax.enable_x64(dtype == "float64"):
         *inputs, weight = batch_norm_inputs(shape, dtype)
         results = []
-        for batch_norm in (cpu.batch_norm_closed_form, cpu.batch_norm):
+        for batch_norm in (norm.batch_norm_closed_form, norm.batch_norm):
 
             def loss(*inputs, batch_norm=batch_norm):
                 y, mean, variance = batch_norm(*inputs, relu, None)
@@ -117,8 +119,8 @@ def test_batch_norm_over_four_devices(relu):
             # The mean over devices is the loss, so one device's x weighs a quarter.
             return (grads[0] / 4, *lax.pmean(grads[1:], axis_name)), statistics
 
-        expected = gradients(cpu.batch_norm, None, x, scale, bias, weight)
-        for batch_norm in (cpu.batch_norm, cpu.batch_norm_closed_form):
+        expected = gradients(norm.batch_norm, None, x, scale, bias, weight)
+        for batch_norm in (norm.batch_norm, norm.batch_norm_closed_form):
             mapped = jax.shard_map(
                 functools.partial(gradients, batch_norm, "batch"),
                 mesh=mesh,
@@ -132,7 +134,7 @@ def test_batch_norm_over_four_devices(relu):
 def test_batch_norm_keeps_the_variance_of_distant_values():
     """E[x^2] - E[x]^2 would lose it in float32."""
     x = 3000 + np.random.default_rng(2).normal(size=(64, 3)).astype(np.float32)
-    _, mean, variance = cpu.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), False, None)
+    _, mean, variance = norm.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), False, None)
     np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(variance, x.var(0, dtype=np.float64), rtol=1e-4)
 
@@ -140,12 +142,12 @@ def test_batch_norm_keeps_the_variance_of_distant_values():
 def test_batch_norm_in_bfloat16_computes_in_float32():
     *inputs, _ = batch_norm_inputs((32, 4), "float32")
     x = inputs[0].astype(jnp.bfloat16)
-    y, mean, variance = cpu.batch_norm(x, *inputs[1:], False, None)
+    y, mean, variance = norm.batch_norm(x, *inputs[1:], False, None)
     wide = np.asarray(x, np.float64)
     assert y.dtype == jnp.bfloat16
     assert mean.dtype == variance.dtype == jnp.float32
     np.testing.assert_allclose(variance, wide.var(0), rtol=1e-6)
     gradient = jax.grad(
-        lambda x: jnp.sum(cpu.batch_norm_closed_form(x, *inputs[1:], True, None)[0])
+        lambda x: jnp.sum(norm.batch_norm_closed_form(x, *inputs[1:], True, None)[0])
     )
     assert gradient(x).dtype == jnp.bfloat16

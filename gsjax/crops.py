@@ -1,0 +1,17 @@
+"""The layout of views: crops of a batch of images, one group for each size."""
+
+from typing import Any, NamedTuple
+
+
+class Crops(NamedTuple):
+    """V views of one size of each of B images, as NumPy or JAX arrays.
+
+    A batch holds {"global": Crops}, and with multi-crop {"local": Crops} of a smaller size.
+
+    Attributes:
+      images: uint8 [B, V, S, S, 3].
+      boxes: float32 [B, V, 4]: top, left, height, width in pixels of the original image.
+    """
+
+    images: Any
+    boxes: Any

@@ -1,0 +1,138 @@
+"""An encoder on the devices, and the representations that it gives."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+import gsjax
+from gsjax.data.source import Source
+from gsjax.data.transforms import Transform
+from gsjax.errors import UserError
+from gsjax.evaluate import store
+from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
+from gsjax.runtime import metrics, parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A network, its variables, and how it takes pictures.
+
+    Attributes:
+      module: images [N, S, S, 3] -> `gsjax.models.outputs.Outputs`.
+      variables: its parameters and statistics, on every device.
+      normalization: mean, standard deviation and type of its pixels.
+      mesh: the devices.
+      settings: that the module was built with.
+      batch_size: images encoded at once, over all devices.
+      label: what progress lines say.
+      folder: keeps representations for the next job, or None.
+      check: called between batches; what it raises ends an extraction.
+    """
+
+    module: nn.Module
+    variables: Any
+    normalization: tuple[tuple, tuple, Any]
+    mesh: Mesh
+    settings: Mapping[str, Any]
+    batch_size: int
+    label: str = "features"
+    folder: epath.Path | None = None
+    check: Callable[[], None] = lambda: None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the variables."""
+        return store.digest(self.variables)
+
+    @functools.cached_property
+    def encode_fn(self) -> EncodeFn:
+        """(variables, images uint8 [B, H, W, 3]) -> representations [B, F]."""
+        return create_encode_fn(self.module, *self.normalization, self.mesh)
+
+    def with_variables(self, variables: Any, check: Callable[[], None]) -> "Encoder":
+        """Returns the same encoder with other variables; its compiled program stays."""
+        other = dataclasses.replace(self, variables=variables, check=check)
+        other.__dict__["encode_fn"] = self.encode_fn
+        return other
+
+    def features(
+        self,
+        source: Source,
+        transform: Transform,
+        indices: np.ndarray | None = None,
+        shapes: Sequence | None = None,
+        need_all: bool = False,
+    ) -> Features:
+        """Encodes pictures, or takes their features from an earlier job of the same encoder.
+
+        Args:
+          source: the pictures.
+          transform: of each.
+          indices: ascending int64 [n], the pictures to take; None for all (as with `shapes`).
+          shapes: where the transform gives several, something for each picture that is equal only
+            where the shapes are.
+          need_all: whether a picture that cannot be decoded is an error.
+        """
+        key = self._key(source, transform, indices) if self.folder else ""
+        kept = store.load(self.folder, key) if self.folder else None
+        if parallel.everywhere(kept is not None) and kept is not None:
+            metrics.say(f"features of {source.name} are taken from an earlier job")
+            return report(source, kept, need_all)
+        if shapes is None:
+            rows = self._extract(source, transform, self.batch_size, indices)
+        else:
+            rows = self._extract_by_shape(source, transform, shapes)
+        report(source, rows, need_all)
+        if self.folder:
+            store.save(self.folder, key, rows)
+        return rows
+
+    def _key(self, source: Source, transform: Transform, indices: np.ndarray | None) -> str:
+        return store.key_of(
+            gsjax=gsjax.__version__,
+            encoder=self.digest,
+            model=dict(self.settings),
+            normalization=self.normalization,
+            source=source.name,
+            files=store.digest(np.array(source.files(), dtype=str)),
+            labelled=source.labelled,
+            transform=repr(transform),
+            indices="all" if indices is None else store.digest(indices),
+        )
+
+    def _extract(self, source, transform, batch_size, indices) -> Features:
+        return extract(
+            self.encode_fn,
+            self.variables,
+            source,
+            transform,
+            batch_size,
+            self.mesh,
+            f"{self.label} of {source.dataset}",
+            indices,
+            self.check,
+        )
+
+    def _extract_by_shape(self, source, transform, shapes) -> Features:
+        """One program for each shape of a picture, one picture on a device at a time."""
+        if jax.process_count() > 1:  # a host without a picture would not know the shape
+            raise UserError("pictures of various shapes are encoded by one process alone")
+        groups: dict[Any, list[int]] = {}
+        for index, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(index)
+        progress = metrics.Progress(f"{self.label} of {source.dataset}", len(shapes), inner=True)
+        parts = []
+        for indices in groups.values():
+            parts.append(self._extract(source, transform, 1, np.array(indices)))
+            progress.update(sum(len(part.indices) for part in parts))
+        progress.close()
+        rows = Features(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+        order = np.argsort(rows.indices)
+        return Features(*(column[order] for column in rows))

@@ -1,0 +1,80 @@
+"""The table of pre-training methods. Importing it loads no method, nor JAX.
+
+A method is one file with `create(encoder, config) -> gsjax.methods.base.Method`, and a row here.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from gsjax.config.schema import Row, shapes
+from gsjax.models import create_encoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodRow(Row):
+    """A method.
+
+    Attributes:
+      label: its name in reports.
+      linear_learning_rate: of the linear evaluation, per 256 images, where none is set.
+    """
+
+    label: str
+    linear_learning_rate: float
+
+
+_SCALE = shapes(1.0, "of the positive term of eq. 10; 0.5 meets NT-Xent at psi = 1", low=1e-6)
+_TEMPERATURE = shapes(0.5, "tau of NT-Xent", low=1e-6)
+_SIAMESE = shapes(
+    "mse",
+    "SimSiam without graded similarity: mse (eq. 3) or cosine (half of it)",
+    choices=("mse", "cosine"),
+)
+_PREDICTOR = shapes(512, "width between its two layers; SimSiam only", low=1, high=2**16)
+_FIX_PRED_LR = shapes(False, "SimSiam: the predictor's learning rate does not decay")
+
+
+def _check_simsiam(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.similarity.scale != 1:
+        yield (
+            f"similarity.scale is {config.similarity.scale:g}; SimSiam has no such scale "
+            "(eq. 3 and eq. 8 agree at psi = 1), leave it at 1"
+        )
+    if not config.projector.last_bn:
+        yield "projector.last_bn is false; SimSiam collapses without it, set it to true"
+    if config.loss.siamese == "cosine" and config.similarity.measure != "none":
+        yield (
+            "loss.siamese is cosine; graded similarity regresses a distance (eq. 8), "
+            "so cosine needs similarity.measure=none"
+        )
+
+
+METHODS: dict[str, MethodRow] = {
+    "simclr": MethodRow(
+        "gsjax.methods.simclr",
+        "contrast the views of an image with those of all others (Chen et al. 2020)",
+        {"similarity.scale": _SCALE, "loss.temperature": _TEMPERATURE},
+        label="SimCLR",
+        linear_learning_rate=0.1,  # thesis 5.1
+    ),
+    "simsiam": MethodRow(
+        "gsjax.methods.simsiam",
+        "predict one view's embedding from the other's (Chen and He 2021)",
+        {
+            "loss.siamese": _SIAMESE,
+            "predictor.hidden_dim": _PREDICTOR,
+            "optimizer.fix_pred_lr": _FIX_PRED_LR,
+        },
+        _check_simsiam,
+        label="SimSiam",
+        linear_learning_rate=30.0,  # thesis 5.1
+    ),
+}
+
+
+def create_method(config: ml_collections.ConfigDict) -> Any:
+    """Builds the `gsjax.methods.base.Method` that `config.method` names, with its encoder."""
+    return METHODS[config.method].load()(create_encoder(config), config)

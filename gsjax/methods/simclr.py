@@ -1,0 +1,45 @@
+"""SimCLR (Chen et al., arXiv:2002.05709), and with graded similarity (thesis, section 4)."""
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from gsjax import losses
+from gsjax.methods import base
+from gsjax.runtime.parallel import AXIS
+
+
+class SimCLR(base.Method):
+    """Encoder and projector, with the loss of eq. 9 or, graded, eq. 10 of the thesis."""
+
+    def loss(self, params, extra, views, boxes, keys, progress):
+        """As `Method.loss`; all views share a pass and its batch statistics."""
+        del keys, progress
+        images = views["global"].swapaxes(0, 1)  # [V, B, S, S, 3]
+        num_views, num_images = images.shape[:2]
+        (_, z), batch_stats = self.forward(
+            params, extra["batch_stats"], images.reshape(-1, *images.shape[2:])
+        )
+        z = z.reshape(num_views, num_images, -1).swapaxes(0, 1)
+        psi, settings = self.psi(boxes), self.config
+        loss = losses.contrastive(
+            z,
+            z,
+            psi if self.is_graded else None,
+            settings.loss.temperature,
+            settings.similarity.scale,
+            axis_name=AXIS,
+        )
+        return loss, ({"batch_stats": batch_stats}, base.metrics(z, psi))
+
+    def embed(self, params, extra, images: jax.Array):
+        """As `Method.embed`: (z, z)."""
+        (_, z), _ = self.forward(params, extra["batch_stats"], images, train=False)
+        return z, z
+
+
+def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> SimCLR:
+    """Builds SimCLR."""
+    # google-research/simclr scales the normalized embedding.
+    projector = base.create_projector(config, last_bn_scale=True)
+    return SimCLR({"encoder": encoder, "projector": projector}, config)

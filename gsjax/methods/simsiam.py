@@ -1,0 +1,51 @@
+"""SimSiam (Chen and He, arXiv:2011.10566), and with graded similarity (thesis, section 4)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from gsjax import losses
+from gsjax.methods import base
+from gsjax.models.heads import Predictor
+
+
+class SimSiam(base.Method):
+    """Encoder, projector and predictor, with the loss of eq. 3 or, graded, eq. 8 of the thesis."""
+
+    distance = "|p_i - z_j|"
+
+    def loss(self, params, extra, views, boxes, keys, progress):
+        """As `Method.loss`; each view has a pass of its own and its own batch statistics."""
+        del keys, progress
+        batch_stats, embeddings, predictions = extra["batch_stats"], [], []
+        for view in range(views["global"].shape[1]):
+            (_, z, p), batch_stats = self.forward(params, batch_stats, views["global"][:, view])
+            embeddings.append(z)
+            predictions.append(p)
+        z, p = jnp.stack(embeddings, axis=1), jnp.stack(predictions, axis=1)
+        psi = self.psi(boxes)
+        loss = losses.siamese(p, z, psi if self.is_graded else None, self.config.loss.siamese)
+        return loss, ({"batch_stats": batch_stats}, base.metrics(z, psi))
+
+    def param_groups(self, params):
+        """As `Method.param_groups`: the predictor's rate may be constant (SimSiam, 4.2)."""
+        groups = super().param_groups(params)
+        if self.config.optimizer.fix_pred_lr:
+            groups["predictor"] = jax.tree.map(lambda _: "constant", params["predictor"])
+        return groups
+
+    def embed(self, params, extra, images: jax.Array):
+        """As `Method.embed`: a prediction p and an embedding z."""
+        (_, z, p), _ = self.forward(params, extra["batch_stats"], images, train=False)
+        return p, z
+
+
+def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> SimSiam:
+    """Builds SimSiam."""
+    # facebookresearch/simsiam does not scale the normalized embedding.
+    projector = base.create_projector(config, last_bn_scale=False)
+    predictor = Predictor(
+        config.predictor.hidden_dim, config.projector.out_dim, dtype=config.encoder.dtype
+    )
+    return SimSiam({"encoder": encoder, "projector": projector, "predictor": predictor}, config)
