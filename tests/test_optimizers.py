@@ -139,3 +139,12 @@ def test_optimizer_against_numpy(name, update, fix_pred_lr):
         actual = run(optimizer, params, gradients)
         reference = expected(params, gradients, update, 0.3 if fix_pred_lr else None)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), actual, reference)
+
+
+def test_golden_bias_update():
+    """With optax's default masks it would be -0.001."""
+    config = make_config(optimizer__weight_decay=0.0)
+    optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
+    params = {"encoder": {"bias": jnp.ones(3)}}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["encoder"]["bias"], -1.0)
