@@ -2,8 +2,8 @@
 
     python -m gsjax.main --config configs/simclr_stl10.py
 
-The thesis reports 87.98 % top-1 in linear evaluation. Pre-training takes the 100,000 unlabelled and
-the 5,000 training images; the monitor's labelled images are the training images.
+The thesis reports 87.98 % top-1 in linear evaluation. Pre-training takes the 100,000 unlabeled and
+the 5,000 training images; the monitor's labeled images are the training images.
 """
 
 import simclr_cifar10

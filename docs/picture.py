@@ -25,11 +25,11 @@ def main():
     whole, one, other, line = figure.subplots(1, 4, width_ratios=(1, 0.8, 0.8, 1.3))
     whole.imshow(photograph)
     whole.set_title("two crops of a picture", fontsize=10)
-    for name, axes, box, colour in zip("ij", (one, other), BOXES, COLOURS, strict=True):
+    for name, axes, box, color in zip("ij", (one, other), BOXES, COLOURS, strict=True):
         top, left, height, width = box.astype(int)
-        whole.add_patch(Rectangle((left, top), width, height, fill=False, color=colour, lw=3))
+        whole.add_patch(Rectangle((left, top), width, height, fill=False, color=color, lw=3))
         axes.imshow(photograph[top : top + height, left : left + width])
-        axes.set_title(f"view {name}", color=colour, fontsize=10)
+        axes.set_title(f"view {name}", color=color, fontsize=10)
     for axes in (whole, one, other):
         axes.set_xticks([])
         axes.set_yticks([])
@@ -37,15 +37,15 @@ def main():
     target = 1 - np.asarray(similarity.graded(overlap, THRESHOLD))
     line.plot(overlap, target, color="#444444", label="graded similarity: 1 - psi")
     line.axhline(0, color="#444444", linestyle="--", label="SimCLR, SimSiam: 0")
-    for name, at, value, colour in zip(("i to j", "j to i"), ioa, psi, COLOURS, strict=True):
-        line.scatter([at], [1 - value], color=colour, zorder=3, clip_on=False)
+    for name, at, value, color in zip(("i to j", "j to i"), ioa, psi, COLOURS, strict=True):
+        line.scatter([at], [1 - value], color=color, zorder=3, clip_on=False)
         text = f"{name}: IoA {at:.2f}, psi {value:.2f}"
         line.annotate(
             text,
             (at, 1 - value),
             (-4, 12),
             textcoords="offset points",
-            color=colour,
+            color=color,
             fontsize=8,
             ha="right" if at > 0.6 else "left",
         )

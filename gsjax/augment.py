@@ -1,4 +1,4 @@
-"""Augmentation of uint8 views on the device: flip, colour jitter, grey, blur, normalisation.
+"""Augmentation of uint8 views on the device: flip, color jitter, gray, blur, normalization.
 
 The semantics are torchvision's (ColorJitter, RandomGrayscale, GaussianBlur on float tensors).
 What happens to an image depends on its key alone, not on its batch or its device.
@@ -22,9 +22,9 @@ def augment(
     std: tuple[float, float, float],
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Augments and normalises views, each with its own key (SimCLR, appendix A).
+    """Augments and normalizes views, each with its own key (SimCLR, appendix A).
 
-    In this order: horizontal flip, colour jitter, grey, Gaussian blur, normalisation. What has
+    In this order: horizontal flip, color jitter, gray, Gaussian blur, normalization. What has
     probability or strength 0 costs nothing.
 
     Args:
@@ -36,13 +36,13 @@ def augment(
       dtype: of the result; pixels are computed in at least float32.
 
     Returns:
-      [N, S, S, 3] normalised views of `dtype`.
+      [N, S, S, 3] normalized views of `dtype`.
     """
     views = jax.vmap(functools.partial(_augment_one, settings))(keys, _unit(images, dtype))
-    return _standardise(views, mean, std, dtype)
+    return _standardize(views, mean, std, dtype)
 
 
-def normalise(
+def normalize(
     images: jax.Array,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -59,7 +59,7 @@ def normalise(
     Returns:
       [..., 3] of `dtype`.
     """
-    return _standardise(_unit(images, dtype), mean, std, dtype)
+    return _standardize(_unit(images, dtype), mean, std, dtype)
 
 
 def adjust_brightness(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
@@ -68,19 +68,19 @@ def adjust_brightness(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Arr
 
 
 def adjust_contrast(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
-    """Blends [S, S, 3] RGB in [0, 1] with its mean grey and clips (torchvision adjust_contrast).
+    """Blends [S, S, 3] RGB in [0, 1] with its mean gray and clips (torchvision adjust_contrast).
 
-    Factor 0 gives the mean grey, 1 the image; above 1 the contrast grows.
+    Factor 0 gives the mean gray, 1 the image; above 1 the contrast grows.
     """
-    return jnp.clip(_blend(image, jnp.mean(to_grey(image)), factor), 0, 1)
+    return jnp.clip(_blend(image, jnp.mean(to_gray(image)), factor), 0, 1)
 
 
 def adjust_saturation(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
-    """Blends [S, S, 3] RGB in [0, 1] with its grey image and clips (torchvision).
+    """Blends [S, S, 3] RGB in [0, 1] with its gray image and clips (torchvision).
 
-    Factor 0 gives the grey image, 1 the image; above 1 the saturation grows.
+    Factor 0 gives the gray image, 1 the image; above 1 the saturation grows.
     """
-    return jnp.clip(_blend(image, to_grey(image), factor), 0, 1)
+    return jnp.clip(_blend(image, to_gray(image), factor), 0, 1)
 
 
 def adjust_hue(image: jax.Array, shift: jax.typing.ArrayLike) -> jax.Array:
@@ -96,18 +96,18 @@ def adjust_hue(image: jax.Array, shift: jax.typing.ArrayLike) -> jax.Array:
     return jnp.stack([jnp.clip(x, 0, 1) for x in _turn_hue(_planes(image), shift)], axis=-1)
 
 
-def to_grey(image: jax.Array) -> jax.Array:
+def to_gray(image: jax.Array) -> jax.Array:
     """Returns the luma 0.2989 R + 0.587 G + 0.114 B of [..., 3] as [..., 1] (torchvision)."""
     return _luma(_planes(image))[..., None]
 
 
 def jitter_order(key: jax.Array, num: int = len(JITTERS)) -> jax.Array:
-    """Draws the order of the colour changes: a uniform permutation [num] of 0 ... num - 1."""
+    """Draws the order of the color changes: a uniform permutation [num] of 0 ... num - 1."""
     return jax.random.permutation(key, num)
 
 
 def jitter(image: jax.Array, amounts: dict[str, jax.Array], order: jax.Array) -> jax.Array:
-    """Applies colour changes one after another, clipping to [0, 1] after each.
+    """Applies color changes one after another, clipping to [0, 1] after each.
 
     Args:
       image: [S, S, 3] in [0, 1].
@@ -126,12 +126,12 @@ def jitter(image: jax.Array, amounts: dict[str, jax.Array], order: jax.Array) ->
         amount = values[chosen]
         # Under vmap each image is at another change, so all are computed. Three of them are one
         # blend with different bases, which leaves two things to compute instead of four.
-        grey = _luma(planes)
-        base = jnp.zeros_like(grey)
+        gray = _luma(planes)
+        base = jnp.zeros_like(gray)
         if "contrast" in index:
-            base = jnp.where(chosen == index["contrast"], jnp.mean(grey), base)
+            base = jnp.where(chosen == index["contrast"], jnp.mean(gray), base)
         if "saturation" in index:
-            base = jnp.where(chosen == index["saturation"], grey, base)
+            base = jnp.where(chosen == index["saturation"], gray, base)
         blended = [_blend(plane, base, amount) for plane in planes]
         if "hue" in index:
             turned = _turn_hue(planes, amount)
@@ -178,7 +178,7 @@ def _augment_one(settings, key: jax.Array, image: jax.Array) -> jax.Array:
     # Always nine draws of which each has its place: switching one part off leaves the others as
     # they were. In float32 for every dtype, so that float64 sees the same views.
     draws = jax.random.uniform(draw_key, (9,), jnp.float32).astype(image.dtype)
-    flip, jittered, brightness, contrast, saturation, hue, grey, blurred, sigma = draws
+    flip, jittered, brightness, contrast, saturation, hue, gray, blurred, sigma = draws
 
     if settings.flip > 0:
         image = jnp.where(flip < settings.flip, image[:, ::-1], image)
@@ -194,8 +194,8 @@ def _augment_one(settings, key: jax.Array, image: jax.Array) -> jax.Array:
     if settings.jitter > 0 and amounts:
         order = jitter_order(order_key, len(amounts))
         image = jnp.where(jittered < settings.jitter, jitter(image, amounts, order), image)
-    if settings.grey > 0:
-        image = jnp.where(grey < settings.grey, to_grey(image), image)
+    if settings.gray > 0:
+        image = jnp.where(gray < settings.gray, to_gray(image), image)
     if settings.blur > 0:
         width = _between(sigma, settings.min_sigma, settings.max_sigma)
         soft = gaussian_blur(image, width, kernel_size(image.shape[0]))
@@ -235,7 +235,7 @@ def _turn_hue(planes: list[jax.Array], shift) -> list[jax.Array]:
     sector = jnp.where(value == red, 0.0, jnp.where(value == green, 2.0, 4.0))
     hue = sector + difference / jnp.where(chroma > 0, chroma, 1) + 6 * shift
     hue -= 6 * jnp.floor(hue / 6)  # `%` costs many times more on a CPU
-    # Back to RGB without branches: every channel is a trapezium over the hue.
+    # Back to RGB without branches: every channel is a trapezoid over the hue.
     dips = [2 - abs(hue - 3), abs(hue - 2) - 1, abs(hue - 4) - 1]
     return [value - chroma * jnp.clip(dip, 0, 1) for dip in dips]
 
@@ -244,7 +244,7 @@ def _unit(images: jax.Array, dtype) -> jax.Array:
     return images.astype(jnp.promote_types(dtype, jnp.float32)) / 255
 
 
-def _standardise(images: jax.Array, mean, std, dtype) -> jax.Array:
+def _standardize(images: jax.Array, mean, std, dtype) -> jax.Array:
     shape = (1,) * (images.ndim - 1) + (3,)
     mean, std = (jnp.asarray(values, images.dtype).reshape(shape) for values in (mean, std))
     return ((images - mean) / std).astype(dtype)

@@ -46,12 +46,12 @@ JOBS: dict[str, Job] = {
         function="pretrain",
         configured_by="file",
     ),
-    "knn": Job("gsjax.evaluate.knn", "classify by nearest neighbours"),
+    "knn": Job("gsjax.evaluate.knn", "classify by nearest neighbors"),
     "linear": Job(
         "gsjax.evaluate.linear",
         "train a linear classifier on the frozen encoder",
         {
-            "linear.num_epochs": free(90, "over data.labelled_split", low=1),
+            "linear.num_epochs": free(90, "over data.labeled_split", low=1),
             "linear.batch_size": free(256, "over all devices and hosts", low=1),
             "linear.learning_rate": free(0.0, f"per 256 images; 0 for the method's own: {_RATES}"),
             "linear.momentum": free(0.9, "Nesterov's", high=0.9999),
@@ -105,12 +105,12 @@ JOBS: dict[str, Job] = {
     ),
     "diagnostics": Job(
         "gsjax.evaluate.diagnostics",
-        "distances of views by overlap, nearest neighbours, map",
+        "distances of views by overlap, nearest neighbors, map",
         {
             "diagnostics.num_images": free(
                 2000, "pictures of data.test_split that are measured and mapped", low=2
             ),
-            "diagnostics.neighbours": free(6, "of them whose nearest neighbours are drawn"),
+            "diagnostics.neighbors": free(6, "of them whose nearest neighbors are drawn"),
         },
     ),
     "features": Job(

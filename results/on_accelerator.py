@@ -47,7 +47,7 @@ def pack(folder):
     folder.mkdir(parents=True, exist_ok=True)
     config = plans.load(SMALL_STUDY, {}).members[0].config
     for split in ("train", "test"):
-        source = sources.open_source(config.data, split, labelled=True)
+        source = sources.open_source(config.data, split, labeled=True)
         rows = tf.data.Dataset.range(source.num_examples).map(source.read).as_numpy_iterator()
         pictures, labels = zip(*rows, strict=True)
         (folder / f"{split}.bin").write_bytes(b"".join(pictures))
@@ -104,7 +104,7 @@ def crops(images, boxes):
     images uint8 [N, S, S, 3], boxes uint8 [N, 4] (top, left, height, width) -> uint8 like images.
     """
 
-    def neighbours(start, length):
+    def neighbors(start, length):
         scale = length.astype(np.float32) / np.float32(SIDE)
         place = (np.arange(SIDE, dtype=np.float32) + np.float32(0.5)) * scale[:, None]
         place -= np.float32(0.5)
@@ -115,8 +115,8 @@ def crops(images, boxes):
         return first + start[:, None], second + start[:, None], share
 
     top, left, height, width = boxes.astype(int).T
-    upper, lower, down = neighbours(top, height)
-    west, east, right = neighbours(left, width)
+    upper, lower, down = neighbors(top, height)
+    west, east, right = neighbors(left, width)
     n = np.arange(len(images))[:, None, None]
 
     def row(rows):
@@ -207,10 +207,10 @@ class KNN:
         pixels = step.pixels(config)
         self._encode = jax.jit(
             lambda variables, x: (
-                encoder.apply(variables, augment.normalise(x, *pixels), train=False).pooled
+                encoder.apply(variables, augment.normalize(x, *pixels), train=False).pooled
             )
         )
-        self._raw = jax.jit(lambda _, x: augment.normalise(x, *pixels).reshape(len(x), -1))
+        self._raw = jax.jit(lambda _, x: augment.normalize(x, *pixels).reshape(len(x), -1))
 
     def _accuracy(self, encode, variables):
         from gsjax.evaluate import nearest
@@ -312,7 +312,7 @@ def train(folder, out, path, label, value=None):
 def unpack(folder, out, workdir, path):
     """Makes work directories of what came back.
 
-    Their checkpoints have the optimiser's state of step 0: they are for evaluations, not for
+    Their checkpoints have the optimizer's state of step 0: they are for evaluations, not for
     further training.
     """
     import jax

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-# Compiling takes most of the tests' time; without LLVM's optimisation it is less than half.
+# Compiling takes most of the tests' time; without LLVM's optimization it is less than half.
 FAST_COMPILATION = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4", FAST_COMPILATION]

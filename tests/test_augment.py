@@ -21,7 +21,7 @@ NEUTRAL = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and std that change nothing
 def only(**changes):
     """The settings with everything off except `changes`."""
     group = defaults.get_config().augment
-    off = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur")
+    off = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur")
     return ml_collections.ConfigDict({**group.to_dict(), **dict.fromkeys(off, 0.0), **changes})
 
 
@@ -57,15 +57,15 @@ def test_blends_equal_pillow(photos, name, factor):
         np.testing.assert_allclose(result, expected, atol=2)
 
 
-def test_grey_equals_pillow(photos):
+def test_gray_equals_pillow(photos):
     for photo in photos:
         expected = np.asarray(Image.fromarray(photo).convert("L"), np.float32)
-        np.testing.assert_allclose(255 * aug.to_grey(unit(photo))[..., 0], expected, atol=2)
+        np.testing.assert_allclose(255 * aug.to_gray(unit(photo))[..., 0], expected, atol=2)
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.2, 0.0, 0.07, 0.5])
 def test_hue_equals_colorsys(photos, shift):
-    # With the corners of the colour cube, greys, and ties between channels.
+    # With the corners of the color cube, grays, and ties between channels.
     corners = np.array(list(itertools.product([0, 128, 255], repeat=3)), np.uint8)
     pixels = np.concatenate([photos[0].reshape(-1, 3), corners])
     expected = []
@@ -188,17 +188,17 @@ def test_jitter_amounts_and_probability(name, strength, low, high, neutral, read
     assert scipy.stats.kstest(amounts[changed], uniform.cdf).pvalue > 1e-3
 
 
-def test_grey_probability_and_place(photos):
+def test_gray_probability_and_place(photos):
     many = np.repeat(PAIR[None], 3000, axis=0)
-    views = np.asarray(apply(many, only(grey=0.2)))
-    grey = np.all(views == views[..., :1], axis=(1, 2, 3))
-    assert abs(grey.mean() - 0.2) < 0.03
-    np.testing.assert_allclose(views[grey][0], aug.to_grey(unit(PAIR)).repeat(3, -1), atol=1e-6)
-    np.testing.assert_array_equal(views[~grey][0], unit(PAIR))
-    # After the jitter: otherwise a turned hue would leave no trace in a grey view.
-    views = np.asarray(apply(photos, only(grey=1.0, jitter=1.0, hue=0.5)))
+    views = np.asarray(apply(many, only(gray=0.2)))
+    gray = np.all(views == views[..., :1], axis=(1, 2, 3))
+    assert abs(gray.mean() - 0.2) < 0.03
+    np.testing.assert_allclose(views[gray][0], aug.to_gray(unit(PAIR)).repeat(3, -1), atol=1e-6)
+    np.testing.assert_array_equal(views[~gray][0], unit(PAIR))
+    # After the jitter: otherwise a turned hue would leave no trace in a gray view.
+    views = np.asarray(apply(photos, only(gray=1.0, jitter=1.0, hue=0.5)))
     assert np.all(views == views[..., :1])
-    assert np.abs(views - aug.to_grey(unit(photos))).max() > 0.05
+    assert np.abs(views - aug.to_gray(unit(photos))).max() > 0.05
 
 
 def test_blur_probability_and_sigma():
@@ -208,7 +208,7 @@ def test_blur_probability_and_sigma():
     views = np.asarray(apply(impulse, settings), np.float64)
     blurred = np.any(views != np.float64(unit(impulse)), axis=(1, 2, 3))
     assert abs(blurred.mean() - 0.2) < 0.03
-    # In one direction the neighbour has exp(-1 / (2 sigma^2)) of the centre.
+    # In one direction the neighbor has exp(-1 / (2 sigma^2)) of the center.
     ratio = views[blurred, 2, 1, 0] / views[blurred, 2, 2, 0]
     sigma = np.sqrt(-0.5 / np.log(ratio))
     assert scipy.stats.kstest(sigma, scipy.stats.uniform(0.4, 1.1).cdf).pvalue > 1e-3
@@ -239,7 +239,7 @@ def test_views_of_one_image_differ(photos):
 def test_nothing_on_is_the_test_transform(photos):
     mean_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = (photos / 255 - np.array(mean_std[0])) / np.array(mean_std[1])
-    plain = jax.jit(lambda x: aug.normalise(x, *mean_std))(photos)
+    plain = jax.jit(lambda x: aug.normalize(x, *mean_std))(photos)
     np.testing.assert_allclose(plain, expected, atol=1e-5)
     for settings in (only(), only(jitter=1.0), only(brightness=0.8, hue=0.2)):
         np.testing.assert_array_equal(apply(photos, settings, mean_std=mean_std), plain)

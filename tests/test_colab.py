@@ -197,7 +197,7 @@ def execute(tree, name, monkeypatch):
         monkeypatch.setenv(f"JUPYTER_{variable}_DIR", str(jupyter / variable.lower()))
     monkeypatch.setenv("IPYTHONDIR", str(jupyter))
     monkeypatch.setenv("PYTHONPATH", str(tree))
-    # As users have it. LLVM's optimisation pays here: much runs, little is compiled.
+    # As users have it. LLVM's optimization pays here: much runs, little is compiled.
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.delenv("MPLBACKEND", raising=False)
     kernelspec.write_kernel_spec(jupyter / "data" / "kernels" / "python3")

@@ -27,11 +27,11 @@ def mask(number):
     return np.full((6, 5, 1), 255, np.uint8)
 
 
-def opened(folder, labelled=True, **settings):
+def opened(folder, labeled=True, **settings):
     data = defaults.get_config().data
     data.source, data.data_dir = "tiny", str(folder)
     data.update(settings)
-    return sources.open_source(data, "train", labelled)
+    return sources.open_source(data, "train", labeled)
 
 
 def write(folder, columns, supervised_keys=None, file_format="tfrecord"):
@@ -133,16 +133,16 @@ NO_LABELS = {
 @pytest.mark.parametrize("kind", NO_LABELS)
 def test_other_labels_are_none(tmp_path, kind, memory_gb):
     write(tmp_path, {"image": A_PICTURE, "label": NO_LABELS[kind]}, ("image", "label"))
-    source = opened(tmp_path, labelled=False, memory_gb=memory_gb)
+    source = opened(tmp_path, labeled=False, memory_gb=memory_gb)
     assert shades(source) == (SHADES, [-1] * 4)
-    with pytest.raises(UserError, match="^tiny has no labels, which a labelled split needs") as e:
+    with pytest.raises(UserError, match="^tiny has no labels, which a labeled split needs") as e:
         opened(tmp_path, memory_gb=memory_gb)
     assert "\n" not in str(e.value)
     assert ("its feature label is no class label" in str(e.value)) == (kind != "a dict")
     data = defaults.get_config().data  # as for the kNN of a training on the same split
     data.source, data.data_dir = "tiny", str(tmp_path)
-    with pytest.raises(UserError, match="^tiny has no labels, which a labelled split needs"):
-        sources.open_labelled(data, train=source)
+    with pytest.raises(UserError, match="^tiny has no labels, which a labeled split needs"):
+        sources.open_labeled(data, train=source)
 
 
 def test_labels_that_are_truth_values(tmp_path):
@@ -222,5 +222,5 @@ def test_refused(tmp_path, kind):
     columns, message = REFUSED[kind]
     write(tmp_path, columns)
     with pytest.raises(UserError, match=message) as error:
-        opened(tmp_path, labelled=False)
+        opened(tmp_path, labeled=False)
     assert "\n" not in str(error.value)

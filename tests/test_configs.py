@@ -28,7 +28,7 @@ def load(name):
 
 
 def build(config):
-    """The method, optimiser, mesh and abstract state of a config."""
+    """The method, optimizer, mesh and abstract state of a config."""
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:1])
     num_steps = config.num_steps or 100 * config.num_epochs
     schedule = optimizers.create_schedule(config, num_steps, 100)
@@ -92,7 +92,7 @@ def test_twins_differ_in_the_similarity_alone(baseline, graded):
         (
             "simclr_stl10",
             {"encoder.name": "resnet18", "encoder.stem": "imagenet", "batch_size": 1024,
-             "num_epochs": 800, "data.split": "train+unlabelled", "data.labelled_split": "train",
+             "num_epochs": 800, "data.split": "train+unlabelled", "data.labeled_split": "train",
              "data.image_size": 96, "augment.blur": 0.2},
         ),
         (

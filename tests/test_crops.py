@@ -97,7 +97,7 @@ def test_boxes_equal_the_literal_loop(law, height, width):
         (1, 100, (0, 49, 1, 1)),
     ],
 )
-def test_extreme_shapes_fall_back_to_the_centre(height, width, box):
+def test_extreme_shapes_fall_back_to_the_center(height, width, box):
     boxes = _draw(50, height, width, _settings(min_scale=0.9))
     np.testing.assert_array_equal(boxes, np.broadcast_to(np.float32(box), boxes.shape))
 

@@ -220,7 +220,7 @@ def test_fixed_random_parts():
     assert validation.max() > 60
 
 
-def test_a_labelled_source_of_files(tmp_path):
+def test_a_labeled_source_of_files(tmp_path):
     write_classes(tmp_path, "train")
     paths = sorted(map(str, tmp_path.rglob("*.png")))
     source = from_files("two", "two", paths, np.array([1, 0]), ("a", "b"))

@@ -17,7 +17,7 @@ from gsjax.data.decode import MAX_PIXELS, MAX_SIDE, decode_image
 
 
 def picture(height=61, width=83) -> Image.Image:
-    """A smooth colour picture whose four corners differ: JPEG keeps it well."""
+    """A smooth color picture whose four corners differ: JPEG keeps it well."""
     y, x = np.mgrid[:height, :width]
     rgb = np.stack([255 * y / height, 255 * x / width, 127 + 100 * np.sin((x + 2 * y) / 15)], -1)
     return Image.fromarray(rgb.astype(np.uint8))
@@ -39,18 +39,18 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+def _png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
     """A PNG file of compressed rows, for what Pillow does not write."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def _deep(colour: int, channels: int) -> tuple[bytes, np.ndarray]:
+def _deep(color: int, channels: int) -> tuple[bytes, np.ndarray]:
     """A PNG file of 16 bits and its values."""
-    values = np.random.default_rng(colour).integers(0, 65536, (20, 30, channels), np.uint16)
+    values = np.random.default_rng(color).integers(0, 65536, (20, 30, channels), np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return _png(30, 20, 16, colour, zlib.compress(rows)), values
+    return _png(30, 20, 16, color, zlib.compress(rows)), values
 
 
 def _four_channels(kind: str) -> bytes:
@@ -105,24 +105,24 @@ FORMATS = {
     "jpeg": lambda: encode(picture(), "JPEG", quality=90),
     "jpeg, no subsampling": lambda: encode(picture(), "JPEG", quality=95, subsampling=0),
     "jpeg, progressive": lambda: encode(picture(), "JPEG", progressive=True),
-    "jpeg, grey": lambda: encode(picture().convert("L"), "JPEG"),
+    "jpeg, gray": lambda: encode(picture().convert("L"), "JPEG"),
     "jpeg, RGB": lambda: encode(picture(), "JPEG", keep_rgb=True),
     "jpeg, CMYK": lambda: encode(picture().convert("CMYK"), "JPEG"),
     "jpeg, YCCK": lambda: _four_channels("YCCK"),
     "jpeg, CMYK without Adobe's marker": lambda: _four_channels("bare"),
     "png": lambda: encode(picture(), "PNG"),
-    "png, grey": lambda: encode(picture().convert("L"), "PNG"),
+    "png, gray": lambda: encode(picture().convert("L"), "PNG"),
     "png, 1 bit": lambda: encode(picture().convert("1"), "PNG"),
     "png, palette": lambda: palette("PNG"),
     "png, palette and transparency": lambda: palette("PNG", transparency=bytes(range(64))),
     "png, RGBA": lambda: encode(transparent(), "PNG"),
-    "png, grey and alpha": lambda: encode(transparent().convert("LA"), "PNG"),
-    "png, 16-bit colour": lambda: _deep(2, 3)[0],
+    "png, gray and alpha": lambda: encode(transparent().convert("LA"), "PNG"),
+    "png, 16-bit color": lambda: _deep(2, 3)[0],
     "png, 16-bit RGBA": lambda: _deep(6, 4)[0],
     "webp": lambda: encode(picture(), "WEBP"),
     "webp, RGBA": lambda: encode(transparent(), "WEBP", lossless=True),
     "bmp": lambda: encode(picture(), "BMP"),
-    "bmp, grey": lambda: encode(picture().convert("L"), "BMP"),
+    "bmp, gray": lambda: encode(picture().convert("L"), "BMP"),
     "bmp, palette": lambda: palette("BMP"),
     **{
         f"jpeg, orientation {turn}": lambda turn=turn: encode(picture(), "JPEG", exif=turned(turn))
@@ -130,7 +130,7 @@ FORMATS = {
     },
     "png, orientation": lambda: encode(picture(), "PNG", exif=turned(6)),
     "webp, orientation": lambda: encode(picture(), "WEBP", exif=turned(3)),
-    "jpeg, orientation after 70 kB of colour profile": lambda: _after_a_profile(
+    "jpeg, orientation after 70 kB of color profile": lambda: _after_a_profile(
         encode(picture(), "JPEG", exif=turned(6))
     ),
     "png, orientation after the pixels": lambda: (
@@ -174,13 +174,13 @@ def test_sixteen_bits_are_divided_by_257(kind):
     np.testing.assert_array_equal(image, np.rint(values / 257)[..., None].repeat(3, -1))
 
 
-@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
-def test_sixteen_bits_of_colour_are_within_one(colour, channels):
-    """Pillow drops the low byte of colours: at most 1 away from the division by 257."""
-    encoded, values = _deep(colour, channels)
-    colours = values[..., :3] if channels > 2 else values[..., :1].repeat(3, -1)
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_sixteen_bits_of_color_are_within_one(color, channels):
+    """Pillow drops the low byte of colors: at most 1 away from the division by 257."""
+    encoded, values = _deep(color, channels)
+    colors = values[..., :3] if channels > 2 else values[..., :1].repeat(3, -1)
     image = decode_image(tf.constant(encoded)).numpy().astype(float)
-    np.testing.assert_allclose(image, colours / 257, atol=1)
+    np.testing.assert_allclose(image, colors / 257, atol=1)
 
 
 def test_the_content_decides_not_the_name(tmp_path):
@@ -217,7 +217,7 @@ def _png_bomb(side: int) -> bytes:
 
 
 def _webp_bomb(side: int) -> bytes:
-    """Of a lossless picture of one colour a pixel takes no bits: only the header knows the size."""
+    """Of a lossless picture of one color a pixel takes no bits: only the header knows the size."""
     bomb = bytearray(encode(Image.new("RGB", (1, 1), (9, 99, 200)), "WEBP", lossless=True))
     start = bomb.index(b"VP8L") + 9
     bits = int.from_bytes(bomb[start : start + 4], "little") & ~((1 << 28) - 1)

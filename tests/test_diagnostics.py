@@ -50,12 +50,12 @@ def write_pictures(folder, n):
         Image.fromarray(tile[: 24 - i % 5]).save(folder / f"{i:03}.png")
 
 
-def unlabelled(folder):
+def unlabeled(folder):
     return {
         "data.source": "folder",
         "data.data_dir": str(folder),
         "data.split": "",
-        "data.labelled_split": "",
+        "data.labeled_split": "",
         "data.test_split": "",
     }
 
@@ -81,7 +81,7 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     """One picture at a time: crop, augmentation, modules, distance, IoA and psi."""
     changes = {"similarity.threshold": "0.7", "features.batch_size": "16", **overrides}
     config = configured(UNTRAINED | changes)
-    source = sources.open_source(config.data, "test", labelled=True)
+    source = sources.open_source(config.data, "test", labeled=True)
     with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
         # Running statistics other than the initial ones, so that the mode of BatchNorm matters.
         keys = iter(jax.random.split(jax.random.key(3), 500))
@@ -199,14 +199,14 @@ def overlaps(n=400):
 def test_an_encoder_that_obeys_has_no_calibration_error():
     ioa = overlaps()
     psi = np.minimum(ioa / 0.5, 1)
-    scores, details = pairs.summarise(*at_distances(1 - psi), ioa, psi)
+    scores, details = pairs.summarize(*at_distances(1 - psi), ioa, psi)
     assert scores["diagnostics/calibration_error"] == pytest.approx(0, abs=1e-7)
     assert scores["diagnostics/rank_correlation"] < -0.85
     assert scores["diagnostics/positive_distance"] == pytest.approx(np.mean(1 - psi))
     assert scores["diagnostics/embedding_std_sqrt_d"] == pytest.approx(1, abs=0.05)
     calibration = details["calibration"]
     np.testing.assert_allclose(calibration["mean"], calibration["target"], atol=1e-7)
-    wrong, _ = pairs.summarise(*at_distances(1 - psi[:, ::-1]), ioa, psi)
+    wrong, _ = pairs.summarize(*at_distances(1 - psi[:, ::-1]), ioa, psi)
     assert wrong["diagnostics/calibration_error"] > 0.2
 
 
@@ -215,7 +215,7 @@ def test_bins_equal_a_slow_loop():
     ioa[(ioa >= 0.3) & (ioa < 0.35)] = 0.1  # an empty bin
     distance = np.random.default_rng(2).uniform(0, 2, ioa.shape)
     psi = np.minimum(ioa / 0.6, 1)
-    scores, details = pairs.summarise(*at_distances(distance), ioa, psi)
+    scores, details = pairs.summarize(*at_distances(distance), ioa, psi)
     bins = [[] for _ in range(22)]
     for x, d, s in zip(ioa.ravel(), distance.ravel(), psi.ravel(), strict=True):
         place = 1
@@ -248,7 +248,7 @@ def test_bins_equal_a_slow_loop():
 def test_negative_pairs_are_views_of_different_pictures():
     """Both views of a picture are one vector, orthogonal to those of all others."""
     vectors = np.repeat(np.eye(6)[:, None], 2, axis=1)
-    scores, _ = pairs.summarise(vectors, vectors, np.ones((6, 2)), np.ones((6, 2)))
+    scores, _ = pairs.summarize(vectors, vectors, np.ones((6, 2)), np.ones((6, 2)))
     assert scores["diagnostics/positive_distance"] == 0
     assert scores["diagnostics/negative_distance"] == pytest.approx(np.sqrt(2))
     assert scores["diagnostics/rank_correlation"] == 0
@@ -257,7 +257,7 @@ def test_negative_pairs_are_views_of_different_pictures():
 def test_a_collapsed_encoder_has_finite_scores():
     ioa = overlaps(100)
     same = np.tile(np.array([0.6, 0.8]), (100, 2, 1))
-    scores, details = pairs.summarise(same, same, ioa, np.minimum(ioa / 0.5, 1))
+    scores, details = pairs.summarize(same, same, ioa, np.minimum(ioa / 0.5, 1))
     json.dumps([scores, details], allow_nan=False)
     assert scores["diagnostics/rank_correlation"] == 0
     assert scores["diagnostics/embedding_std_sqrt_d"] == pytest.approx(0, abs=1e-12)
@@ -282,7 +282,7 @@ def test_one_and_four_devices_draw_the_same_whatever_the_batches(tmp_path):
 
 def test_broken_encoders_and_single_pictures_are_refused(tmp_path, monkeypatch):
     write_pictures(tmp_path / "one", 1)
-    config = configured(UNTRAINED | unlabelled(tmp_path / "one"))
+    config = configured(UNTRAINED | unlabeled(tmp_path / "one"))
     with pytest.raises(UserError, match=r"/one.*at least two pictures"):
         run(config, tmp_path / "run")
 
@@ -299,7 +299,7 @@ def test_broken_encoders_and_single_pictures_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("with_own", [False, True])
-def test_neighbours_equal_scikit_learns(with_own):
+def test_neighbors_equal_scikit_learns(with_own):
     generator = np.random.default_rng(0)
     feature = generator.normal(size=(300, 12)).astype(np.float32)
     feature *= generator.uniform(0.1, 10, (300, 1)).astype(np.float32)
@@ -313,24 +313,24 @@ def test_neighbours_equal_scikit_learns(with_own):
     oracle = NearestNeighbors(n_neighbors=9, metric="cosine").fit(feature.astype(np.float64))
     expected = oracle.kneighbors(queries, return_distance=False)
     expected = expected[:, 1:] if with_own else expected[:, :8]
-    np.testing.assert_array_equal(diagnostics.neighbours(known, queries, own), expected)
+    np.testing.assert_array_equal(diagnostics.neighbors(known, queries, own), expected)
 
 
-def test_few_pictures_have_few_neighbours():
+def test_few_pictures_have_few_neighbors():
     known = Features(np.eye(3, dtype=np.float32), np.zeros(3), np.arange(3), np.ones(3, bool))
-    (found,) = diagnostics.neighbours(known, known.feature[:1], np.array([0]))
+    (found,) = diagnostics.neighbors(known, known.feature[:1], np.array([0]))
     assert found.tolist() == [1, 2]
-    (found,) = diagnostics.neighbours(known, known.feature[:1] + 0.1)
+    (found,) = diagnostics.neighbors(known, known.feature[:1] + 0.1)
     assert found.tolist() == [0, 1, 2]
 
 
 @pytest.mark.slow  # UMAP compiles for half a minute; test_job_on_a_run draws a map too
 def test_the_map_keeps_clusters_together_and_is_reproducible():
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(3, 20))
+    centers = generator.normal(size=(3, 20))
     label = np.arange(90) % 3
     # Cosine: the length of a feature does not matter.
-    feature = (centres[label] + 0.1 * generator.normal(size=(90, 20))) * generator.uniform(
+    feature = (centers[label] + 0.1 * generator.normal(size=(90, 20))) * generator.uniform(
         0.1, 10, (90, 1)
     )
     places = diagnostics.embed_in_plane(feature, 5)
@@ -372,9 +372,9 @@ def test_job_on_a_run(tmp_path):
     assert len(plane["x"]) == len(plane["y"]) == 120
     assert plane["label"] == photos.tiles("test", 16)[1][indices].tolist()
     assert plane["class_names"] == list(photos.names())
-    with Image.open(workdir / "diagnostics/neighbours.png") as picture:
-        colours = {colour for _, colour in picture.getcolors(2**24)}
-        assert (0, 140, 60) in colours and picture.height > 6 * 140 and picture.width > 9 * 140
+    with Image.open(workdir / "diagnostics/neighbors.png") as picture:
+        colors = {color for _, color in picture.getcolors(2**24)}
+        assert (0, 140, 60) in colors and picture.height > 6 * 140 and picture.width > 9 * 140
     assert list((workdir / "diagnostics").glob("events.out.tfevents.*"))
     (line,) = (workdir / "diagnostics/metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 2, **result["scores"]}
@@ -405,7 +405,7 @@ def test_what_has_no_map_is_told_and_an_old_map_goes(tmp_path, capsys, monkeypat
 @pytest.mark.slow
 def test_pictures_without_labels(tmp_path):
     write_pictures(tmp_path / "pictures", 20)
-    changes = unlabelled(tmp_path / "pictures") | {"diagnostics.neighbours": "3"}
+    changes = unlabeled(tmp_path / "pictures") | {"diagnostics.neighbors": "3"}
     changes |= SIMSIAM | {"similarity.measure": "none", "similarity.threshold": "0.9"}
     (result,) = run(configured(UNTRAINED | changes), tmp_path / "run")
     protocol = result["protocol"]
@@ -415,16 +415,16 @@ def test_pictures_without_labels(tmp_path):
     folder = tmp_path / "run/diagnostics_untrained"
     plane = json.loads((folder / "map.json").read_text())
     assert len(plane["x"]) == 20 and plane["label"] is None and plane["class_names"] is None
-    with Image.open(folder / "neighbours.png") as picture:
-        colours = {colour for _, colour in picture.getcolors(2**24)}
-        assert not colours & {(0, 140, 60), (205, 35, 35)}
+    with Image.open(folder / "neighbors.png") as picture:
+        colors = {color for _, color in picture.getcolors(2**24)}
+        assert not colors & {(0, 140, 60), (205, 35, 35)}
         assert 3 * 140 < picture.height < 4 * 200
 
 
-def test_neighbours_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
-    config = configured(UNTRAINED | {"diagnostics.neighbours": "4"})
+def test_neighbors_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
+    config = configured(UNTRAINED | {"diagnostics.neighbors": "4"})
     generator = np.random.default_rng(0)
-    bank, source = sources.open_labelled(config.data)
+    bank, source = sources.open_labeled(config.data)
     known, asked = (
         Features(
             generator.normal(size=(n, 6)).astype(np.float32),
@@ -444,7 +444,7 @@ def test_neighbours_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnostics.pictures, "draw_ranking", draw_ranking)
     with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
         job.folder.mkdir()
-        diagnostics._draw_neighbours(job, bank, known, source, asked)
+        diagnostics._draw_neighbors(job, bank, known, source, asked)
     seen = []
     for label, index, feature in zip(asked.label, asked.indices, asked.feature, strict=True):
         if label in seen or len(seen) == 4:
@@ -465,7 +465,7 @@ def test_neighbours_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
 def test_damaged_pictures_are_replaced_up_to_a_share(tmp_path, capsys):
     write_pictures(tmp_path / "pictures", 20)
     (tmp_path / "pictures/007.png").write_bytes(b"damaged")
-    settings = UNTRAINED | unlabelled(tmp_path / "pictures")
+    settings = UNTRAINED | unlabeled(tmp_path / "pictures")
     with pytest.raises(UserError, match=r"1 of the 20 pictures .*007.png"):
         run(configured(settings), tmp_path / "run")
     run(configured(settings | {"data.max_damaged": "0.05"}), tmp_path / "run")

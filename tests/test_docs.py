@@ -141,7 +141,7 @@ def test_every_metric_of_pre_training_is_explained(pages):
 
 def test_every_score_of_the_diagnostics_is_explained(pages):
     views, overlap = np.eye(3)[:, None].repeat(2, axis=1), np.ones((3, 2))
-    scores, _ = pairs.summarise(views, views, overlap, overlap)
+    scores, _ = pairs.summarize(views, views, overlap, overlap)
     found = {row[0] for row in _rows(pages["diagnostics.md"])}
     assert {name for name in found if name.startswith("diagnostics/")} == scores.keys()
     section = pages["jobs.md"].partition("\n## diagnostics\n")[2].partition("\n## ")[0]

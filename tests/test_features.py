@@ -24,7 +24,7 @@ def extract(source, devices, batch_size, transform=SMALL, indices=None):
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 300), (4, 300), (4, 2000), (4, 4096)])
 def test_rows_equal_the_images_in_order(devices, batch_size):
-    source = sources.open_source(defaults.get_config().data, "test", labelled=True)
+    source = sources.open_source(defaults.get_config().data, "test", labeled=True)
     rows = extract(source, devices, batch_size, transforms.central(32))
     tiles, labels = photos.tiles("test", 32)
     expected = ((tiles / 255 - MEAN) / STD).reshape(len(tiles), -1)

@@ -66,7 +66,7 @@ def test_folders_of_any_name(tmp_path, name):
     root = tmp_path / name
     save(root / "train" / name / "1.png", 0)
     save(root / "train/other/1.png", 40)
-    source = sources.open_source(config_of("folder", root), "train", labelled=True)
+    source = sources.open_source(config_of("folder", root), "train", labeled=True)
     classes = by_bytes([name, "other"])
     shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
@@ -88,7 +88,7 @@ def test_a_local_folder_may_look_like_a_bucket(tmp_path):
     root = tmp_path / "gs:" / "bucket"
     save(root / "train/a/1.png", 40)
     path = f"{tmp_path}/gs://bucket"
-    source = sources.open_source(config_of("folder", path), "train", labelled=True)
+    source = sources.open_source(config_of("folder", path), "train", labeled=True)
     assert input_pipeline.load_images(source, [0])[0][0, 0, 0] == 40
     with pytest.raises(UserError, match="holds ://, which TFDS takes for a bucket"):
         sources.open_source(config_of("tiny", path), "train")
@@ -121,7 +121,7 @@ def test_tfds_directories_of_any_name(tmp_path, tiny, kind, name):
         with pytest.raises(UserError, match=r"caf\\xe9/.* cannot be read as array_record"):
             sources.open_source(data, "train")
         return
-    source = sources.open_source(data, "train", labelled=True)
+    source = sources.open_source(data, "train", labeled=True)
     batches = list(input_pipeline.test_batches(source, transforms.central(8), 23))
     np.testing.assert_array_equal(batches[0]["label"], tiny_tfds.labels("train"))
     assert len(source.files()) == 3 and source.names_digest
@@ -176,7 +176,7 @@ from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources
 data = defaults.get_config().data
 data.source, data.data_dir = "folder", sys.argv[1]
-source = sources.open_source(data, "", labelled=True)
+source = sources.open_source(data, "", labeled=True)
 reds = [int(i[0, 0, 0]) for i in input_pipeline.load_images(source, range(source.num_examples))]
 print(sys.getfilesystemencoding(), file=sys.stderr)
 print(ascii([source.name, source.class_names, source.names_digest, reds]))

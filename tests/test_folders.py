@@ -26,10 +26,10 @@ def names(root):
     return folders.list_pictures(str(root)).names
 
 
-def opened(root, labelled=True):
+def opened(root, labeled=True):
     data = defaults.get_config().data
     data.source, data.data_dir = "folder", str(root)
-    return sources.open_source(data, "", labelled)
+    return sources.open_source(data, "", labeled)
 
 
 def test_folders_that_link_to_each_other(tmp_path, capsys):
@@ -223,8 +223,8 @@ def test_extensions(tmp_path, capsys):
     touch(tmp_path, *good, "x.txt", "y.TXT", "z.mp4", "README", "x.jpg.part")
     link(tmp_path / "w.txt", "x.txt")
     assert names(tmp_path) == good
-    opened(tmp_path, labelled=False)
-    opened(tmp_path, labelled=False)
+    opened(tmp_path, labeled=False)
+    opened(tmp_path, labeled=False)
     assert capsys.readouterr().out == (
         f"ignored 6 files in {tmp_path} that are no pictures by their extension: "
         ".txt 3, without one 1, .mp4 1, .part 1\n"

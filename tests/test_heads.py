@@ -55,7 +55,7 @@ def test_predictor_layers():
 
 @pytest.mark.usefixtures("branch")
 def test_values_against_numpy():
-    def normalise(x):
+    def normalize(x):
         return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
 
     x = np.random.default_rng(0).normal(size=(16, 24))
@@ -65,10 +65,10 @@ def test_values_against_numpy():
     for head in (simclr, simsiam, Predictor(32, 8, **options)):
         variables = init(head)
         params = jax.tree.map(np.asarray, variables["params"])
-        expected = np.maximum(normalise(x @ params["linear1"]["kernel"]), 0)
+        expected = np.maximum(normalize(x @ params["linear1"]["kernel"]), 0)
         expected = expected @ params["linear2"]["kernel"]
         if head is simsiam:
-            expected = normalise(expected)
+            expected = normalize(expected)
         else:
             expected = expected + params["linear2"]["bias"]
         y, _ = head.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])

@@ -149,7 +149,7 @@ def test_what_stops_one_host_ends_the_other_and_is_told_once(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i:02}.png")
     own = flags(
         data__source="folder", data__data_dir=str(tmp_path / "pictures"), data__split="",
-        data__labelled_split="", data__test_split="", log__example_pairs="0",
+        data__labeled_split="", data__test_split="", log__example_pairs="0",
     )  # fmt: skip
     config = small_config(
         data__source="folder", data__data_dir=str(tmp_path / "pictures"), data__split=""
@@ -277,7 +277,7 @@ def test_hosts_with_uneven_shards_end_together(tmp_path):
     tiny_tfds.write(tmp_path / "data")
     uneven = flags(
         data__source="tiny", data__data_dir=str(tmp_path / "data"), data__memory_gb="0",
-        data__labelled_split="", data__test_split="", batch_size="4", num_steps="15",
+        data__labeled_split="", data__test_split="", batch_size="4", num_steps="15",
     )  # fmt: skip
     for process in together(tmp_path / "run", 2, *uneven):
         finish(process)

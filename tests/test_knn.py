@@ -1,4 +1,4 @@
-"""kNN against scikit-learn, and its behaviour at the edges."""
+"""kNN against scikit-learn, and its behavior at the edges."""
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from gsjax.evaluate.features import Features
 
 def data(n=700, queries=150, features=24, classes=7):
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(classes, features))
+    centers = generator.normal(size=(classes, features))
     labels = generator.integers(0, classes, n)
-    bank = centres[labels] + 1.5 * generator.normal(size=(n, features))
-    queries = centres[generator.integers(0, classes, queries)]
+    bank = centers[labels] + 1.5 * generator.normal(size=(n, features))
+    queries = centers[generator.integers(0, classes, queries)]
     queries = queries + 1.5 * generator.normal(size=queries.shape)
     return bank.astype(np.float32), labels, queries.astype(np.float32)
 
@@ -66,7 +66,7 @@ def test_accuracy_counts_the_first_and_the_first_five():
     hits = [list(row).index(t) if t in row else 9 for row, t in zip(predicted, truth, strict=True)]
     assert scores["top1"] == pytest.approx(100 * np.mean(np.array(hits) == 0))
     assert scores["top5"] == pytest.approx(100 * np.mean(np.array(hits) < 5))
-    with pytest.raises(UserError, match="801 neighbours among 700 images"):
+    with pytest.raises(UserError, match="801 neighbors among 700 images"):
         knn.accuracy(*rows, nearest.Protocol(801, 0.0))
 
 
@@ -84,5 +84,5 @@ def test_presets_and_too_few_images():
     assert knn.create_protocol(config, 1000) == nearest.Protocol(200, 0.1)
     config.k = 5
     assert knn.create_protocol(config, 1000).k == 5
-    with pytest.raises(UserError, match="5 neighbours among 4 images; set knn.k"):
+    with pytest.raises(UserError, match="5 neighbors among 4 images; set knn.k"):
         knn.create_protocol(config, 4)

@@ -139,7 +139,7 @@ def test_buckets_and_network_mounts_are_shared(tmp_path, monkeypatch):
 def arguments(tmp_path_factory):
     pictures = write_pictures(tmp_path_factory.mktemp("pictures"))
     return flags(
-        **of_pictures(pictures, num_steps="5000", data__labelled_split="", data__test_split="")
+        **of_pictures(pictures, num_steps="5000", data__labeled_split="", data__test_split="")
     )
 
 

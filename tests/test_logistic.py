@@ -151,7 +151,7 @@ def test_one_vs_all_leaves_the_difficult_out():
         np.testing.assert_allclose(fit.objective[i], total, rtol=1e-4)
 
 
-def test_bias_is_not_penalised():
+def test_bias_is_not_penalized():
     # Far from the origin the optimum is the same, if only the bias moves.
     features, labels, _, _ = digits()
     offset = 30 * np.random.default_rng(0).uniform(1, 2, size=features.shape[1])

@@ -135,7 +135,7 @@ def test_gradient_of_the_graded_siamese_loss_is_the_one_of_appendix_c():
         u, v, norm = unit(p_i[n]), unit(z_j[n]), np.sqrt(np.sum(p_i[n] ** 2))
         distance = np.sqrt(np.sum((u - v) ** 2))
         by_unit = 2 * (distance - (1 - psi_ij[n])) * (u - v) / distance
-        # The chain rule through the normalisation, which the appendix leaves out.
+        # The chain rule through the normalization, which the appendix leaves out.
         expected[n] = (by_unit - u * (u @ by_unit)) / norm / (2 * NUM)
     with jax.enable_x64(True):
         inputs = [jnp.array(x) for x in (p_i, p_j, z_i, z_j, psi_ij, psi_ji)]

@@ -44,7 +44,7 @@ def changed(**overrides):
 def test_step_too_large_for_the_memory_ends_in_one_line(pictures, tmp_path):
     arguments = {
         "data.source": "folder", "data.data_dir": pictures, "data.split": "",
-        "data.labelled_split": "", "data.test_split": "", "data.image_size": 2048,
+        "data.labeled_split": "", "data.test_split": "", "data.image_size": 2048,
         "batch_size": 4, "encoder.width": 32, "log.example_pairs": 0,
     }  # fmt: skip
     command = [sys.executable, "-m", "gsjax.main", "--workdir", str(tmp_path / "run")]

@@ -31,7 +31,7 @@ DIVERGING = {
     "optimizer__weight_decay": "10",
     "optimizer__scaling": "none",
     "schedule__warmup_epochs": "0",
-    "data__labelled_split": "",
+    "data__labeled_split": "",
     "data__test_split": "",
 }
 
@@ -111,7 +111,7 @@ def test_no_step_after_a_nan_changes_the_state(devices):
 
 @pytest.mark.parametrize("bad", ["loss", "grads", "params", "extra"])
 def test_each_alone_is_seen(bad):
-    """Also where the optimiser does not hand it on to the parameters."""
+    """Also where the optimizer does not hand it on to the parameters."""
     one = {"x": jnp.ones(3)}
     values = {"loss": jnp.ones(()), "grads": one, "extra": one}
     if bad in values:
@@ -133,8 +133,8 @@ def test_collapse_is_told_once_in_words(tmp_path, capsys):
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
     config = small_config(
         data__source="folder", data__data_dir=str(tmp_path / "pictures"), data__split="",
-        data__labelled_split="", data__test_split="", augment__min_scale="1", augment__flip="0",
-        augment__jitter="0", augment__grey="0", num_steps="8",
+        data__labeled_split="", data__test_split="", augment__min_scale="1", augment__flip="0",
+        augment__jitter="0", augment__gray="0", num_steps="8",
     )  # fmt: skip
     pretrain(config, str(tmp_path / "run"))
     told = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]

@@ -12,10 +12,8 @@ def test_boxes_stand_where_the_crops_are():
     picture = pictures.draw_pairs([original], boxes, views, np.array([[0.25, 1.0]]))
     cell = picture[12 : 12 + 80, 12 : 12 + 160]
     orange, blue = (255, 140, 0), (0, 160, 255)
-    for colour, (top, left, height, width) in zip(
-        (orange, blue), boxes[0].astype(int), strict=True
-    ):
-        drawn = np.argwhere((cell == colour).all(axis=-1))
+    for color, (top, left, height, width) in zip((orange, blue), boxes[0].astype(int), strict=True):
+        drawn = np.argwhere((cell == color).all(axis=-1))
         np.testing.assert_array_equal(drawn.min(axis=0), [top, left])
         np.testing.assert_array_equal(drawn.max(axis=0), [top + height - 1, left + width - 1])
     # both views, black and white, inside their frames
@@ -36,10 +34,10 @@ GREEN, RED, GREY = (0, 140, 60), (205, 35, 35), (130, 130, 130)
 
 
 def _frames(picture):
-    """The colours of the frames along the middle line, from left to right, without repeats."""
+    """The colors of the frames along the middle line, from left to right, without repeats."""
     line = [tuple(pixel) for pixel in picture[picture.shape[0] // 3].tolist()]
-    coloured = [pixel for pixel in line if pixel in (GREEN, RED, GREY)]
-    return coloured[:: 2 * 4]  # two sides of four pixels a frame
+    colored = [pixel for pixel in line if pixel in (GREEN, RED, GREY)]
+    return colored[:: 2 * 4]  # two sides of four pixels a frame
 
 
 def test_a_ranking_shows_the_marks_in_order():
@@ -49,15 +47,15 @@ def test_a_ranking_shows_the_marks_in_order():
     query = np.full((50, 50, 3), 255, np.uint8)
     picture = pictures.draw_ranking(query, results, names)
     assert picture.dtype == np.uint8
-    colours = {"right": GREEN, "wrong": RED, "junk": GREY}
-    assert _frames(picture) == [colours[name] for name in names[:10]]
+    colors = {"right": GREEN, "wrong": RED, "junk": GREY}
+    assert _frames(picture) == [colors[name] for name in names[:10]]
     line = picture[picture.shape[0] // 3, :, 0].tolist()
     places = [line.index(10 * i) for i in range(1, 10)]
     assert places == sorted(places) and 110 not in line
     assert len(_frames(pictures.draw_ranking(query, results[:3], names[:3]))) == 3
 
 
-def test_without_colours_a_ranking_still_tells_right_from_wrong():
+def test_without_colors_a_ranking_still_tells_right_from_wrong():
     image = np.zeros((30, 30, 3), np.uint8)
     drawn = [pictures.draw_ranking(image, [image], [mark]) for mark in ("right", "wrong", "junk")]
     labels = [(picture[-30:] < 250).any(axis=-1) for picture in drawn]  # ink below the result

@@ -140,7 +140,7 @@ def test_folder_without_labels_has_no_monitor(finished, tmp_path):
                 data__source="folder",
                 data__data_dir=str(tmp_path / "pictures"),
                 data__split="",
-                data__labelled_split="",
+                data__labeled_split="",
                 data__test_split="",
             ),
         )

@@ -1,4 +1,4 @@
-"""Rematerialisation: less memory, and nothing else changes."""
+"""Rematerialization: less memory, and nothing else changes."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_a_step_is_the_same_in_less_memory(method, measure, encoder):
             for remat in (False, True)
         )
     jax.tree.map(np.testing.assert_array_equal, plain[0], remat[0])
-    # The optimiser's state after one step of SGD is the gradient, and the weights' decay.
+    # The optimizer's state after one step of SGD is the gradient, and the weights' decay.
     gradients = jax.tree.leaves(plain[1].opt_state)
     assert max(np.abs(leaf).max() for leaf in gradients) > 1e-3
     for one, other in zip(plain[1:3], remat[1:3], strict=True):

@@ -21,7 +21,7 @@ def _names(study):
     return {group.name: [run.name for run in group.runs] for group in study.groups}
 
 
-def _summarise(folder, label="SimCLR-GS", seed=5, value=None):
+def _summarize(folder, label="SimCLR-GS", seed=5, value=None):
     run = runs.read(epath.Path(folder), {"label": label, "seed": seed, "value": value})
     runs.write_summary(run, epath.Path(f"{folder}.json"))
 
@@ -92,7 +92,7 @@ def test_a_folder_that_is_named_twice_counts_once(tmp_path):
 def test_summaries_without_folders_are_runs(tmp_path):
     folder = write_run(tmp_path / "member", 40.0, results={"diagnostics": [diagnosed()]})
     expected = compare.scores(runs.read(epath.Path(folder)))
-    _summarise(folder)
+    _summarize(folder)
     shutil.rmtree(folder)
     (tmp_path / "other.json").write_text('{"an": "other file"}')
     ((study,), damaged) = _find(tmp_path)
@@ -103,7 +103,7 @@ def test_summaries_without_folders_are_runs(tmp_path):
 
 def test_a_summary_and_its_folder_are_one_run_with_later_results(tmp_path):
     folder = write_run(tmp_path / "member", 40.0)
-    _summarise(folder)
+    _summarize(folder)
     (folder / "results").mkdir()
     entries = [result("linear", "photos", {"top1": 61.0})]
     (folder / "results" / "linear.json").write_text(json.dumps(entries))
@@ -115,7 +115,7 @@ def test_a_summary_and_its_folder_are_one_run_with_later_results(tmp_path):
 
 def test_a_summary_stands_in_for_a_folder_without_checkpoints(tmp_path):
     folder = write_run(tmp_path / "member", 40.0)
-    _summarise(folder)
+    _summarize(folder)
     shutil.rmtree(folder / "checkpoints")
     ((study,), _) = _find(tmp_path)
     assert compare.scores(study.groups[0].runs[0]) == {"kNN top-1": 40}
@@ -217,7 +217,7 @@ def test_a_damaged_plan_is_named_and_the_others_go_on(tmp_path, content):
 def test_a_damaged_member_of_a_sweep_is_missing(tmp_path):
     write_plan(tmp_path, [("a", "SimCLR-GS", 5, None), ("b", "SimCLR-GS", 6, None)])
     for name, seed in (("a", 5), ("b", 6)):
-        _summarise(write_run(tmp_path / name, 40.0, seed=seed), seed=seed)
+        _summarize(write_run(tmp_path / name, 40.0, seed=seed), seed=seed)
     _tear(tmp_path / "b.json")
     ((study,), damaged) = _find(tmp_path)
     assert _names(study) == {"SimCLR-GS": ["a"]}

@@ -45,7 +45,7 @@ def _records(values, metric="train/loss", start=10):
 def test_the_curve_of_one_run_is_drawn_as_it_was_measured(tmp_path):
     write_run(tmp_path / "run", 40.0, records=_records([3.0, 2.5, None, 2.25]))
     study, axes = _study(tmp_path), _axes()
-    draw.curves(axes, study.groups, "train/loss", draw.colours(study))
+    draw.curves(axes, study.groups, "train/loss", draw.colors(study))
     assert _lines(axes) == ({"SimCLR-GS": [(10, 3.0), (20, 2.5), (40, 2.25)]}, [])
 
 
@@ -54,15 +54,15 @@ def test_the_thick_line_is_the_mean_over_seeds_and_baselines_are_dashed(tmp_path
     write_run(tmp_path / "b", 40.0, seed=6, records=_records([4.0, 2.5]))
     write_run(tmp_path / "c", 40.0, measure="none", records=_records([1.0, 0.5]))
     study, axes = _study(tmp_path), _axes()
-    colours = draw.colours(study)
-    draw.curves(axes, study.groups, "train/loss", colours)
+    colors = draw.colors(study)
+    draw.curves(axes, study.groups, "train/loss", colors)
     named, others = _lines(axes)
     assert named == {"SimCLR-GS": [(10, 3.5), (20, 2.25)], "SimCLR": [(10, 1.0), (20, 0.5)]}
     assert others == [[(10, 3.0), (20, 2.0)], [(10, 4.0), (20, 2.5)]]
     for line in axes.get_lines():
         if line.get_label() in named:
             assert line.get_linestyle() == ("--" if line.get_label() == "SimCLR" else "-")
-            assert to_hex(line.get_color()) == colours[line.get_label()]
+            assert to_hex(line.get_color()) == colors[line.get_label()]
 
 
 def test_a_mean_goes_as_far_as_all_seeds_and_between_their_points():
@@ -81,7 +81,7 @@ def test_seeds_that_share_no_step_are_drawn_without_a_mean(tmp_path):
     write_run(tmp_path / "a", seed=5, done=10, untrained=None, records=_records([3.0]))
     write_run(tmp_path / "b", 40.0, seed=6, untrained=None, records=_records([2.0], start=50))
     study, axes = _study(tmp_path), _axes()
-    draw.curves(axes, study.groups, "train/loss", draw.colours(study))
+    draw.curves(axes, study.groups, "train/loss", draw.colors(study))
     assert _lines(axes) == ({}, [[(10, 3.0)], [(50, 2.0)]])
 
 
@@ -138,7 +138,7 @@ def test_each_method_has_a_panel_of_its_knn_accuracy(tmp_path, monkeypatch):
 def test_knn_accuracy_is_beside_raw_pixels(tmp_path):
     write_run(tmp_path / "run", 40.0, untrained=20.5, pixels=31.25)
     study, axes = _study(tmp_path), _axes()
-    draw.curves(axes, study.groups, "knn/top1", draw.colours(study))
+    draw.curves(axes, study.groups, "knn/top1", draw.colors(study))
     named, _ = _lines(axes)
     assert named["SimCLR-GS"] == [(0, 20.5), (100, 40.0)]
     assert [y for _, y in named["raw pixels"]] == [31.25, 31.25]
@@ -344,7 +344,7 @@ def test_figures_of_unfinished_runs_say_so(tmp_path):
     assert note.startswith("Seed 5, unfinished: step 60.")
 
 
-def test_an_svg_has_the_colours_of_the_page_and_identifiers_of_its_own():
+def test_an_svg_has_the_colors_of_the_page_and_identifiers_of_its_own():
     def fill(axes):
         axes.plot([1, 2, 3], [1, 3, 2], marker="o", color="#3b82c4", label="a")
         axes.scatter([1, 2], [2, 3], color="#e07b39", rasterized=True)
@@ -359,8 +359,8 @@ def test_an_svg_has_the_colours_of_the_page_and_identifiers_of_its_own():
         assert len(identifiers) == len(set(identifiers))
         assert set(used) == set(identifiers)
         assert all(identifier.startswith(f"{name}-") for identifier in identifiers)
-        colours = set(re.findall(r"#[0-9a-f]{6}\b", svg))
-        assert colours <= {"#3b82c4", "#e07b39"}
+        colors = set(re.findall(r"#[0-9a-f]{6}\b", svg))
+        assert colors <= {"#3b82c4", "#e07b39"}
         assert "currentColor" in svg
         assert not re.search(r"(fill|stroke): ?(black|#000)\b", svg)
         texts = re.findall(r"<text[^>]*>", svg)

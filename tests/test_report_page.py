@@ -108,7 +108,7 @@ def written(tmp_path_factory):
     places = {"x": [0.0, 1.0], "y": [0.0, 1.0], "label": [0, 1], "class_names": ["<a>", "b&"]}
     (run / "diagnostics").mkdir()
     (run / "diagnostics" / "map.json").write_text(json.dumps(places))
-    (run / "diagnostics" / "neighbours.png").write_text("no picture")
+    (run / "diagnostics" / "neighbors.png").write_text("no picture")
     write_run(folder / "half", done=50)
     (write_run(folder / "bad", 10.0) / "config.json").write_text("{")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -133,7 +133,7 @@ def test_the_job_says_what_came_out_and_what_is_damaged(written):
     )
     left_out = [line for line in lines if line.startswith("left out: ")]
     assert len(left_out) == 2
-    assert "bad" in left_out[0] and "neighbours.png is damaged" in left_out[1]
+    assert "bad" in left_out[0] and "neighbors.png is damaged" in left_out[1]
 
 
 def test_the_report_is_made_anew_and_leaves_what_is_not_its_own(written):
@@ -243,7 +243,7 @@ def test_a_section_says_under_its_figures_what_is_not_there(written):
         half
         == other
         == (
-            "Not here: pairs of views, nearest neighbours, maps (in none of the work directories); "
+            "Not here: pairs of views, nearest neighbors, maps (in none of the work directories); "
             "calibration and histograms of psi (no diagnostics); "
             "loss, spread, distance of the two views, learning rate, speed (not recorded)."
         )
@@ -258,7 +258,7 @@ def test_a_section_of_summaries_says_where_its_pictures_are(tmp_path):
     shutil.rmtree(folder)
     ((study,), _) = collect.find([epath.Path(tmp_path)])
     assert absent.line(study) == (
-        "Not here: pairs of views, nearest neighbours, maps (they stand in the members' work "
+        "Not here: pairs of views, nearest neighbors, maps (they stand in the members' work "
         "directories, not in their summaries)."
     )
 

@@ -1,4 +1,4 @@
-"""The encoders: sizes, padding, initial weights, dtypes, batch normalisation."""
+"""The encoders: sizes, padding, initial weights, dtypes, batch normalization."""
 
 import jax
 import jax.numpy as jnp

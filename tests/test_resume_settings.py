@@ -19,7 +19,7 @@ SMALL = {
     "num_steps": "4",
     "data.source": "folder",
     "data.split": "one",
-    "data.labelled_split": "",
+    "data.labeled_split": "",
     "data.test_split": "",
     "batch_size": "16",
     "encoder.width": "4",

@@ -158,9 +158,9 @@ def test_differences_leave_out_what_does_not_shape_training():
     old = checked().to_dict()
     new = checked(log__every_steps="7", checkpoint__keep="9", knn__k="5").to_dict()
     assert settings.shaping_differences(old, new) == []
-    new = checked(seed="6", augment__grey="0.1", data__split="").to_dict()
+    new = checked(seed="6", augment__gray="0.1", data__split="").to_dict()
     assert settings.shaping_differences(old, new) == [
-        "augment.grey: 0.2 -> 0.1",
+        "augment.gray: 0.2 -> 0.1",
         'data.split: train -> ""',
         "seed: 5 -> 6",
     ]

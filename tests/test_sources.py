@@ -21,10 +21,10 @@ def _data(source, data_dir="", **settings):
     return data
 
 
-def _fails(data, split, *parts, labelled=False):
+def _fails(data, split, *parts, labeled=False):
     """Asserts that opening raises one line that holds the parts."""
     with pytest.raises(UserError) as error:
-        sources.open_source(data, split, labelled)
+        sources.open_source(data, split, labeled)
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -85,13 +85,13 @@ def test_memory_gb_decides_by_the_size_of_the_files(tiny):
     assert sources.open_source(_data("tiny", tiny, memory_gb=0.99 * size), "train").shards
 
 
-def test_unlabelled_examples_of_a_labelled_split(tiny_data):
+def test_unlabeled_examples_of_a_labeled_split(tiny_data):
     kind, data = tiny_data
     if kind == "memory":
-        _fails(data, "test+unlabelled", "unlabelled examples", "tiny", labelled=True)
+        _fails(data, "test+unlabelled", "unlabeled examples", "tiny", labeled=True)
         return
-    source = sources.open_source(data, "test+unlabelled", labelled=True)
-    with pytest.raises(UserError, match="unlabelled examples"):
+    source = sources.open_source(data, "test+unlabelled", labeled=True)
+    with pytest.raises(UserError, match="unlabeled examples"):
         list(input_pipeline.test_batches(source, transforms.central(16), 4))
 
 
@@ -100,10 +100,10 @@ def test_real_layouts(shared_data):
     assert stl10.num_examples == 1800
     np.testing.assert_array_equal(stl10.labels < 0, np.arange(1800) >= 600)
     imagenette = sources.open_source(
-        _data("imagenette/320px-v2", shared_data), "validation", labelled=True
+        _data("imagenette/320px-v2", shared_data), "validation", labeled=True
     )
     np.testing.assert_array_equal(np.bincount(imagenette.labels), 10 * [60])
-    caltech = sources.open_source(_data("caltech101", shared_data), "train", labelled=True)
+    caltech = sources.open_source(_data("caltech101", shared_data), "train", labeled=True)
     np.testing.assert_array_equal(np.bincount(caltech.labels), 102 * [15])
     assert caltech.class_names[0] == "accordion"
 
@@ -250,7 +250,7 @@ def test_folder_follows_links(tmp_path):
     _write_pictures(tmp_path / "elsewhere", "cat/1.png")
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/train/cat").symlink_to(tmp_path / "elsewhere/cat")
-    source = sources.open_source(_data("folder", tmp_path / "data"), "train", labelled=True)
+    source = sources.open_source(_data("folder", tmp_path / "data"), "train", labeled=True)
     assert _names(source) == ["cat/1.png"]
 
 
@@ -270,7 +270,7 @@ def test_folder_classes_are_its_sorted_sub_folders(tmp_path):
     _write_pictures(
         tmp_path, "val/owl/1.png", "val/cat/deep/2.png", "val/cat/3.png", "val/.x/4.png"
     )
-    source = sources.open_source(_data("folder", tmp_path), "val", labelled=True)
+    source = sources.open_source(_data("folder", tmp_path), "val", labeled=True)
     assert source.class_names == ("cat", "owl")
     assert _names(source) == ["cat/3.png", "cat/deep/2.png", "owl/1.png"]
     np.testing.assert_array_equal(source.labels, [0, 0, 1])
@@ -288,19 +288,19 @@ def test_folder_mistakes(tmp_path):
     (tmp_path / "train/notes.txt").write_text("no picture")
     _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train holds no pictures", ".webp")
     _write_pictures(tmp_path, "train/cat/1.png", "train/2.png")
-    _fails(_data("folder", tmp_path), "train", "2.png is in no class folder", labelled=True)
+    _fails(_data("folder", tmp_path), "train", "2.png is in no class folder", labeled=True)
 
 
 def test_photos_are_ten_real_photographs():
-    train = sources.open_source(_data("photos"), "train", labelled=True)
-    test = sources.open_source(_data("photos"), "test", labelled=True)
+    train = sources.open_source(_data("photos"), "train", labeled=True)
+    test = sources.open_source(_data("photos"), "test", labeled=True)
     np.testing.assert_array_equal(np.bincount(train.labels), 10 * [500])
     np.testing.assert_array_equal(np.bincount(test.labels), 10 * [200])
     assert len(set(train.class_names)) == 10 and "astronaut" in train.class_names
     tiles = np.stack(input_pipeline.load_images(train, range(0, 5000, 25)))
     assert tiles.shape == (200, 32, 32, 3) and tiles.dtype == np.uint8
     assert len(np.unique(tiles.reshape(200, -1), axis=0)) > 190
-    # Colour, unlike grey-scale photographs: the channels differ.
+    # Color, unlike gray-scale photographs: the channels differ.
     by_photo = tiles.reshape(10, -1, 3).astype(float)
     assert (np.abs(by_photo[..., 0] - by_photo[..., 2]).mean(axis=1) > 3).all()
 

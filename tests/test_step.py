@@ -20,7 +20,7 @@ COMBINATIONS = [
     for measure in ("none", "ioa")
     for optimizer in ("lars", "sgd")
 ]
-# The one whose losses, statistics and optimiser all reach over devices; the others are slow tests.
+# The one whose losses, statistics and optimizer all reach over devices; the others are slow tests.
 QUICK = [("simclr", "ioa", "lars")]
 
 

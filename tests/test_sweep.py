@@ -35,7 +35,7 @@ def get_config():
     config.log.example_pairs = 0
     config.checkpoint.every_steps = 20
     config.diagnostics.num_images = 10  # too few for a map
-    config.diagnostics.neighbours = 0
+    config.diagnostics.neighbors = 0
     return config
 """
 SWEEP = """
@@ -209,7 +209,7 @@ def test_only_what_has_no_summary_is_run(file, sequential, tmp_path, processes):
     ("overrides", "expected"),
     [
         ({"knn__every_epochs": "3", "data__data_dir": "elsewhere", "log__every_steps": "7"}, []),
-        ({"linear__num_epochs": "3", "diagnostics__neighbours": "6"}, []),
+        ({"linear__num_epochs": "3", "diagnostics__neighbors": "6"}, []),
         ({"diagnostics__num_images": "11"}, [0, 1]),
         ({"data__test_split": "train"}, [0, 1]),
     ],

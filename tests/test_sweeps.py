@@ -277,7 +277,7 @@ def test_thesis_without_augmentations():
     members = {m.label: m.config for m in committed("no_augmentation").members}
     assert set(members) == set(METHODS)
     for label, config in members.items():
-        assert (config.augment.jitter, config.augment.grey, config.augment.blur) == (0, 0, 0)
+        assert (config.augment.jitter, config.augment.gray, config.augment.blur) == (0, 0, 0)
         assert (config.augment.flip, config.num_epochs) == (0.5, 200)
         assert config.augment.min_scale == (0.2 if "SimSiam" in label else 0.08)
 

@@ -71,8 +71,8 @@ FORMATS = {
     "BigTIFF": lambda: encode(picture(), "TIFF", big_tiff=True),
     "several pages": _pages,
     "tiles": _tiff_tiled,
-    "16-bit colour": lambda: _tiff_deep("<"),
-    "16-bit colour, big-endian": lambda: _tiff_deep(">"),
+    "16-bit color": lambda: _tiff_deep("<"),
+    "16-bit color, big-endian": lambda: _tiff_deep(">"),
     **{
         f"{kind}, orientation {turn}": lambda kind=kind, turn=turn: encode(
             picture(), "TIFF", compression=kind, exif=turned(turn)

@@ -1,4 +1,4 @@
-"""Random crops and flips alone, without colour (thesis, figure 11).
+"""Random crops and flips alone, without color (thesis, figure 11).
 
 python -m gsjax.main --job sweep --config configs/sweeps/no_augmentation.py
 """
@@ -18,7 +18,7 @@ def get_sweep():
         overrides={
             "num_epochs": 200,
             "augment.jitter": 0.0,
-            "augment.grey": 0.0,
+            "augment.gray": 0.0,
             "augment.blur": 0.0,
         },
         shows=("Figure 11",),

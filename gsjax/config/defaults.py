@@ -55,7 +55,7 @@ _COMMON: dict[str, Setting] = {
     "data.split": shapes(
         "train", 'for pre-training; of a folder: data_dir/SPLIT, or data_dir if ""'
     ),
-    "data.labelled_split": free(
+    "data.labeled_split": free(
         "train", 'bank of kNN, training of the linear evaluation; "" for none'
     ),
     "data.test_split": free("test", "what both classify"),
@@ -64,7 +64,7 @@ _COMMON: dict[str, Setting] = {
     "data.memory_gb": orders(
         4.0, "TFDS splits of at most this many GB of files are kept in memory"
     ),
-    "data.mean": shapes("0.485,0.456,0.406", "RGB normalisation", count=3, high=1),
+    "data.mean": shapes("0.485,0.456,0.406", "RGB normalization", count=3, high=1),
     "data.std": shapes("0.229,0.224,0.225", "its divisor", count=3, low=1e-6, high=1),
     "data.max_damaged": free(
         0.001, "share of the pictures that may be undecodable before training stops", high=1
@@ -98,18 +98,18 @@ _COMMON: dict[str, Setting] = {
     ),
     "augment.max_scale": shapes(1.0, "largest", low=1e-6, high=1),
     "augment.flip": shapes(0.5, "probability of a horizontal flip", high=1),
-    "augment.jitter": shapes(0.8, "probability of the colour jitter", high=1),
+    "augment.jitter": shapes(0.8, "probability of the color jitter", high=1),
     "augment.brightness": shapes(0.8, "strength s: a factor from 1 - s to 1 + s"),
     "augment.contrast": shapes(0.8, "likewise"),
     "augment.saturation": shapes(0.8, "likewise"),
     "augment.hue": shapes(0.2, "largest shift either way, in turns", high=0.5),
-    "augment.grey": shapes(0.2, "probability of a grey view", high=1),
+    "augment.gray": shapes(0.2, "probability of a gray view", high=1),
     "augment.blur": shapes(0.0, "probability of a Gaussian blur", high=1),
     "augment.min_sigma": shapes(
         0.1, "smallest standard deviation of the blur, in pixels", low=1e-3
     ),
     "augment.max_sigma": shapes(2.0, "largest"),
-    # Optimiser.
+    # Optimizer.
     "optimizer.name": shapes("lars", "rule of the update", choices=OPTIMIZERS),
     "optimizer.learning_rate": shapes(0.3, "before scaling"),
     "optimizer.scaling": shapes(

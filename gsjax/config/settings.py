@@ -173,7 +173,7 @@ def _check_known(key: str) -> None:
 
 
 def _nearest(key: str) -> str:
-    """Returns the known key that `key` was meant to be: misspelt, or in the wrong group."""
+    """Returns the known key that `key` was meant to be: misspelled, or in the wrong group."""
     leaf = key.rpartition(".")[2]
     leaves = {name.rpartition(".")[2]: name for name in SETTINGS}
     near_leaf = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8)
@@ -204,7 +204,7 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def triple(key: str, text: str) -> tuple[float, float, float]:
-    """Reads three comma-separated numbers, one per colour channel."""
+    """Reads three comma-separated numbers, one per color channel."""
     red, green, blue = SETTINGS[key].numbers(key, text)
     return red, green, blue
 
@@ -218,8 +218,8 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "augment.min_scale is above augment.max_scale"
     if config.augment.min_sigma > config.augment.max_sigma:
         yield "augment.min_sigma is above augment.max_sigma"
-    if config.data.labelled_split and not config.data.test_split:
-        yield "data.test_split is empty, data.labelled_split is not; the kNN monitor needs both"
+    if config.data.labeled_split and not config.data.test_split:
+        yield "data.test_split is empty, data.labeled_split is not; the kNN monitor needs both"
     if not config.data.source:
         yield "data.source is empty; give a TFDS name, folder or photos"
     method = METHODS[config.method]

@@ -29,7 +29,7 @@ class Columns(NamedTuple):
     no_labels: str = ""
 
 
-def choose(source: str, info: tfds.core.DatasetInfo, labelled: bool) -> Columns:
+def choose(source: str, info: tfds.core.DatasetInfo, labeled: bool) -> Columns:
     """Chooses the picture and the label of a data set.
 
     The picture is the Image that `supervised_keys` names, else the feature `image`, else the only
@@ -41,7 +41,7 @@ def choose(source: str, info: tfds.core.DatasetInfo, labelled: bool) -> Columns:
     Args:
       source: name of the data set, for messages.
       info: of the data set.
-      labelled: whether it needs labels.
+      labeled: whether it needs labels.
 
     Raises:
       UserError: it has no picture, or several of which none stands out, or one of real numbers; or
@@ -57,8 +57,8 @@ def choose(source: str, info: tfds.core.DatasetInfo, labelled: bool) -> Columns:
     candidates += nested if len(nested) == 1 else ()
     label = next((name for name in candidates if kinds.get(name)), "")
     if not label:
-        no_labels = f"{source} has no labels, which a labelled split needs{_why(features)}"
-        if labelled:
+        no_labels = f"{source} has no labels, which a labeled split needs{_why(features)}"
+        if labeled:
             raise UserError(no_labels)
         return Columns(image, no_labels=no_labels)
     several = kinds[label] == "several"

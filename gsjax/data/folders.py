@@ -222,7 +222,7 @@ def class_labels(name: str, listing: Listing) -> np.ndarray:
     loose = [path for path in listing.names if "/" not in path]
     if loose:
         raise UserError(
-            f"{name} is a labelled split, but {files.shown(loose[0])} is in no class folder: "
+            f"{name} is a labeled split, but {files.shown(loose[0])} is in no class folder: "
             f"put each picture in {name}/<class>/"
         )
     numbers = {folder: number for number, folder in enumerate(listing.folders)}

@@ -109,8 +109,8 @@ def test_batches(
       [b], -1 in rows that fill up a batch. A picture that is damaged has no row.
 
     Raises:
-      UserError: a batch that the hosts cannot share evenly, or (while iterating) an unlabelled
-        picture in a labelled source, or memory or storage that is not there.
+      UserError: a batch that the hosts cannot share evenly, or (while iterating) an unlabeled
+        picture in a labeled source, or memory or storage that is not there.
     """
     local_size = _local_size(batch_size, process_count)
     wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)

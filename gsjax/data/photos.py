@@ -1,4 +1,4 @@
-"""The embedded data set: tiles of colour photographs that installed packages carry."""
+"""The embedded data set: tiles of color photographs that installed packages carry."""
 
 import functools
 import importlib.util

@@ -54,7 +54,7 @@ def _class_of_tfds(name: str) -> type:
 setattr(tfds.features.FeatureConnector, "cls_from_name", staticmethod(_class_of_tfds))  # noqa: B010
 
 
-def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
+def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
     """Opens a split of a TFDS data set, as `gsjax.data.sources.open_source` describes."""
     builder = prepared_builder(data)
     name = f"{data.source}, split {split!r}"
@@ -69,7 +69,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
             f"{key} ({value.num_examples})" for key, value in builder.info.splits.items()
         )
         raise UserError(f"{name} selects no picture: {data.source} has {splits}")
-    columns = choose(data.source, builder.info, labelled)
+    columns = choose(data.source, builder.info, labeled)
     class_names = columns.class_names
     label_shape = (len(class_names),) if columns.several and class_names else ()
     parse = functools.partial(_parse, columns, label_shape)
@@ -85,7 +85,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         num_examples=sum(part.take for part in parts),
         version=version,
         class_names=class_names,
-        labelled=labelled,
+        labeled=labeled,
         files=files,
         label_shape=label_shape,
         no_labels=columns.no_labels,
@@ -120,7 +120,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labelled: bool) -> So
         tf.concat(pictures, axis=0),
         tf.concat(labels, axis=0).numpy(),
         class_names,
-        labelled,
+        labeled,
         files,
     )
     return dataclasses.replace(source, no_labels=columns.no_labels)
@@ -215,7 +215,7 @@ def prepared_builder(data: ml_collections.ConfigDict):
     manual = os.path.join(where, "downloads", "manual")
     missing = [name for name in archives if not exists(os.path.join(manual, name))]
     if missing or (builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not archives):
-        what = ", ".join(missing) or "its archives (its page in the TFDS catalogue names them)"
+        what = ", ".join(missing) or "its archives (its page in the TFDS catalog names them)"
         raise UserError(
             f"{data.source} is not in {shown(where)} and cannot be downloaded by a program: "
             f"put {what} into {shown(manual)} and run {command}"

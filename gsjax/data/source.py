@@ -28,7 +28,7 @@ class Source:
       labels: int32 [N], or None where they are only known once a picture is read. Where a picture
         has several, [N, C] of 1 (is there), -1 (is not) and 0 (difficult: does not count).
       class_names: names of the labels, or None.
-      labelled: whether every picture must have a label.
+      labeled: whether every picture must have a label.
       read: TensorFlow function from a key to (picture, label). The key is the picture's index or,
         in a source that is read in sequence, its raw record. The picture is its encoded bytes,
         string [], or its pixels, uint8 [H, W, 3]; the label is int32 [] (-1 where there is none)
@@ -49,7 +49,7 @@ class Source:
     version: str
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
-    labelled: bool
+    labeled: bool
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     files: Callable[[], list[tuple[str, int, float]]]
     paths: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ def in_memory(
     pictures: tf.Tensor,
     labels: np.ndarray,
     class_names: tuple[str, ...] | None,
-    labelled: bool,
+    labeled: bool,
     files: Callable[[], list[tuple[str, int, float]]],
 ) -> Source:
     """A source of pictures in memory: `pictures` is string [N] or uint8 [N, H, W, 3]."""
@@ -92,7 +92,7 @@ def in_memory(
         version=version,
         labels=labels,
         class_names=class_names,
-        labelled=labelled,
+        labeled=labeled,
         read=lambda index: (tf.gather(pictures, index), tf.gather(label_tensor, index)),
         files=files,
         label_shape=labels.shape[1:],
@@ -131,7 +131,7 @@ def from_files(
         version=f"{len(paths)} files",
         labels=known,
         class_names=class_names,
-        labelled=labels is not None,
+        labeled=labels is not None,
         read=lambda index: (
             tf.io.read_file(tf.gather(path_tensor, index)),
             tf.gather(label_tensor, index),
@@ -151,15 +151,15 @@ def _size_and_time(path: str) -> tuple[int, float]:
 
 
 def check_same_classes(bank: Source, test: Source) -> None:
-    """Raises UserError if two labelled sources do not have the same classes."""
+    """Raises UserError if two labeled sources do not have the same classes."""
     difference = classes.difference(bank.class_names, test.class_names)
     if difference:
         raise UserError(f"{bank.name} and {test.name} have different classes: {difference}")
 
 
-def check_one_label(*labelled: Source) -> None:
+def check_one_label(*labeled: Source) -> None:
     """Raises UserError if the pictures of a source have several labels each."""
-    for source in labelled:
+    for source in labeled:
         if source.label_shape:
             raise UserError(f"{source.name} has several labels a picture: only transfer takes that")
 
@@ -172,17 +172,17 @@ def require_labels(source: Source) -> Source:
     """
     if source.no_labels:
         raise UserError(source.no_labels)
-    source = dataclasses.replace(source, labelled=True)
+    source = dataclasses.replace(source, labeled=True)
     if source.labels is not None:
         check_labels(source, source.labels)
     return source
 
 
 def check_labels(source: Source, labels: np.ndarray) -> None:
-    """Raises UserError if a labelled source has an example without a label (label < 0)."""
-    unlabelled = 0 if source.label_shape else int(np.sum(labels < 0))
-    if source.labelled and unlabelled:
+    """Raises UserError if a labeled source has an example without a label (label < 0)."""
+    unlabeled = 0 if source.label_shape else int(np.sum(labels < 0))
+    if source.labeled and unlabeled:
         raise UserError(
-            f"{source.name} holds unlabelled examples (at least {unlabelled}): "
-            "data.labelled_split and data.test_split need a label for each"
+            f"{source.name} holds unlabeled examples (at least {unlabeled}): "
+            "data.labeled_split and data.test_split need a label for each"
         )

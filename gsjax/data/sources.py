@@ -19,14 +19,14 @@ from gsjax.runtime import files
 from gsjax.runtime.tensorflow_setup import tf
 
 
-def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = False) -> Source:
+def open_source(data: ml_collections.ConfigDict, split: str, labeled: bool = False) -> Source:
     """Opens a split of the configured data set.
 
     Args:
       data: the group `data` of a config.
       split: a TFDS split expression such as `train+unlabelled`, a folder, or `train` or `test` of
         the photographs.
-      labelled: whether labels are needed. A folder's classes are only looked for if they are.
+      labeled: whether labels are needed. A folder's classes are only looked for if they are.
 
     Returns:
       The source. TFDS splits of at most `data.memory_gb` are read here and kept encoded.
@@ -34,8 +34,8 @@ def open_source(data: ml_collections.ConfigDict, split: str, labelled: bool = Fa
     Raises:
       UserError: the data set or the split is missing, empty, or has no labels where it needs them.
     """
-    source = find_source(data.source).load()(data, split, labelled)
-    return require_labels(source) if labelled else source
+    source = find_source(data.source).load()(data, split, labeled)
+    return require_labels(source) if labeled else source
 
 
 def tfds_splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -47,34 +47,34 @@ def tfds_splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     return TFDS.load("splits")(data)
 
 
-def open_labelled(
+def open_labeled(
     data: ml_collections.ConfigDict, train: Source | None = None
 ) -> tuple[Source, Source]:
-    """Opens the labelled split and the test split, for evaluations.
+    """Opens the labeled split and the test split, for evaluations.
 
     Args:
       data: the group `data` of a config.
-      train: `data.split` where it is open; it serves as the labelled split if that is the same.
+      train: `data.split` where it is open; it serves as the labeled split if that is the same.
 
     Raises:
       UserError: there is none, or their classes differ, or as from `open_source`.
     """
-    if not data.labelled_split:
+    if not data.labeled_split:
         raise UserError(
-            "data.labelled_split is empty: this needs labelled pictures, "
-            "set data.labelled_split and data.test_split"
+            "data.labeled_split is empty: this needs labeled pictures, "
+            "set data.labeled_split and data.test_split"
         )
-    if train and data.labelled_split == data.split and data.source != "folder":
+    if train and data.labeled_split == data.split and data.source != "folder":
         bank = require_labels(train)
     else:
-        bank = open_source(data, data.labelled_split, labelled=True)
-    test = open_source(data, data.test_split, labelled=True)
+        bank = open_source(data, data.labeled_split, labeled=True)
+    test = open_source(data, data.test_split, labeled=True)
     check_same_classes(bank, test)
     check_one_label(bank, test)
     return bank, test
 
 
-def open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
+def open_photos(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
     """Opens tiles of the embedded photographs, as `open_source` describes."""
     tiles, labels = photos.tiles(split, data.image_size)
     return in_memory(
@@ -84,12 +84,12 @@ def open_photos(data: ml_collections.ConfigDict, split: str, labelled: bool) -> 
         tf.constant(tiles),
         labels,
         photos.names(),
-        labelled,
+        labeled,
         lambda: [(f"{split} {data.image_size}", tiles.nbytes, 0.0)],
     )
 
 
-def open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) -> Source:
+def open_folder(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
     """Opens a folder of pictures, as `open_source` describes."""
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/") or "/"
     name = files.shown(root)
@@ -101,7 +101,7 @@ def open_folder(data: ml_collections.ConfigDict, split: str, labelled: bool) -> 
         raise UserError(f"{name} holds no pictures ({', '.join(folders.EXTENSIONS)})")
     folders.report_ignored(name, listing)
     paths = [f"{root}/{path}" for path in listing.names]
-    if not labelled:
+    if not labeled:
         return from_files(name, dataset, paths, root=root)
     labels = folders.class_labels(name, listing)
     class_names = tuple(map(files.shown, listing.folders))

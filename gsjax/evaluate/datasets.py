@@ -142,7 +142,7 @@ def _at(data: ml_collections.ConfigDict, source: str, data_dir: str) -> ml_colle
 def _open(data: ml_collections.ConfigDict, split: str) -> Source:
     if data.source == "aircraft":
         return open_aircraft(data.data_dir, split)
-    return sources.open_source(data, split, labelled=True)
+    return sources.open_source(data, split, labeled=True)
 
 
 def open_aircraft(data_dir: str, split: str) -> Source:

@@ -1,6 +1,6 @@
 """What only graded similarity can show about an encoder: distances by overlap, and pictures.
 
-The job `diagnostics` measures pairs of views (`gsjax.evaluate.pairs`), draws nearest neighbours and
+The job `diagnostics` measures pairs of views (`gsjax.evaluate.pairs`), draws nearest neighbors and
 lays pictures out on a map.
 """
 
@@ -25,11 +25,11 @@ from gsjax.methods.base import Method
 from gsjax.runtime import files, metrics, parallel
 
 _RESULTS = 8  # drawn for a query
-_UMAP_NEIGHBOURS = 15  # of each picture in the map; umap-learn's default
+_UMAP_NEIGHBORS = 15  # of each picture in the map; umap-learn's default
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """The job `diagnostics`: pairs of views, nearest neighbours and a map of the test split."""
+    """The job `diagnostics`: pairs of views, nearest neighbors and a map of the test split."""
     with evaluation.open_evaluation(config, workdir, "diagnostics") as job:
         bank, source = _open(config.data)
         trained = job.pretrained()
@@ -38,16 +38,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         transform = transforms.central(config.data.image_size)
         chosen = None if len(drawn.indices) == source.num_examples else np.sort(drawn.indices)
         rows = job.encoder.features(source, transform, chosen)
-        if config.diagnostics.neighbours:
+        if config.diagnostics.neighbors:
             known = job.encoder.features(bank, transform) if bank else rows
-            _draw_neighbours(job, bank or source, known.decoded(), source, rows.decoded())
+            _draw_neighbors(job, bank or source, known.decoded(), source, rows.decoded())
         _write_map(job, source, rows.decoded())
 
 
 def _open(data: ml_collections.ConfigDict) -> tuple[Source | None, Source]:
-    """The labelled split, if there is one, and the pictures: of the test split, or else of all."""
-    if data.labelled_split:
-        return sources.open_labelled(data)
+    """The labeled split, if there is one, and the pictures: of the test split, or else of all."""
+    if data.labeled_split:
+        return sources.open_labeled(data)
     return None, sources.open_source(data, data.test_split or data.split)
 
 
@@ -71,7 +71,7 @@ def _result(
     return Result(source.dataset, scores, protocol, details)
 
 
-def _draw_neighbours(
+def _draw_neighbors(
     job: evaluation.Evaluation,
     bank: Source,
     known: Features,
@@ -79,9 +79,9 @@ def _draw_neighbours(
     asked: Features,
 ) -> None:
     """Writes the pictures most similar to the first ones of distinct classes, also by CLU."""
-    places = _first_of_classes(source, asked)[: job.config.diagnostics.neighbours]
+    places = _first_of_classes(source, asked)[: job.config.diagnostics.neighbors]
     own = asked.indices[places] if bank is source else None
-    found = neighbours(known, asked.feature[places], own)
+    found = neighbors(known, asked.feature[places], own)
     if not parallel.is_primary():
         return
     lines = []
@@ -90,26 +90,26 @@ def _draw_neighbours(
         images = input_pipeline.load_images(bank, known.indices[similar].tolist())
         label, others = asked.label[place], known.label[similar]
         marks, words = [""] * len(similar), ["query"] + [""] * len(similar)
-        if source.labelled:
+        if source.labeled:
             marks = ["right" if other == label else "wrong" for other in others]
             words = [_class_name(source, number) for number in (label, *others)]
         lines.append(pictures.draw_ranking(query, images, marks, words=words))
     picture = pictures.stack(lines)
-    path = job.folder / "neighbours.png"
+    path = job.folder / "neighbors.png"
     with files.told(path):
         pictures.save(picture, path)
     with contextlib.closing(job.writer()) as writer:
-        writer.write_images(job.step or 0, {"neighbours": picture[None]})
-    metrics.say(f"nearest neighbours of {len(lines)} pictures drawn into {path}")
+        writer.write_images(job.step or 0, {"neighbors": picture[None]})
+    metrics.say(f"nearest neighbors of {len(lines)} pictures drawn into {path}")
 
 
-def neighbours(
+def neighbors(
     known: Features, queries: np.ndarray, own: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Places in `known` of the (up to) 8 rows most similar to each query [N, F], best first.
 
     `own` [N] are the indices of the queries themselves, where they are among the known pictures;
-    they are no neighbours.
+    they are no neighbors.
     """
     if own is None:
         return list(nearest.find(known.feature, queries, min(_RESULTS, len(known.indices))))
@@ -120,7 +120,7 @@ def neighbours(
 
 def _first_of_classes(source: Source, rows: Features) -> np.ndarray:
     """Places of the first picture of each class, in their order; all places without labels."""
-    if not source.labelled:
+    if not source.labeled:
         return np.arange(len(rows.indices))
     return np.sort(np.unique(rows.label, return_index=True)[1])
 
@@ -139,9 +139,9 @@ def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> No
     path = job.folder / "map.json"
     with files.told(path):
         path.unlink(missing_ok=True)
-    if len(rows.indices) <= _UMAP_NEIGHBOURS:
+    if len(rows.indices) <= _UMAP_NEIGHBORS:
         metrics.say(
-            f"no map: {len(rows.indices)} pictures are too few, it needs {_UMAP_NEIGHBOURS + 1}"
+            f"no map: {len(rows.indices)} pictures are too few, it needs {_UMAP_NEIGHBORS + 1}"
         )
         return
     try:
@@ -152,8 +152,8 @@ def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> No
     columns = {
         "x": [round(float(x), 3) for x in places[:, 0]],
         "y": [round(float(y), 3) for y in places[:, 1]],
-        "label": rows.label.tolist() if source.labelled else None,
-        "class_names": list(source.class_names or ()) if source.labelled else None,
+        "label": rows.label.tolist() if source.labeled else None,
+        "class_names": list(source.class_names or ()) if source.labeled else None,
     }
     with files.told(path):
         files.write_text(path, json.dumps(columns) + "\n")
@@ -195,8 +195,8 @@ def embed_in_plane(representations: np.ndarray, seed: int) -> np.ndarray:
     """
     umap = _import_umap()
     # A fixed seed needs a single thread; umap-learn warns where it has to choose that itself.
-    mapper = umap.UMAP(n_neighbors=_UMAP_NEIGHBOURS, metric="cosine", random_state=seed, n_jobs=1)
+    mapper = umap.UMAP(n_neighbors=_UMAP_NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     with warnings.catch_warnings():
         # Pictures that are alike can leave the initial layout undetermined; it is random then.
-        warnings.filterwarnings("ignore", "Spectral initialisation failed", UserWarning)
+        warnings.filterwarnings("ignore", "Spectral initialization failed", UserWarning)
         return mapper.fit_transform(np.asarray(representations, np.float32))

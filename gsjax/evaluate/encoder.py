@@ -102,7 +102,7 @@ class Encoder:
             normalization=self.normalization,
             source=source.name,
             files=store.digest(np.array(source.files(), dtype=str)),
-            labelled=source.labelled,
+            labeled=source.labeled,
             transform=repr(transform),
             indices="all" if indices is None else store.digest(indices),
         )

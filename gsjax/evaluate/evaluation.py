@@ -121,7 +121,7 @@ class Evaluation:
             "encoder": {**self.config.encoder.to_dict(), "digest": self.encoder.digest},
             "method": self.config.method,
             "image_size": self.config.data.image_size,
-            "normalisation": self.encoder.normalization[:2],
+            "normalization": self.encoder.normalization[:2],
             "dataset": dataset,
             "scores": {name: float(value) for name, value in scores.items()},
             "protocol": dict(result.protocol),

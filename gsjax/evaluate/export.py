@@ -24,15 +24,15 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """
     settings = config.features
     data = config.data.copy_and_resolve_references()
-    split, labelled = settings.split, False
+    split, labeled = settings.split, False
     with data.unlocked():
         if settings.source:
             data.source, data.data_dir = settings.source, settings.data_dir
         else:
             split = split or data.split
-            labelled = split in (data.labelled_split, data.test_split) and split != data.split
+            labeled = split in (data.labeled_split, data.test_split) and split != data.split
     with evaluation.open_evaluation(config, workdir, "features") as job:
-        source = sources.open_source(data, split, labelled)
+        source = sources.open_source(data, split, labeled)
         rows = job.encoder.features(source, transforms.central(config.data.image_size))
         path = job.workdir / "features" / f"{settings.name or _name(source.dataset, split)}.npz"
         if path.exists():

@@ -59,7 +59,7 @@ def create_encode_fn(
     """
 
     def encode(variables, images):
-        images = augment.normalise(images, mean, std, dtype)
+        images = augment.normalize(images, mean, std, dtype)
         outputs: Any = encoder.apply(variables, images, train=False)
         return outputs.pooled
 
@@ -107,7 +107,7 @@ def extract(
       Exactly one row for each picture; those that cannot be decoded are marked.
 
     Raises:
-      UserError: an unlabelled picture is in a labelled source; or the hosts do not have the same
+      UserError: an unlabeled picture is in a labeled source; or the hosts do not have the same
         pictures, or the memory of the devices does not suffice.
     """
     check_hosts(source)

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification of representations, by exact search on the device."""
+"""k-nearest-neighbor classification of representations, by exact search on the device."""
 
 import ml_collections
 import numpy as np
@@ -19,7 +19,7 @@ _PRESETS = {
 
 
 def create_protocol(config: ml_collections.ConfigDict, bank_size: int) -> nearest.Protocol:
-    """Reads the group `knn`; `bank_size` images are there to be neighbours."""
+    """Reads the group `knn`; `bank_size` images are there to be neighbors."""
     protocol = _PRESETS[config.preset]
     if config.k:
         protocol = protocol._replace(k=config.k)
@@ -29,7 +29,7 @@ def create_protocol(config: ml_collections.ConfigDict, bank_size: int) -> neares
 
 
 def _too_few(k: int, bank_size: int) -> str:
-    return f"kNN asks for {k} neighbours among {bank_size} images; set knn.k to at most {bank_size}"
+    return f"kNN asks for {k} neighbors among {bank_size} images; set knn.k to at most {bank_size}"
 
 
 def _too_many(bank: np.ndarray, queries: np.ndarray) -> str:
@@ -47,11 +47,11 @@ def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> d
     `top5` counts queries whose class is among the five with most votes, and has any.
 
     Raises:
-      UserError: fewer pictures in the bank than neighbours, or too little memory for the search.
+      UserError: fewer pictures in the bank than neighbors, or too little memory for the search.
     """
     if protocol.k > len(bank.label):
         raise UserError(_too_few(protocol.k, len(bank.label)))
-    shown = metrics.Progress("nearest neighbours", len(bank.label), inner=True)
+    shown = metrics.Progress("nearest neighbors", len(bank.label), inner=True)
     with memory.told_out_of_memory(lambda: _too_many(bank.feature, queries.feature)):
         predicted = nearest.predict(
             bank.feature, bank.label, queries.feature, protocol, progress=shown.update
@@ -62,7 +62,7 @@ def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> d
 
 
 class KNN:
-    """Classifies the test split by its neighbours in the labelled split; an `Evaluator`."""
+    """Classifies the test split by its neighbors in the labeled split; an `Evaluator`."""
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source | None = None) -> None:
         """Opens the splits.
@@ -73,9 +73,9 @@ class KNN:
             is the same split.
 
         Raises:
-          UserError: a split is missing or unlabelled, or smaller than the number of neighbours.
+          UserError: a split is missing or unlabeled, or smaller than the number of neighbors.
         """
-        self.bank, self.queries = sources.open_labelled(config.data, train)
+        self.bank, self.queries = sources.open_labeled(config.data, train)
         self.protocol = create_protocol(config.knn, self.bank.num_examples)
         self._transform = transforms.central(config.data.image_size)
 
@@ -103,6 +103,6 @@ class KNN:
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """The job `knn`: classifies the test split by its neighbours in the labelled split."""
+    """The job `knn`: classifies the test split by its neighbors in the labeled split."""
     with evaluation.open_evaluation(config, workdir, "knn") as job:
         job.record_all(KNN(config))

@@ -33,7 +33,7 @@ _WEIGHT_STD = 0.01
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """The job `linear`: trains on the labelled split, measures the last epoch on the test split.
+    """The job `linear`: trains on the labeled split, measures the last epoch on the test split.
 
     The head is written to `workdir/linear/head.npz`: `kernel` [F, C] and `bias` [C]. It is trained
     on from its newest checkpoint if there is one of the same encoder and settings.
@@ -48,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 class Linear:
-    """Trains a head on the labelled split and measures it on the test split; an `Evaluator`.
+    """Trains a head on the labeled split and measures it on the test split; an `Evaluator`.
 
     Attributes:
       num_steps: of the training.
@@ -57,7 +57,7 @@ class Linear:
     def __init__(self, config: ml_collections.ConfigDict, folder: epath.Path) -> None:
         """Opens the splits; `folder` is for the head and its checkpoints."""
         self._config, self._folder = config, folder
-        self._train, self._test = sources.open_labelled(config.data)
+        self._train, self._test = sources.open_labeled(config.data)
         features.check_hosts(self._train)
         batch_size = config.linear.batch_size
         self._mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
@@ -169,7 +169,7 @@ def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | No
     """Makes a folder that of this encoder and these settings; moves another head aside."""
     identity = {
         "encoder": encoder.digest,
-        "normalisation": encoder.normalization[:2],
+        "normalization": encoder.normalization[:2],
         "hosts": hosts,
     }
     text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
@@ -266,7 +266,7 @@ def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
             max_scale=1.0,
             flip=config.linear.flip,
             jitter=0.0,
-            grey=0.0,
+            gray=0.0,
             blur=0.0,
         )
     return data

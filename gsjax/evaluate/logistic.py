@@ -1,11 +1,11 @@
-"""L2-regularised logistic regression by L-BFGS on the device, for a path of penalties.
+"""L2-regularized logistic regression by L-BFGS on the device, for a path of penalties.
 
 For each l2 the objective is the sum over examples of the cross-entropy plus l2 / 2 |W|^2, with the
-bias unpenalised, on the features as they are: scikit-learn's `LogisticRegression(C=1 / l2)`, and
+bias unpenalized, on the features as they are: scikit-learn's `LogisticRegression(C=1 / l2)`, and
 the protocol of Kornblith et al. 2019 and SimCLR (B.8). Four properties make it quick:
 
 - Neither a shift nor a rotation of the features changes the optimum: the bias takes the one, |W|
-  is blind to the other. So they are centred and rotated onto their principal axes once, in float64
+  is blind to the other. So they are centered and rotated onto their principal axes once, in float64
   on the host. With fewer examples than features the axes span the examples, where W must lie.
 - There the Hessian is near diagonal, c_k lambda_d + l2 for class k and axis d, with lambda_d the
   sum of squares along the axis and c_k the mean p (1 - p) of the class: L-BFGS runs on W / s with
@@ -13,7 +13,7 @@ the protocol of Kornblith et al. 2019 and SimCLR (B.8). Four properties make it 
   iterations; the history of L-BFGS is carried over, for it is only seen from other coordinates.
 - Logits are linear along a search direction: a line search needs one matrix product, not one for
   each of its steps.
-- The solution is smooth in log l2: two neighbours on the grid tell where to start.
+- The solution is smooth in log l2: two neighbors on the grid tell where to start.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from gsjax.errors import UserError
 from gsjax.evaluate import logistic_solver as solver
 
 GRID = np.logspace(-6, 5, 45)  # of l2, as in Kornblith et al. 2019
-ROWS = 8192  # examples that are centred or multiplied at a time
+ROWS = 8192  # examples that are centered or multiplied at a time
 
 
 class Fit(NamedTuple):
@@ -209,7 +209,7 @@ def _check(features, targets, num_classes, l2):
 
 
 def _principal_axes(features, dtype):
-    """Centres and rotates [N, D] features, and appends a column of ones for the bias.
+    """Centers and rotates [N, D] features, and appends a column of ones for the bias.
 
     Returns:
       [N, R + 1] in `dtype`; [R + 1] sums of squares of the columns; [D, R] axes; [D] mean.
@@ -223,14 +223,14 @@ def _principal_axes(features, dtype):
             part = features[chunk] - mean
             gram += part.T @ part
     else:
-        centred = features - mean
-        gram = centred @ centred.T
+        centered = features - mean
+        gram = centered @ centered.T
     spread, axes = np.linalg.eigh(gram)
     # Directions without spread, such as features that are always zero, keep a weight of zero.
     kept = spread > spread[-1] * max(num, dim) * np.finfo(np.float64).eps
     spread, axes = spread[kept], axes[:, kept]
     if dim > num:
-        axes = centred.T @ axes / np.sqrt(spread)
+        axes = centered.T @ axes / np.sqrt(spread)
     rotated = np.ones((num, len(spread) + 1), dtype)
     for chunk in chunks:
         rotated[chunk, :-1] = (features[chunk] - mean) @ axes

@@ -147,9 +147,9 @@ def solve(
 
     def search(state, direction, change):
         """Step lengths [L] along the direction, 0 where there is no descent."""
-        penalised = penalty * jnp.square(state.scale)
-        linear = _sum(penalised * state.weights * direction)
-        quadratic = _sum(penalised * jnp.square(direction))
+        penalized = penalty * jnp.square(state.scale)
+        linear = _sum(penalized * state.weights * direction)
+        quadratic = _sum(penalized * jnp.square(direction))
 
         def slope(step):
             _, residuals, _ = loss(state.logits + step[:, None, None] * change, signs)

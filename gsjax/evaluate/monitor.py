@@ -86,7 +86,7 @@ def has_measured(workdir: epath.Path, step: int) -> bool:
 def create_monitor(
     config: ml_collections.ConfigDict, train: Source, method: Method, mesh: Mesh
 ) -> Monitor | None:
-    """Opens the labelled data; says in one line when there are none, and returns None.
+    """Opens the labeled data; says in one line when there are none, and returns None.
 
     Args:
       config: the whole configuration.
@@ -95,10 +95,10 @@ def create_monitor(
       mesh: the devices.
 
     Raises:
-      UserError: a split is missing or unlabelled, or smaller than the number of neighbours.
+      UserError: a split is missing or unlabeled, or smaller than the number of neighbors.
     """
-    if not config.data.labelled_split:
-        metrics.say("monitor  none: data.labelled_split is empty, there are no labels to measure")
+    if not config.data.labeled_split:
+        metrics.say("monitor  none: data.labeled_split is empty, there are no labels to measure")
         return None
     encoder = Encoder(
         method.networks["encoder"],

@@ -1,4 +1,4 @@
-"""Search for the nearest neighbours of representations, exact and on the device, and their vote.
+"""Search for the nearest neighbors of representations, exact and on the device, and their vote.
 
 Needs JAX and NumPy alone.
 """
@@ -18,10 +18,10 @@ _TOP = 5  # classes that are ranked
 
 
 class Protocol(NamedTuple):
-    """How neighbours vote.
+    """How neighbors vote.
 
     Attributes:
-      k: number of neighbours.
+      k: number of neighbors.
       temperature: T of their weights exp(cos / T); 0 for equal ones.
     """
 
@@ -38,7 +38,7 @@ def predict(
     bank_chunk: int = BANK_CHUNK,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Ranks the classes of every query by its k nearest neighbours in cosine similarity.
+    """Ranks the classes of every query by its k nearest neighbors in cosine similarity.
 
     Args:
       bank: [M, F] representations with known labels.

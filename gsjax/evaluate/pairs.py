@@ -117,16 +117,16 @@ def graded_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 def measure(
     pairs: Pairs, settings: ml_collections.ConfigDict
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Scores and details of the pairs, as `summarise` gives them; `settings` as of psi."""
+    """Scores and details of the pairs, as `summarize` gives them; `settings` as of psi."""
     both = np.array([0, 1]), np.array([1, 0])  # from i to j and from j to i
     psi = similarity.pairwise(pairs.boxes, pairs.boxes, settings.measure, settings.threshold)
     ioa = similarity.pairwise(pairs.boxes, pairs.boxes, "ioa", 1.0)
-    return summarise(
+    return summarize(
         pairs.anchor, pairs.target, np.asarray(ioa[:, *both]), np.asarray(psi[:, *both])
     )
 
 
-def summarise(
+def summarize(
     anchor: np.ndarray, target: np.ndarray, ioa: np.ndarray, psi: np.ndarray
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Compares the distances of views with what graded similarity asks for, 1 - psi.
@@ -144,7 +144,7 @@ def summarise(
       The scores `diagnostics/...`:
         calibration_error: mean |distance - (1 - psi)|;
         rank_correlation: Spearman's of IoA and distance, 0 where either is the same everywhere;
-        embedding_std_sqrt_d: sqrt(D) times the standard deviation of a coordinate of the normalised
+        embedding_std_sqrt_d: sqrt(D) times the standard deviation of a coordinate of the normalized
           embeddings, averaged over coordinates: about 1 on the whole sphere, 0 at collapse;
         positive_distance, negative_distance: means.
       The details, for every value None where a bin is empty:

@@ -10,7 +10,7 @@ _CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the drawn picture
 _COLOURS = ((255, 140, 0), (0, 160, 255))  # first and second view
 _HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved picture, its frame and the line below
 _NUM_RESULTS, _FONT, _MAX_WORD = 10, 14, 20  # the last in characters
-_SIGN = 11  # side of the sign beside the word, so that colour is not all that tells
+_SIGN = 11  # side of the sign beside the word, so that color is not all that tells
 _RIGHT, _WRONG, _JUNK = (0, 140, 60), (205, 35, 35), (130, 130, 130)
 _STROKES: dict[str, list[list[tuple[float, float]]]] = {  # of the signs, in units of a side
     "right": [[(0, 0.55), (0.35, 0.95), (1, 0.05)]],
@@ -32,7 +32,7 @@ def draw_pairs(
     Args:
       originals: N images uint8 [H, W, 3].
       boxes: [N, 2, 4] top, left, height, width in pixels of the original.
-      views: [N, 2, S, S, 3] in [0, 1], augmented, not normalised.
+      views: [N, 2, S, S, 3] in [0, 1], augmented, not normalized.
       psi: [N, 2] graded similarity, first to second view and back.
 
     Returns:
@@ -69,7 +69,7 @@ def draw_ranking(
     """Draws a query and, right of it, the first ten pictures that it retrieves, best first.
 
     A result has its rank below it, and whether it is right (a tick, green), wrong (a cross, red)
-    or junk (a dash, grey; neither right nor wrong). All have the same height, unless they are
+    or junk (a dash, gray; neither right nor wrong). All have the same height, unless they are
     more than twice as wide.
 
     Args:
@@ -130,8 +130,8 @@ def save(picture: np.ndarray, path: epath.Path) -> None:
 def _draw_original(canvas, original, boxes, place) -> None:
     small = _shrunk(original, _CELL, _CELL)
     scale = _CELL / max(original.shape[:2])
-    for box, colour in zip(boxes, _COLOURS, strict=True):
-        _draw_box(small, box, scale, colour)
+    for box, color in zip(boxes, _COLOURS, strict=True):
+        _draw_box(small, box, scale, color)
     canvas.paste(small, place)
 
 
@@ -160,8 +160,8 @@ def _draw_mark(
     draw.text((x + _SIGN + 5, place[1]), word, fill=_MARKS[mark], font=font)
 
 
-def _draw_box(picture: Image.Image, box: Sequence[float], scale: float, colour) -> None:
+def _draw_box(picture: Image.Image, box: Sequence[float], scale: float, color) -> None:
     """Draws top, left, height, width, given in pixels of the original."""
     top, left, height, width = (float(side) * scale for side in box)
     corner = left + max(width - 1, 0), top + max(height - 1, 0)
-    ImageDraw.Draw(picture).rectangle((left, top, *corner), outline=colour, width=2)
+    ImageDraw.Draw(picture).rectangle((left, top, *corner), outline=color, width=2)

@@ -43,7 +43,7 @@ def comparable(one: Mapping, other: Mapping) -> bool:
     def model(entry):
         return {name: value for name, value in entry["encoder"].items() if name != "digest"}
 
-    names = ("dataset", "protocol", "image_size", "normalisation")
+    names = ("dataset", "protocol", "image_size", "normalization")
     return all(one.get(n) == other[n] for n in names) and model(one) == model(other)
 
 

@@ -128,7 +128,7 @@ def _image_size(config: ml_collections.ConfigDict) -> int:
 
 
 def _represent(job: evaluation.Evaluation, source: Source, boxes: tuple | None) -> np.ndarray:
-    """L2-normalised representations [N, F] by the configured protocol."""
+    """L2-normalized representations [N, F] by the configured protocol."""
     size, protocol = _image_size(job.config), job.config.retrieval.protocol
     scaled: list[transforms.Transform]
     if protocol == "thesis":

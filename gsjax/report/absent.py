@@ -5,7 +5,7 @@ from gsjax.sweep.runs import Run
 
 PICTURES = {  # file of a work directory: what it shows
     "examples.png": "pairs of views",
-    "diagnostics/neighbours.png": "nearest neighbours",
+    "diagnostics/neighbors.png": "nearest neighbors",
     "diagnostics/map.json": "maps",
 }
 CURVES = {  # metric: what its panel shows

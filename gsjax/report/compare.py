@@ -17,7 +17,7 @@ PRIMARY = "kNN top-1"  # the score of the thesis' figures, measured in every pre
 _CALIBRATION = "calibration error"
 # Settings that the kNN accuracy of raw pixels depends on, and that of an untrained encoder.
 _OF_PIXELS = (
-    *("data.source", "data.num_images", "data.labelled_split", "data.test_split"),
+    *("data.source", "data.num_images", "data.labeled_split", "data.test_split"),
     *("data.image_size", "data.mean", "data.std", "knn.preset", "knn.k"),
 )
 _OF_UNTRAINED = (

@@ -24,8 +24,8 @@ _FEW = 5  # lines that a legend names in full size
 _MOST_CLASSES = 12  # that the legend of a map names
 
 
-def colours(study: Study) -> dict[str, str]:
-    """A colour for each group; along a scale where the groups are values of an axis."""
+def colors(study: Study) -> dict[str, str]:
+    """A color for each group; along a scale where the groups are values of an axis."""
     if not study.axis:
         return {g.name: _COLOURS[i % len(_COLOURS)] for i, g in enumerate(study.groups)}
     scale = matplotlib.colormaps["plasma"]
@@ -40,7 +40,7 @@ def curves(
     axes: Axes,
     groups: Sequence[Group],
     metric: str,
-    colour: Mapping[str, str],
+    color: Mapping[str, str],
     in_epochs: bool = False,
 ) -> None:
     """A thin line for each seed, and a thick one for the mean, over steps or epochs."""
@@ -49,7 +49,7 @@ def curves(
         if in_epochs:
             lines = [[(at / group.epoch_steps, value) for at, value in line] for line in lines]
         dashes = "--" if group.is_baseline else "-"
-        style: dict[str, Any] = {"color": colour[group.name], "linestyle": dashes}
+        style: dict[str, Any] = {"color": color[group.name], "linestyle": dashes}
         if len(lines) > 1:
             for line in lines:
                 axes.plot(*zip(*line, strict=True), linewidth=0.6, alpha=0.5, **style)
@@ -119,15 +119,15 @@ def over_axis(axes: Axes, study: Study) -> None:
         else:
             points = [(str(at), values) for at, values in points]
         means = [float(np.mean(values)) for _, values in points]
-        colour = _COLOURS[i % len(_COLOURS)]
+        color = _COLOURS[i % len(_COLOURS)]
         text = legend_text(label)
-        axes.plot([at for at, _ in points], means, marker="o", label=text, color=colour)
+        axes.plot([at for at, _ in points], means, marker="o", label=text, color=color)
         for at, values in points:
-            axes.scatter([at] * len(values), values, s=8, color=colour)
+            axes.scatter([at] * len(values), values, s=8, color=color)
     for i, (label, values) in enumerate(level.items()):
-        colour = _COLOURS[-1 - i % len(_COLOURS)]
+        color = _COLOURS[-1 - i % len(_COLOURS)]
         mean = float(np.mean(values))
-        axes.axhline(mean, color=colour, linestyle="--", label=legend_text(label))
+        axes.axhline(mean, color=color, linestyle="--", label=legend_text(label))
     if study.axis == "batch_size":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
@@ -162,15 +162,15 @@ def large_bins(bins: Mapping[str, Any]) -> tuple[list[int], str]:
     return filled, f"All bins are small, of fewer than {_FEWEST} directions."
 
 
-def calibration(axes: Axes, bins: Mapping[str, Any], colour: str) -> None:
+def calibration(axes: Axes, bins: Mapping[str, Any], color: str) -> None:
     """Distance of the embeddings by IoA, beside what graded similarity asks for."""
     rows, _ = large_bins(bins)
     middle = [(bins["ioa_low"][i] + bins["ioa_high"][i]) / 2 for i in rows]
     column = {name: [bins[name][i] for i in rows] for name in bins}
     for low, high, alpha in (("q10", "q90", 0.2), ("q25", "q75", 0.3)):
         label = f"{low[1:]} to {high[1:]} %"
-        axes.fill_between(middle, column[low], column[high], color=colour, alpha=alpha, label=label)
-    axes.plot(middle, column["mean"], color=colour, marker="o", markersize=3, label="mean")
+        axes.fill_between(middle, column[low], column[high], color=color, alpha=alpha, label=label)
+    axes.plot(middle, column["mean"], color=color, marker="o", markersize=3, label="mean")
     axes.plot(middle, column["target"], color=GREY, linestyle="--", label="1 - psi")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, max([1.5, *(1.05 * value for value in column["q90"])]))
@@ -180,7 +180,7 @@ def calibration(axes: Axes, bins: Mapping[str, Any], colour: str) -> None:
 
 
 def plane(axes: Axes, places: Mapping[str, Any]) -> None:
-    """The map of the representations, a colour for each label."""
+    """The map of the representations, a color for each label."""
     x, y = np.asarray(places["x"]), np.asarray(places["y"])
     labels = np.asarray(places["label"] or [0] * len(x))
     names = places["class_names"] or []

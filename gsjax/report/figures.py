@@ -1,6 +1,6 @@
 """Figures of a report by matplotlib: each a small SVG for the page and a PNG for elsewhere.
 
-The SVG takes its text colour from the page, so that it is readable on light and dark.
+The SVG takes its text color from the page, so that it is readable on light and dark.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from gsjax.report.groups import Group
 from gsjax.sweep.plans import slug
 from gsjax.sweep.runs import Run
 
-_TEXT = "#010203"  # stands for the page's text colour in the SVG
+_TEXT = "#010203"  # stands for the page's text color in the SVG
 _SIZE = (4.6, 3.2)  # inches
 _KNN = "knn/top1"
 _CURVES = {  # metric: (title, axis)
@@ -48,7 +48,7 @@ class Panel:
 
 
 class Panels:
-    """Draws the figures of a study, all groups in the same colours everywhere.
+    """Draws the figures of a study, all groups in the same colors everywhere.
 
     Attributes:
       damaged: a line for each file that could not be drawn, once `all` is done.
@@ -57,7 +57,7 @@ class Panels:
     def __init__(self, study: Study, folder: epath.Path, prefix: str) -> None:
         """Draws into `folder/<prefix>_<name>.png`."""
         self._study, self._folder, self._prefix = study, folder, prefix
-        self._colours = draw.colours(study)
+        self._colors = draw.colors(study)
         # Steps of different length would tell nothing beside each other.
         self._in_epochs = len({group.epoch_steps for group in study.groups}) > 1
         self.damaged: list[str] = []
@@ -97,7 +97,7 @@ class Panels:
             return None
 
         def fill(axes: Axes) -> None:
-            draw.curves(axes, groups, metric, self._colours, self._in_epochs)
+            draw.curves(axes, groups, metric, self._colors, self._in_epochs)
             axes.set_ylabel(unit)
 
         notes = []
@@ -156,9 +156,9 @@ class Panels:
         def make() -> Panel:
             bins = entry["details"]["calibration"]
             notes = f"{note} {draw.large_bins(bins)[1]}".rstrip()
-            colour = self._colours[group.name]
+            color = self._colors[group.name]
             return self._render(
-                name, title, notes, lambda axes: draw.calibration(axes, bins, colour)
+                name, title, notes, lambda axes: draw.calibration(axes, bins, color)
             )
 
         return self._try(make, run)
@@ -174,7 +174,7 @@ class Panels:
             lambda: self._render(
                 f"map_{i}_{slug(group.name)}",
                 f"{group.name}: map of the representations",
-                f"UMAP of test pictures by cosine, coloured by label. {_seed(run)}",
+                f"UMAP of test pictures by cosine, colored by label. {_seed(run)}",
                 lambda axes: draw.plane(axes, json.loads(file.read_text())),
             ),
             run,
@@ -192,16 +192,16 @@ class Panels:
 def render(name: str, title: str, fill: Callable[[Axes], None]) -> tuple[str, bytes]:
     """Returns a figure as SVG, for a page that holds others, and as PNG with its title."""
     drawn = {}
-    for kind, colour in (("svg", _TEXT), ("png", "#222222")):
+    for kind, color in (("svg", _TEXT), ("png", "#222222")):
         style: dict[Any, Any] = {
             "svg.fonttype": "none",
             "svg.hashsalt": name,
-            "text.color": colour,
+            "text.color": color,
             "text.parse_math": False,  # a label may hold $
-            "axes.labelcolor": colour,
-            "axes.edgecolor": colour,
-            "xtick.color": colour,
-            "ytick.color": colour,
+            "axes.labelcolor": color,
+            "axes.edgecolor": color,
+            "xtick.color": color,
+            "ytick.color": color,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "font.size": 9,
@@ -225,7 +225,7 @@ def render(name: str, title: str, fill: Callable[[Axes], None]) -> tuple[str, by
 
 
 def _inline(svg: str, name: str) -> str:
-    """The SVG as a part of a page: identifiers of its own, and the page's colour and width."""
+    """The SVG as a part of a page: identifiers of its own, and the page's color and width."""
     svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
     svg = re.sub(r' width="[^"]+pt" height="[^"]+pt"', "", svg, count=1)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))

@@ -10,7 +10,7 @@ from gsjax.methods import METHODS
 from gsjax.sweep.runs import Run
 
 # They leave the encoder as it is, but not what the kNN monitor measures on it.
-_OF_THE_MONITOR = ("data.labelled_split", "data.test_split", "knn.preset", "knn.k")
+_OF_THE_MONITOR = ("data.labeled_split", "data.test_split", "knn.preset", "knn.k")
 _NOT_OF_THE_PROTOCOL = ("seed", "num_left_out")
 _UNGRADED_SCALE = 0.5  # with psi = 1 the graded NT-Xent is then NT-Xent and a constant
 _OF_THE_METHOD = ("learning_rate",)  # of the linear evaluation, which has one for each

@@ -152,7 +152,7 @@ def _pictures(study: collect.Study) -> list[tuple[str, epath.Path]]:
     for group in study.groups:
         for title, name in (
             ("pairs of views, with psi in both directions", "examples.png"),
-            ("nearest neighbours", "diagnostics/neighbours.png"),
+            ("nearest neighbors", "diagnostics/neighbors.png"),
         ):
             paths = [run.folder / name for run in group.runs if run.folder]
             paths = [path for path in paths if path.exists()]

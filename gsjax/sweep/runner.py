@@ -26,7 +26,7 @@ from gsjax.sweep.plans import Member, Plan
 PLAN_FILE = "sweep.json"  # tells a report what belongs to the sweep
 _JOBS = ("diagnostics",)  # of every sweep
 # Settings of evaluations that leave the scores as they are, and those of the kNN monitor.
-_NOT_OF_SCORES = ("data_dir", "memory_gb", "pictures", "neighbours", "every_epochs", "baselines")
+_NOT_OF_SCORES = ("data_dir", "memory_gb", "pictures", "neighbors", "every_epochs", "baselines")
 
 
 def run_all(plan: Plan, workdir: str, arguments: Sequence[str]) -> None:
@@ -135,7 +135,7 @@ def _protocol(config: Mapping[str, Any], job: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in (known | settings.flatten(config)).items()
-        if key in ("data.labelled_split", "data.test_split")
+        if key in ("data.labeled_split", "data.test_split")
         or (key in known and key.startswith(f"{job}.") and key.split(".")[1] not in _NOT_OF_SCORES)
     }
 

@@ -65,7 +65,7 @@ def gsjax_steps(views, plain, calls):
     overrides = {"encoder.dtype": "bfloat16"}
     if plain:
         overrides["similarity.measure"] = "none"
-        overrides |= {f"augment.{name}": "0" for name in ("flip", "jitter", "grey", "blur")}
+        overrides |= {f"augment.{name}": "0" for name in ("flip", "jitter", "gray", "blur")}
     program, state, batch, key, _ = prepare(CONFIG, overrides, views)
     began = time.perf_counter()
     program = program.lower(state, batch, key).compile()
@@ -155,12 +155,12 @@ def time_knn():
     from gsjax.evaluate import nearest
 
     generator = np.random.default_rng(0)
-    centres = 0.3 * generator.normal(size=(CLASSES, 512))
+    centers = 0.3 * generator.normal(size=(CLASSES, 512))
 
     def features(n):
         labels = generator.integers(0, CLASSES, n)
         noise = generator.normal(size=(n, 512))
-        return np.maximum(centres[labels] + noise, 0).astype(np.float32), labels
+        return np.maximum(centers[labels] + noise, 0).astype(np.float32), labels
 
     (bank, labels), (queries, _) = features(50_000), features(10_000)
     found = {}

@@ -15,11 +15,11 @@ from gsjax.evaluate import nearest
 K, CLASSES, ROUNDS = 201, 100, 3
 
 
-def features(generator, centres, n):
+def features(generator, centers, n):
     """Positive and correlated, as pooled ReLU features are; with their classes."""
     labels = generator.integers(0, CLASSES, n)
-    noise = generator.normal(size=(n, centres.shape[1]))
-    return np.maximum(centres[labels] + noise, 0).astype(np.float32), labels
+    noise = generator.normal(size=(n, centers.shape[1]))
+    return np.maximum(centers[labels] + noise, 0).astype(np.float32), labels
 
 
 def with_faiss(bank, labels, queries):
@@ -37,9 +37,9 @@ def with_faiss(bank, labels, queries):
 
 def main():
     generator = np.random.default_rng(0)
-    centres = 0.3 * generator.normal(size=(CLASSES, 512))
-    bank, labels = features(generator, centres, 50_000)
-    queries, truth = features(generator, centres, 10_000)
+    centers = 0.3 * generator.normal(size=(CLASSES, 512))
+    bank, labels = features(generator, centers, 50_000)
+    queries, truth = features(generator, centers, 10_000)
     protocol = nearest.Protocol(K, 0.0)
     print(f"faiss {faiss.__version__}, {faiss.omp_get_max_threads()} threads")
     seconds = {"gsjax": [], "faiss": []}

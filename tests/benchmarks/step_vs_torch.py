@@ -3,7 +3,7 @@
     pip install torch==2.13.0
     python tests/benchmarks/step_vs_torch.py --width 16
 
-All three train a CIFAR ResNet by NT-Xent and LARS on the same normalised views: forward, backward
+All three train a CIFAR ResNet by NT-Xent and LARS on the same normalized views: forward, backward
 and update, no input pipeline and no augmentation. They take turns, and the ratios are medians of
 those of the rounds. Where other programs use the processor, compare CPU seconds (of all threads)
 and set OMP_WAIT_POLICY=PASSIVE, without which PyTorch's threads burn CPU while they wait.

@@ -5,8 +5,8 @@
 
 `losses` trains every config, or those named, at small width on the embedded photographs and writes
 the loss of each step. `scores` trains one small encoder in float64 and runs every evaluation job on
-it; DATA holds cifar10 in TFDS form and retrieval/rmini. The committed files were recorded by the
-commit that each names; `tests/test_golden.py` compares.
+it; DATA holds cifar10 in TFDS form and retrieval/rmini. The committed files name the commit that
+recorded them, under "commit"; `tests/test_golden.py` compares.
 """
 
 import json
@@ -29,7 +29,7 @@ SMALL = {
     "remat": "false",
     "data.source": "photos",
     "data.split": "train",
-    "data.labelled_split": "",
+    "data.labeled_split": "",
     "data.image_size": "16",
     "encoder.width": "4",
     "projector.hidden_dim": "32",
@@ -41,7 +41,7 @@ SMALL = {
 }
 ENCODER = SMALL | {
     "encoder.dtype": "float64",
-    "data.labelled_split": "train",
+    "data.labeled_split": "train",
     "data.test_split": "test",
     "knn.baselines": "true",
 }
