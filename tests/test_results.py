@@ -11,7 +11,7 @@ from scipy import stats
 
 def table_after(repo_root, words):
     """{name of a row: its other cells} of the first table after these words."""
-    text = (repo_root / "README.md").read_text()
+    text = (repo_root / "docs/pages/results.md").read_text()
     rows = re.search(r"\n\n(\|.*?)\n\n", text[text.index(words) :], re.DOTALL)[1].splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
     return {name: rest for name, *rest in cells}
@@ -94,7 +94,7 @@ def test_the_evaluation_jobs(repo_root):
         ("`transfer`", "CIFAR-10, 5,000 + 5,000 pictures"): ["transfer/cifar10_top1"],
         ("`retrieval`", "`rmini`"): [f"retrieval/{x}_mAP" for x in ("easy", "medium", "hard")],
     }
-    text = (repo_root / "README.md").read_text()
+    text = (repo_root / "docs/pages/results.md").read_text()
     for (job, dataset), names in rows.items():
         row = re.search(rf"^\| {job} \| {re.escape(dataset)} \|.*$", text, re.MULTILINE)[0]
         cells = [cell.strip() for cell in row.strip("|").split("|")][3:]

@@ -1,4 +1,4 @@
-"""Does graded similarity help a small encoder? The study of the README.
+"""Does graded similarity help a small encoder? The study of docs/pages/results.md.
 
 Hours of two CPU cores: a SimCLR member takes one, a SimSiam member 45 minutes, on one core.
 

@@ -1,0 +1,210 @@
+"""Every method in the table keeps the contract, and so does one that a test adds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_step import batch_of, small_config
+from trainings import small_config as small_run
+from trainings import trained
+
+from gsjax import losses, methods
+from gsjax.config import settings
+from gsjax.evaluate import knn, results
+from gsjax.methods import METHODS, MethodRow, base
+from gsjax.models.resnet import BasicBlock, ResNet
+from gsjax.runtime import files, parallel
+from gsjax.train import optimizers, step
+from gsjax.train.pretrain import pretrain
+
+# Whether the loss is a function whose gradient is the one that is taken.
+DIFFERENTIABLE = {"simclr": True, "simsiam": False}
+PROGRESS = base.Progress(jnp.zeros((), jnp.int32), 10, 10)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def create(config):
+    """A method on an encoder of one block, for the time of compilation."""
+    method = methods.create_method(config)
+    encoder = ResNet((1,), BasicBlock, 4, "cifar", config.encoder.dtype, False)
+    method.networks["encoder"] = encoder
+    return method
+
+
+def on_one_device(function, *arguments):
+    """Calls what runs inside the mapped program."""
+    mesh = parallel.create_mesh(16, jax.devices()[:1])
+    specs = jax.sharding.PartitionSpec()
+    return parallel.data_parallel(function, mesh, in_specs=specs, out_specs=specs)(*arguments)
+
+
+def prepared(method_name, measure, **overrides):
+    """(method, params, extra, the loss as a function of params) in float64."""
+    config = small_config(method_name, measure, "sgd", "float64")
+    changes = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    settings.override(config, changes)
+    method = create(settings.check(config))
+    params, extra = method.init(jax.random.key(0), config.data.image_size)
+    crops = batch_of(config)
+    position = np.arange(config.batch_size)
+    views = step.augment_views(crops, jax.random.key(1), position, config)
+    boxes = {"global": crops["global"].boxes}
+    keys = jax.random.split(jax.random.key(2), config.batch_size)
+
+    def loss(params):
+        return method.loss(params, extra, views, boxes, keys, PROGRESS)
+
+    return method, params, extra, loss
+
+
+@pytest.mark.parametrize("measure", ["none", "ioa"])
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_and_its_gradient(x64, name, measure):
+    method, params, extra, loss = prepared(name, measure)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, (new_extra, metrics)), grads = on_one_device(gradient, params)
+    assert value.shape == () and np.isfinite(value)
+    assert jax.tree.structure(new_extra) == jax.tree.structure(extra)
+    assert all(np.isfinite(metric) and metric.shape == () for metric in metrics.values())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+
+    # Along a random direction, against the slope of the loss itself.
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)) * 1e-7, params)
+    moved = [jax.tree.map(lambda x, d, s=s: x + s * d, params, direction) for s in (1, -1)]
+    ahead, behind = (float(on_one_device(loss, where)[0]) for where in moved)
+    expected = sum(
+        float(np.sum(g * d))
+        for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    )
+    agrees = abs((ahead - behind) / 2 - expected) < 1e-2 * abs(expected)
+    assert agrees == DIFFERENTIABLE[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_graded_at_psi_1_has_the_gradient_of_the_baseline(x64, name):
+    """At lambda = 0 psi is 1, and half the scale is that of NT-Xent's positive term."""
+    scaled = "similarity.scale" in METHODS[name].settings
+    overrides = {"similarity__threshold": 0.0} | ({"similarity__scale": 0.5} if scaled else {})
+    grads = []
+    for measure in ("none", "ioa"):
+        _, params, _, loss = prepared(name, measure, **overrides)
+        grads.append(on_one_device(jax.grad(loss, has_aux=True), params)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *grads)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_embedding_and_encoder(x64, name):
+    method, params, extra, _ = prepared(name, "ioa")
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 16, 3)))
+    anchors, targets = method.embed(params, extra, images)
+    assert anchors.shape == targets.shape == (3, 8)
+    again = [method.embed(params, extra, images[i : i + 1]) for i in range(3)]
+    np.testing.assert_allclose(anchors, np.concatenate([a for a, _ in again]), atol=1e-12)
+    variables = method.encoder_variables(params, extra)
+    outputs = method.networks["encoder"].apply(variables, images, train=False)
+    assert outputs.pooled.shape == (3, 4) and outputs.maps.shape == (3, 16, 16, 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_leaf_is_the_same_on_all_devices(name):
+    """`check_vma=False` never looks."""
+    config = small_config(name, "ioa", "sgd", "float32")
+    mesh = parallel.create_mesh(config.batch_size, jax.devices()[:4])
+    method = create(config)
+    schedule = optimizers.create_schedule(config, 20, 20)
+    optimizer = optimizers.create_optimizer(config, schedule, method.param_groups)
+    state = step.create_state_fn(config, method, optimizer, mesh)(jax.random.key(0))
+    train_step = step.create_train_step(config, method, optimizer, mesh, 20, 20)
+    batch = parallel.shard(batch_of(config), mesh)
+    for _ in range(20):
+        state, _ = train_step(state, batch, jax.random.key(1))
+    assert int(state.step) == 20 and bool(state.finite)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        first, *others = (np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards)
+        assert len(others) == 3 and all(other == first for other in others), path
+
+
+class Toy(base.Method):
+    """Pulls two views together and counts its steps; enough to tell whether all is wired."""
+
+    def init(self, key, image_size):
+        params, extra = super().init(key, image_size)
+        return params, extra | {"updates": jnp.zeros(())}
+
+    def loss(self, params, extra, views, boxes, keys, progress):
+        batch_stats, outputs = extra["batch_stats"], []
+        for view in range(views["global"].shape[1]):
+            (_, z), batch_stats = self.forward(params, batch_stats, views["global"][:, view])
+            outputs.append(z)
+        z = jnp.stack(outputs, axis=1)
+        loss = self.config.toy.weight * losses.siamese(z, z, None)
+        return loss, (extra | {"batch_stats": batch_stats}, base.metrics(z, self.psi(boxes)))
+
+    def after_update(self, params, extra, progress):
+        return extra | {"updates": extra["updates"] + 1}
+
+    def embed(self, params, extra, images):
+        (_, z), _ = self.forward(params, extra["batch_stats"], images, train=False)
+        return z, z
+
+
+def create_toy(encoder, config):
+    projector = base.create_projector(config, last_bn_scale=True)
+    return Toy({"encoder": encoder, "projector": projector}, config)
+
+
+def check_toy(config):
+    if config.toy.weight > 5:
+        yield f"toy.weight is {config.toy.weight:g}; that is too much"
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A row, as CONTRIBUTING.md describes it, for the time of a test."""
+    from gsjax.config import defaults
+    from gsjax.config.schema import shapes
+
+    weight = {"toy.weight": shapes(1.0, "of the loss")}
+    row = MethodRow(
+        __name__, "a toy", weight, check_toy, "create_toy", label="Toy", linear_learning_rate=1.0
+    )
+    monkeypatch.setitem(METHODS, "toy", row)
+    monkeypatch.setitem(defaults.SETTINGS, "toy.weight", weight["toy.weight"])
+
+
+def test_a_new_method_trains_resumes_and_is_evaluated(toy, tmp_path):
+    config = small_run(method="toy", toy__weight="2", num_steps="6", checkpoint__every_steps="3")
+    whole = pretrain(config, str(tmp_path / "whole"))
+    assert float(whole.extra["updates"]) == 6
+    assert all(
+        np.isfinite(row["train/loss"]) for row in trained(tmp_path / "whole") if len(row) > 3
+    )
+
+    folder = files.absolute(str(tmp_path / "whole"))
+    (folder / "checkpoints" / "6").rmtree()
+    resumed = pretrain(config, str(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+    evaluation = settings.of_evaluation(str(tmp_path / "whole"), None, {})
+    knn.run(settings.check(evaluation), str(tmp_path / "whole"))
+    (result,) = results.read(folder / "results" / "knn.json")
+    assert result["method"] == "toy" and result["scores"]["knn/top1"] > 10
+
+
+def test_a_new_methods_settings_are_checked(toy):
+    from gsjax.errors import UserError
+
+    refused = functools.partial(small_run, method="toy")
+    with pytest.raises(UserError, match="toy.weight is 9; that is too much"):
+        refused(toy__weight="9")
+    with pytest.raises(UserError, match="toy.weight: 'much' is not a number"):
+        refused(toy__weight="much")
