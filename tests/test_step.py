@@ -16,7 +16,7 @@ from gsjax.train import optimizers, step
 
 COMBINATIONS = [
     (method, measure, optimizer)
-    for method in ("simclr", "simsiam")
+    for method in methods.METHODS
     for measure in ("none", "ioa")
     for optimizer in ("lars", "sgd")
 ]
@@ -34,7 +34,7 @@ def small_config(method, measure, optimizer, dtype):
         "projector.hidden_dim": "12",
         "projector.out_dim": "8",
         "predictor.hidden_dim": "6",
-        "projector.last_bn": str(method == "simsiam"),
+        "projector.last_bn": str(method != "simclr"),
         "optimizer.fix_pred_lr": str(method == "simsiam"),
         "optimizer.weight_decay": "1e-2",
         "augment.blur": "0.5",
@@ -123,7 +123,7 @@ def test_augmentation_depends_on_the_place_in_the_batch_alone():
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("method", ["simclr", "simsiam"])
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_step_lowers_for_accelerators(method, platform):
     config = small_config(method, "ioa", "sgd", "bfloat16")
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:4])
