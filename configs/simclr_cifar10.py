@@ -1,4 +1,4 @@
-"""SimCLR, ResNet-18, CIFAR-10, 800 epochs of batch 1024 (thesis, section 5 and appendix A).
+"""SimCLR, ResNet-18, CIFAR-10, 800 epochs at batch size 1024 (thesis, section 5 and appendix A).
 
     python -m gsjax.main --config configs/simclr_cifar10.py
 

@@ -1,4 +1,4 @@
-"""SimCLR as google-research/simclr trains it: ResNet-18, CIFAR-10, 1000 epochs of batch 512.
+"""SimCLR as google-research/simclr trains it: ResNet-18, CIFAR-10, 1000 epochs at batch size 512.
 
     python -m gsjax.main --config configs/simclr_google_cifar10.py
 

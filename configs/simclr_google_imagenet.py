@@ -1,4 +1,4 @@
-"""SimCLR as google-research/simclr trains it: ResNet-50, ImageNet, 100 epochs of batch 4096.
+"""SimCLR as google-research/simclr trains it: ResNet-50, ImageNet, 100 epochs at batch size 4096.
 
     python -m gsjax.main --config configs/simclr_google_imagenet.py \
         --config.data.data_dir=gs://BUCKET/tfds

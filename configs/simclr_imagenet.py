@@ -1,4 +1,4 @@
-"""SimCLR, ResNet-50, ImageNet, 100 epochs of batch 256 (thesis, section 5 and appendix A).
+"""SimCLR, ResNet-50, ImageNet, 100 epochs at batch size 256 (thesis, section 5 and appendix A).
 
     python -m gsjax.main --config configs/simclr_imagenet.py --config.data.data_dir=gs://BUCKET/tfds
 

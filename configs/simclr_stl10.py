@@ -1,9 +1,9 @@
-"""SimCLR, ResNet-18, STL-10, 800 epochs of batch 1024 (thesis, section 5 and appendix A).
+"""SimCLR, ResNet-18, STL-10, 800 epochs at batch size 1024 (thesis, section 5 and appendix A).
 
     python -m gsjax.main --config configs/simclr_stl10.py
 
-The thesis reports 87.98 % top-1 in linear evaluation. Pre-training takes the 100,000 unlabeled and
-the 5,000 training images; the monitor's labeled images are the training images.
+The thesis reports 87.98 % top-1 in linear evaluation. Pre-training uses the 100,000 unlabeled and
+the 5,000 training images; the kNN monitor uses the training images as its labeled images.
 """
 
 import simclr_cifar10

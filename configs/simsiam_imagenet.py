@@ -1,8 +1,8 @@
-"""SimSiam, ResNet-50, ImageNet, 100 epochs of batch 256 (thesis, section 5 and appendix A).
+"""SimSiam, ResNet-50, ImageNet, 100 epochs at batch size 256 (thesis, section 5 and appendix A).
 
     python -m gsjax.main --config configs/simsiam_imagenet.py --config.data.data_dir=gs://BUCKET/tfds
 
-The thesis reports 65.29 % top-1 in linear evaluation; the SimSiam paper 68.3 % with blur 0.5.
+The thesis reports 65.29 % top-1 in linear evaluation; the SimSiam paper, 68.3 % with blur 0.5.
 """
 
 import simclr_imagenet

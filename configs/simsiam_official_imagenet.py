@@ -1,4 +1,4 @@
-"""SimSiam as facebookresearch/simsiam trains it: ResNet-50, ImageNet, 100 epochs of batch 512.
+"""SimSiam as facebookresearch/simsiam trains it: ResNet-50, ImageNet, 100 epochs at batch size 512.
 
     python -m gsjax.main --config configs/simsiam_official_imagenet.py \
         --config.data.data_dir=gs://BUCKET/tfds

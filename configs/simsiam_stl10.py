@@ -1,4 +1,4 @@
-"""SimSiam, ResNet-18, STL-10, 800 epochs of batch 256 (thesis, section 5 and appendix A).
+"""SimSiam, ResNet-18, STL-10, 800 epochs at batch size 256 (thesis, section 5 and appendix A).
 
     python -m gsjax.main --config configs/simsiam_stl10.py
 

@@ -1,6 +1,6 @@
 """Self-supervised vision with graded similarity, in JAX and Flax.
 
-Submodules load when they are first named: `import gsjax; gsjax.losses.nt_xent` works, while
+Submodules load on first use: `import gsjax; gsjax.losses.nt_xent` works, while
 `import gsjax` alone imports neither JAX nor TensorFlow.
 """
 

@@ -1,7 +1,7 @@
 """Augmentation of uint8 views on the device: flip, color jitter, gray, blur, normalization.
 
 The semantics are torchvision's (ColorJitter, RandomGrayscale, GaussianBlur on float tensors).
-What happens to an image depends on its key alone, not on its batch or its device.
+The result for an image depends only on its key, not on its batch or device.
 """
 
 import functools
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-# Order of the four in `jitter`'s `amounts`.
+# Order of the keys of `jitter`'s `amounts`.
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -24,16 +24,16 @@ def augment(
 ) -> jax.Array:
     """Augments and normalizes views, each with its own key (SimCLR, appendix A).
 
-    In this order: horizontal flip, color jitter, gray, Gaussian blur, normalization. What has
+    In this order: horizontal flip, color jitter, gray, Gaussian blur, normalization. A step with
     probability or strength 0 costs nothing.
 
     Args:
       keys: [N] typed PRNG keys (`jax.random.key`), one per view.
       images: [N, S, S, 3] uint8 RGB.
-      settings: the group `config.augment` of `gsjax.config.defaults`, read while tracing.
-      mean: of the data set, per channel, in [0, 1].
-      std: likewise.
-      dtype: of the result; pixels are computed in at least float32.
+      settings: the `augment` group of a config (`gsjax.config.defaults`), read at trace time.
+      mean: per-channel mean of the data set, in [0, 1].
+      std: per-channel standard deviation of the data set.
+      dtype: dtype of the result; pixels are computed in at least float32.
 
     Returns:
       [N, S, S, 3] normalized views of `dtype`.
@@ -48,13 +48,13 @@ def normalize(
     std: tuple[float, float, float],
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Returns (images / 255 - mean) / std, the transform of evaluations.
+    """Returns (images / 255 - mean) / std, the evaluation transform.
 
     Args:
       images: [..., 3] uint8 RGB.
-      mean: of the data set, per channel, in [0, 1].
-      std: likewise.
-      dtype: of the result.
+      mean: per-channel mean of the data set, in [0, 1].
+      std: per-channel standard deviation of the data set.
+      dtype: dtype of the result.
 
     Returns:
       [..., 3] of `dtype`.
@@ -70,7 +70,7 @@ def adjust_brightness(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Arr
 def adjust_contrast(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
     """Blends [S, S, 3] RGB in [0, 1] with its mean gray and clips (torchvision adjust_contrast).
 
-    Factor 0 gives the mean gray, 1 the image; above 1 the contrast grows.
+    Factor 0 gives the mean gray, 1 the image, and more than 1 increases the contrast.
     """
     return jnp.clip(_blend(image, jnp.mean(to_gray(image)), factor), 0, 1)
 
@@ -78,20 +78,20 @@ def adjust_contrast(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array
 def adjust_saturation(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
     """Blends [S, S, 3] RGB in [0, 1] with its gray image and clips (torchvision).
 
-    Factor 0 gives the gray image, 1 the image; above 1 the saturation grows.
+    Factor 0 gives the gray image, 1 the image, and more than 1 increases the saturation.
     """
     return jnp.clip(_blend(image, to_gray(image), factor), 0, 1)
 
 
 def adjust_hue(image: jax.Array, shift: jax.typing.ArrayLike) -> jax.Array:
-    """Turns the hue of [S, S, 3] RGB in [0, 1] in HSV space (torchvision adjust_hue).
+    """Shifts the hue of [S, S, 3] RGB in [0, 1] in HSV space (torchvision adjust_hue).
 
     Args:
       image: [S, S, 3] in [0, 1].
-      shift: in turns, -0.5 to 0.5.
+      shift: hue shift in turns, -0.5 to 0.5.
 
     Returns:
-      [S, S, 3] in [0, 1], with value and saturation as they were.
+      [S, S, 3] in [0, 1], with value and saturation unchanged.
     """
     return jnp.stack([jnp.clip(x, 0, 1) for x in _turn_hue(_planes(image), shift)], axis=-1)
 
@@ -102,7 +102,7 @@ def to_gray(image: jax.Array) -> jax.Array:
 
 
 def jitter_order(key: jax.Array, num: int = len(JITTERS)) -> jax.Array:
-    """Draws the order of the color changes: a uniform permutation [num] of 0 ... num - 1."""
+    """Draws an order of the color changes: a uniform permutation [num] of 0 ... num - 1."""
     return jax.random.permutation(key, num)
 
 
@@ -111,21 +111,21 @@ def jitter(image: jax.Array, amounts: dict[str, jax.Array], order: jax.Array) ->
 
     Args:
       image: [S, S, 3] in [0, 1].
-      amounts: a scalar for some or all of `JITTERS`: factors, and for hue a shift in turns.
-      order: [len(amounts)] permutation: which of `amounts`, in their order, comes first, second ...
+      amounts: a scalar for some or all of `JITTERS`: a factor, or for hue a shift in turns.
+      order: [len(amounts)] permutation: which of `amounts` to apply first, second, ...
 
     Returns:
       [S, S, 3] in [0, 1].
     """
     index = {name: number for number, name in enumerate(amounts)}
     values = jnp.stack(list(amounts.values()))
-    # Three planes [S, S]: a CPU works on them several times faster than on [S, S, 3].
+    # Three [S, S] planes: several times faster on a CPU than [S, S, 3].
     planes = _planes(image)
     for step in range(len(amounts)):
         chosen = order[step]
         amount = values[chosen]
-        # Under vmap each image is at another change, so all are computed. Three of them are one
-        # blend with different bases, which leaves two things to compute instead of four.
+        # Under vmap each image may be at a different change, so all are computed. Three of them are
+        # the same blend with different bases, which leaves two computations instead of four.
         gray = _luma(planes)
         base = jnp.zeros_like(gray)
         if "contrast" in index:
@@ -158,8 +158,8 @@ def gaussian_blur(image: jax.Array, sigma: jax.typing.ArrayLike, kernel_size: in
     def weight(offset):
         return jnp.where(abs(offset) <= radius, jnp.exp(-0.5 * (offset / sigma) ** 2), 0)
 
-    # Two banded matrix products, which every accelerator does fast. A source pixel counts once
-    # more for each of its mirror images (about pixels 0 and S - 1) within the kernel's reach.
+    # Two banded matrix products, fast on every accelerator. A source pixel counts again for each
+    # of its mirror images (about pixels 0 and S - 1) within the kernel's radius.
     matrix = weight(source - out)
     matrix += jnp.where(source > 0, weight(-source - out), 0)
     matrix += jnp.where(source < side - 1, weight(2 * (side - 1) - source - out), 0)
@@ -169,14 +169,14 @@ def gaussian_blur(image: jax.Array, sigma: jax.typing.ArrayLike, kernel_size: in
 
 
 def kernel_size(side: int) -> int:
-    """Returns the blur's kernel: the odd size 2 floor(S / 20) + 1, at least 3 (23 at 224)."""
+    """Returns the blur's kernel size: 2 floor(S / 20) + 1, odd and at least 3 (23 at 224)."""
     return 2 * max(side // 20, 1) + 1
 
 
 def _augment_one(settings, key: jax.Array, image: jax.Array) -> jax.Array:
     draw_key, order_key = jax.random.split(key)
-    # Always nine draws of which each has its place: switching one part off leaves the others as
-    # they were. In float32 for every dtype, so that float64 sees the same views.
+    # Always nine draws in fixed positions: switching one step off leaves the others unchanged. In
+    # float32 for every dtype, so that float64 sees the same views.
     draws = jax.random.uniform(draw_key, (9,), jnp.float32).astype(image.dtype)
     flip, jittered, brightness, contrast, saturation, hue, gray, blurred, sigma = draws
 
@@ -234,8 +234,8 @@ def _turn_hue(planes: list[jax.Array], shift) -> list[jax.Array]:
     )
     sector = jnp.where(value == red, 0.0, jnp.where(value == green, 2.0, 4.0))
     hue = sector + difference / jnp.where(chroma > 0, chroma, 1) + 6 * shift
-    hue -= 6 * jnp.floor(hue / 6)  # `%` costs many times more on a CPU
-    # Back to RGB without branches: every channel is a trapezoid over the hue.
+    hue -= 6 * jnp.floor(hue / 6)  # `%` is many times slower on a CPU
+    # Back to RGB without branches: each channel is a trapezoid over the hue.
     dips = [2 - abs(hue - 3), abs(hue - 2) - 1, abs(hue - 4) - 1]
     return [value - chroma * jnp.clip(dip, 0, 1) for dip in dips]
 

@@ -1,10 +1,10 @@
-"""The layout of views: crops of a batch of images, one group for each size."""
+"""The layout of views: crops of a batch of images, grouped by size."""
 
 from typing import Any, NamedTuple
 
 
 class Crops(NamedTuple):
-    """V views of one size of each of B images, as NumPy or JAX arrays.
+    """V views, all of one size, of each of B images, as NumPy or JAX arrays.
 
     A batch holds {"global": Crops}, and with multi-crop {"local": Crops} of a smaller size.
 

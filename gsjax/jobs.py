@@ -1,6 +1,6 @@
-"""The table of jobs that `python -m gsjax.main --job NAME` can run, evaluations among them.
+"""The table of jobs that `python -m gsjax.main --job NAME` can run, including evaluations.
 
-Importing it loads no job, nor JAX. A job is a function (config, workdir), that of a sweep
+Importing it loads neither the jobs nor JAX. A job is a function (config, workdir); that of a sweep,
 (plan, workdir, arguments).
 """
 

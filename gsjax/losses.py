@@ -1,13 +1,13 @@
-"""The learning objectives of SimCLR and SimSiam and their graded forms, as pure functions.
+"""The losses of SimCLR and SimSiam and their graded forms, as pure functions.
 
-Embeddings are as the heads give them: they are normalized in here, in at least float32. Each loss
-is a scalar, a mean over pairs of an anchor and a target that are different views of one image.
+Embeddings come straight from the heads; they are normalized here, in at least float32. Each loss is
+a scalar, the mean over positive pairs: an anchor and a target from different views of one image.
 
 `contrastive` and `siamese` take any number of views: anchors [B, V, D], targets [B, W, D] and psi
 [B, V, W], where target w is view w and psi[b, v, w] is the similarity of view v to view w
-(`gsjax.similarity.pairwise`). The other functions are the equations of the papers, for two views i
-and j: row n of every argument belongs to image n, `psi_ij` [N] is the similarity of view i to view
-j, `psi_ji` the other way round.
+(`gsjax.similarity.pairwise`). The other functions are the papers' equations for two views i and j:
+row n of every argument belongs to image n, `psi_ij` [N] is the similarity of view i to view j, and
+`psi_ji` that of j to i.
 """
 
 import jax
@@ -26,11 +26,11 @@ def contrastive(
     scale: float = 1.0,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """NT-Xent for any number of views, graded where psi is given.
+    """NT-Xent for any number of views, graded if psi is given.
 
     A pair's loss is -cos / tau or, graded, scale / tau * D_GS, plus the logsumexp of the anchor's
-    logits with all targets of the batch but the anchor itself. Anchors without a target of their
-    own (local crops) are thus no negatives.
+    logits over all targets in the batch except itself. Anchors that are not targets (local crops)
+    are therefore never negatives.
 
     Args:
       anchors: [B, V, D] embeddings of all views.
@@ -38,14 +38,14 @@ def contrastive(
       psi: [B, V, W] similarity in [0, 1], or None.
       temperature: tau, positive.
       scale: weight of the graded positive term.
-      axis_name: mapped axis over whose devices the targets are gathered, with gradients through the
-        gathering. The anchors stay local: average losses and gradients over the axis.
+      axis_name: mapped axis over whose devices the targets are gathered; gradients flow through the
+        gather. The anchors stay local: average losses and gradients over the axis.
 
     Returns:
-      The loss, a scalar of float32 or float64.
+      The loss, a float32 or float64 scalar.
 
     Raises:
-      UserError: the shapes do not fit.
+      UserError: the shapes do not match.
     """
     _check_views(anchors, targets, psi)
     anchors, targets = _normalize(anchors), _normalize(targets)
@@ -62,22 +62,22 @@ def contrastive(
 def siamese(
     predictions: jax.Array, targets: jax.Array, psi: jax.Array | None, form: str = "mse"
 ) -> jax.Array:
-    """Distance of a prediction and the target of another view, graded where psi is given.
+    """Distance between a prediction and another view's target, graded if psi is given.
 
     Args:
-      predictions: [B, V, D], from all views.
+      predictions: [B, V, D] predictions from all views.
       targets: [B, W, D] embeddings of the first W <= V views; no gradient flows into them.
       psi: [B, V, W] similarity in [0, 1], or None.
-      form: "mse", the squared distance, or "cosine", the negative cosine. With psi only "mse".
+      form: "mse", the squared distance, or "cosine", the negative cosine. With psi, only "mse".
 
     Returns:
-      The loss, a scalar of float32 or float64: in [0, 4], or in [-1, 1] for "cosine".
+      The loss, a float32 or float64 scalar: in [0, 4], or in [-1, 1] for "cosine".
 
     Raises:
-      UserError: the shapes do not fit, or psi is given for the cosine.
+      UserError: the shapes do not match, or psi is given with "cosine".
     """
     _check_views(predictions, targets, psi)
-    # The stop-gradient lives in the loss, so that no caller can forget it.
+    # The stop-gradient is part of the loss, so no caller can forget it.
     predictions, targets = _normalize(predictions), _normalize(lax.stop_gradient(targets))
     v, w = pairs(predictions.shape[1], targets.shape[1])
     p, z = predictions[:, v], targets[:, w]
@@ -91,7 +91,7 @@ def siamese(
 
 
 def pairs(num_views: int, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
-    """The views v and w, [P] each, of all pairs with v != w, where target w is view w."""
+    """Returns indices v and w, [P] each, of all pairs with v != w; target w is view w."""
     v, w = np.nonzero(~np.eye(num_views, num_targets, dtype=bool))
     return v, w
 
@@ -108,10 +108,10 @@ def nt_xent(
       axis_name: as in `contrastive`.
 
     Returns:
-      The loss, a scalar of float32 or float64.
+      The loss, a float32 or float64 scalar.
 
     Raises:
-      UserError: the shapes do not fit.
+      UserError: the shapes do not match.
     """
     z = _two_views(z_i, z_j)
     return contrastive(z, z, None, temperature, axis_name=axis_name)
@@ -128,30 +128,30 @@ def graded_nt_xent(
 ) -> jax.Array:
     """NT-Xent with graded similarity (thesis, eq. 10), mean over the 2N anchors.
 
-    An anchor's loss is scale / tau * D_GS + the log-denominator of NT-Xent, the positive included.
-    With psi = 1 and scale 0.5 this is `nt_xent` + 1 / tau.
+    Per anchor: scale / tau * D_GS plus NT-Xent's log-denominator, which includes the positive.
+    With psi = 1 and scale 0.5 this equals `nt_xent` + 1 / tau.
 
     Args:
       z_i: [N, D] embeddings of the first views.
       z_j: [N, D] embeddings of the second views.
-      psi_ij: [N] similarity in [0, 1] for the anchors i.
-      psi_ji: [N] similarity in [0, 1] for the anchors j.
+      psi_ij: [N] similarity in [0, 1] for anchors i.
+      psi_ji: [N] similarity in [0, 1] for anchors j.
       temperature: tau, positive.
       scale: weight of the positive term; 1 is the equation as printed.
       axis_name: as in `contrastive`.
 
     Returns:
-      The loss, a scalar of float32 or float64.
+      The loss, a float32 or float64 scalar.
 
     Raises:
-      UserError: the shapes do not fit.
+      UserError: the shapes do not match.
     """
     z, psi = _two_views(z_i, z_j), _two_ways(z_i, psi_ij, psi_ji)
     return contrastive(z, z, psi, temperature, scale, axis_name)
 
 
 def siamese_mse(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
-    """Squared distance of prediction and other view (thesis, eq. 3), mean of both directions.
+    """Squared distance of prediction to other view (thesis, eq. 3), mean of both directions.
 
     Args:
       p_i: [N, D] predictions from the first views.
@@ -160,16 +160,16 @@ def siamese_mse(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array) 
       z_j: [N, D] embeddings of the second views; no gradient flows into them.
 
     Returns:
-      The loss in [0, 4], a scalar of float32 or float64.
+      The loss in [0, 4], a float32 or float64 scalar.
 
     Raises:
-      UserError: the shapes do not fit.
+      UserError: the shapes do not match.
     """
     return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), None)
 
 
 def siamese_cosine(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
-    """Negative cosine of prediction and other view (SimSiam, eq. 2), mean of both directions.
+    """Negative cosine of prediction to other view (SimSiam, eq. 2), mean of both directions.
 
     Equals `siamese_mse` / 2 - 1.
 
@@ -180,10 +180,10 @@ def siamese_cosine(p_i: jax.Array, p_j: jax.Array, z_i: jax.Array, z_j: jax.Arra
       z_j: [N, D] embeddings of the second views; no gradient flows into them.
 
     Returns:
-      The loss in [-1, 1], a scalar of float32 or float64.
+      The loss in [-1, 1], a float32 or float64 scalar.
 
     Raises:
-      UserError: the shapes do not fit.
+      UserError: the shapes do not match.
     """
     return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), None, "cosine")
 
@@ -198,21 +198,21 @@ def graded_siamese_mse(
 ) -> jax.Array:
     """The siamese loss with graded similarity (thesis, eq. 8), mean of both directions.
 
-    With psi = 1 this is `siamese_mse`.
+    With psi = 1 this equals `siamese_mse`.
 
     Args:
       p_i: [N, D] predictions from the first views.
       p_j: [N, D] predictions from the second views.
       z_i: [N, D] embeddings of the first views; no gradient flows into them.
       z_j: [N, D] embeddings of the second views; no gradient flows into them.
-      psi_ij: [N] similarity in [0, 1] for the predictions from i.
-      psi_ji: [N] similarity in [0, 1] for the predictions from j.
+      psi_ij: [N] similarity in [0, 1] for predictions from i.
+      psi_ji: [N] similarity in [0, 1] for predictions from j.
 
     Returns:
-      The loss in [0, 4], a scalar of float32 or float64.
+      The loss in [0, 4], a float32 or float64 scalar.
 
     Raises:
-      UserError: the shapes do not fit.
+      UserError: the shapes do not match.
     """
     psi = _two_ways(p_i, psi_ij, psi_ji)
     return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), psi)
@@ -220,7 +220,7 @@ def graded_siamese_mse(
 
 def _graded_distance(u: jax.Array, v: jax.Array, psi: jax.Array) -> jax.Array:
     """D_GS (thesis, eq. 7): unit vectors [..., D], psi [...] -> [...]."""
-    # From the difference: sqrt(2 - 2 cos) loses half the digits where the views are close.
+    # From the difference, because sqrt(2 - 2 cos) loses half the digits for close views.
     distance = _safe_norm(u - v)[..., 0]
     return jnp.square(distance - (1 - psi.astype(distance.dtype)))
 
@@ -228,7 +228,7 @@ def _graded_distance(u: jax.Array, v: jax.Array, psi: jax.Array) -> jax.Array:
 def _log_denominators(
     anchors: jax.Array, targets: jax.Array, temperature: float, axis_name: str | None
 ) -> jax.Array:
-    """Unit vectors [B, V, D], [B, W, D] -> [B, V] logsumexp of all logits but that of itself."""
+    """Unit vectors [B, V, D], [B, W, D] -> [B, V] logsumexp of all logits but the anchor's own."""
     num_images, num_views, width = anchors.shape
     num_targets = targets.shape[1]
     image = jnp.arange(num_images)
@@ -238,7 +238,7 @@ def _log_denominators(
     rows, columns = anchors.reshape(-1, width), targets.reshape(-1, width)
     logits = jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST) / temperature
     own = (image * num_targets)[:, None] + jnp.arange(num_views)[None]
-    own = jnp.where(jnp.arange(num_views)[None] < num_targets, own, -1)  # else it is no target
+    own = jnp.where(jnp.arange(num_views)[None] < num_targets, own, -1)  # -1: not a target
     is_self = own.reshape(-1, 1) == jnp.arange(len(columns))[None, :]
     masked = jnp.where(is_self, -jnp.inf, logits)
     return jax.nn.logsumexp(masked, axis=-1).reshape(num_images, num_views)
@@ -254,9 +254,9 @@ def _two_views(*views: jax.Array) -> jax.Array:
 
 
 def _two_ways(z: jax.Array, psi_ij: jax.Array, psi_ji: jax.Array) -> jax.Array:
-    """[N] twice -> [N, 2, 2]; the similarity of a view to itself, which nothing reads, is 1."""
+    """[N] twice -> [N, 2, 2]; the unused self-similarities are 1."""
     for name, psi in (("psi_ij", psi_ij), ("psi_ji", psi_ji)):
-        # [N, 1] would broadcast to [N, N] without a word.
+        # [N, 1] would silently broadcast to [N, N].
         if psi.shape != z.shape[:1]:
             raise UserError(f"{name} of shape {psi.shape}: give one value per image, [N]")
     one = jnp.ones_like(psi_ij)
@@ -265,16 +265,16 @@ def _two_ways(z: jax.Array, psi_ij: jax.Array, psi_ji: jax.Array) -> jax.Array:
 
 
 def _normalize(z: jax.Array) -> jax.Array:
-    """[..., D] -> [..., D] of length 1; a zero row stays zero, and its gradient is zero."""
+    """[..., D] -> [..., D] of unit length; a zero row and its gradient stay zero."""
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     norm = _safe_norm(z)
     return jnp.where(norm > 0, z, 0) / jnp.where(norm > 0, norm, 1)
 
 
 def _safe_norm(x: jax.Array) -> jax.Array:
-    """[..., D] -> [..., 1] L2 norms, whose gradient at 0 is 0 instead of NaN."""
+    """[..., D] -> [..., 1] L2 norms, with gradient 0 instead of NaN at 0."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    # Both branches of a where are differentiated: the root must not see the zero.
+    # Both branches of a `where` are differentiated, so sqrt must not see 0.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 

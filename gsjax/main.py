@@ -79,7 +79,7 @@ def _workdir() -> str:
 
 
 def _parse_flags(argv: list[str]) -> Callable[[], None]:
-    """Returns what is to be done, with checked settings; leaves on --help and on errors."""
+    """Returns the job to run, with checked settings; exits on --help and on errors."""
     try:
         if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
             jobs = "\n".join(f"  {name:12} {job.help}" for name, job in JOBS.items())
@@ -108,12 +108,12 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
 
 
 def _start(config: ml_collections.ConfigDict) -> None:
-    from gsjax.runtime import parallel  # imports JAX, only once the settings are known to be good
+    from gsjax.runtime import parallel  # imports JAX, so only once settings are known to be good
 
     dtype = config.encoder.dtype
     parallel.start(dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     parallel.choose_platform(config.platform)
-    # At once, because no host waits long for another one's first exchange.
+    # Right away, because no host waits long for another one's first exchange.
     parallel.sync_hosts("start")
 
 
@@ -135,7 +135,7 @@ def _run_sweep(job: Job, plan: plans.Plan, argv: list[str]) -> None:
 
 
 def _run(start: Callable[[], None]) -> None:
-    logging.set_verbosity(logging.ERROR)  # the libraries' notes would drown our lines
+    logging.set_verbosity(logging.ERROR)  # library log messages would drown out our lines
     try:
         start()
     except UserError as error:
@@ -158,12 +158,12 @@ def _leave_after(error: Exception) -> NoReturn:
                 f"({str(error).splitlines()[0]}): the same command goes on from the last checkpoint"
             )
             _leave(parallel.LOST_PEER)
-    traceback.print_exc()  # a bug of ours, which must not leave the other hosts waiting
+    traceback.print_exc()  # a bug of ours; it must not leave the other hosts waiting
     _leave(1)
 
 
 def _leave(status: int) -> NoReturn:
-    if "gsjax.runtime.parallel" not in sys.modules:  # nothing has been started
+    if "gsjax.runtime.parallel" not in sys.modules:  # JAX has not been started
         sys.exit(status)
     from gsjax.runtime import parallel
 
@@ -172,7 +172,7 @@ def _leave(status: int) -> NoReturn:
 
 def main() -> None:
     """The entry point of `python -m gsjax.main` and of the `gsjax` command."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # JAX, whose libraries read it, sets 1
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read by JAX's libraries; JAX sets 1
     output.guard()
     try:
         app.run(_run, flags_parser=_parse_flags)

@@ -1,7 +1,7 @@
-"""How much two views of one image share: crop boxes -> overlap -> graded similarity psi.
+"""Graded similarity of two views of one image: crop boxes -> overlap -> psi.
 
 A box is `[top, left, height, width]` in pixels of the original image. Every function is pure,
-takes any leading batch shape and works in float32, or in float64 when given float64.
+accepts any leading batch shape and computes in float32, or in float64 when given float64.
 """
 
 import jax
@@ -16,19 +16,19 @@ def intersection(boxes_i: ArrayLike, boxes_j: ArrayLike) -> jax.Array:
 
     Args:
       boxes_i: [..., 4] boxes.
-      boxes_j: [..., 4] boxes, of a shape that broadcasts with `boxes_i`.
+      boxes_j: [..., 4] boxes, broadcastable with `boxes_i`.
 
     Returns:
-      [...] areas, 0 for boxes that do not meet.
+      [...] areas, 0 for disjoint boxes.
 
     Raises:
-      UserError: the last axis is not of size 4.
+      UserError: the last axis does not have size 4.
     """
     boxes_i, boxes_j = _boxes(boxes_i), _boxes(boxes_j)
     start_i, start_j = boxes_i[..., :2], boxes_j[..., :2]
     size_i, size_j = boxes_i[..., 2:], boxes_j[..., 2:]
-    # min(ends) - max(starts), written as its four cases: an inner side comes out exactly as given,
-    # so that rounding cannot lift a ratio of areas above 1.
+    # min(ends) - max(starts), split into its four cases: the side of a contained box is returned
+    # exactly, so rounding cannot push a ratio of areas above 1.
     inner = jnp.minimum(size_i, size_j)
     offset = start_i - start_j
     crossing = jnp.minimum(size_i + offset, size_j - offset)
@@ -38,17 +38,17 @@ def intersection(boxes_i: ArrayLike, boxes_j: ArrayLike) -> jax.Array:
 def ioa(boxes_i: ArrayLike, boxes_j: ArrayLike) -> jax.Array:
     """Returns the intersection over the area of view i (IoA; thesis, section 4.2).
 
-    Asymmetric: a small view inside a large one has IoA 1, the large one less.
+    Asymmetric: a small view inside a large one has IoA 1; the large one's IoA is smaller.
 
     Args:
-      boxes_i: [..., 4] boxes of the views whose area divides.
+      boxes_i: [..., 4] boxes of the views whose area is the denominator.
       boxes_j: [..., 4] boxes of the other views.
 
     Returns:
-      [...] shares in [0, 1]; 0 where box i has no area.
+      [...] ratios in [0, 1]; 0 where box i has zero area.
 
     Raises:
-      UserError: the last axis is not of size 4.
+      UserError: the last axis does not have size 4.
     """
     return _ratio(intersection(boxes_i, boxes_j), _area(boxes_i))
 
@@ -58,13 +58,13 @@ def iou(boxes_i: ArrayLike, boxes_j: ArrayLike) -> jax.Array:
 
     Args:
       boxes_i: [..., 4] boxes.
-      boxes_j: [..., 4] boxes, of a shape that broadcasts with `boxes_i`.
+      boxes_j: [..., 4] boxes, broadcastable with `boxes_i`.
 
     Returns:
-      [...] shares in [0, 1]; 0 where both boxes have no area.
+      [...] ratios in [0, 1]; 0 where both boxes have zero area.
 
     Raises:
-      UserError: the last axis is not of size 4.
+      UserError: the last axis does not have size 4.
     """
     shared = intersection(boxes_i, boxes_j)
     return _ratio(shared, _area(boxes_i) + _area(boxes_j) - shared)
@@ -73,17 +73,17 @@ def iou(boxes_i: ArrayLike, boxes_j: ArrayLike) -> jax.Array:
 def graded(overlap: ArrayLike, threshold: float) -> jax.Array:
     """Returns the graded similarity psi = min(overlap / threshold, 1) (thesis, eq. 5).
 
-    At threshold 0, where eq. 5 is 0/0, psi is 1 everywhere: all views count as the same.
+    At threshold 0, where eq. 5 is 0/0, psi is 1 everywhere: all views count as identical.
 
     Args:
       overlap: [...] IoA or IoU in [0, 1].
-      threshold: lambda in [0, 1], a Python float: from this overlap on, psi is 1.
+      threshold: lambda in [0, 1], a Python float; psi is 1 at this overlap and above.
 
     Returns:
       [...] psi in [0, 1].
 
     Raises:
-      UserError: the threshold lies outside [0, 1].
+      UserError: the threshold is outside [0, 1].
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"similarity threshold {threshold} is not in [0, 1]: choose e.g. 0.5")
@@ -99,27 +99,27 @@ def pairwise(boxes_i: ArrayLike, boxes_j: ArrayLike, measure: str, threshold: fl
     Args:
       boxes_i: [B, V, 4] boxes of the anchors.
       boxes_j: [B, W, 4] boxes of the targets.
-      measure: a name in `MEASURES`, or none, where psi is 1 everywhere.
+      measure: a key of `MEASURES`, or "none": psi is 1 everywhere.
       threshold: lambda, as in `graded`.
 
     Returns:
       [B, V, W] psi in [0, 1].
 
     Raises:
-      UserError: the last axis is not of size 4, or the threshold lies outside [0, 1].
+      UserError: the last axis does not have size 4, or the threshold is outside [0, 1].
     """
     boxes_i, boxes_j = _boxes(boxes_i), _boxes(boxes_j)
     if measure == "none":
         return jnp.ones((*boxes_i.shape[:2], boxes_j.shape[1]), boxes_i.dtype)
-    # One target after another: XLA would turn the division by a broadcast area into a product with
-    # its reciprocal, which rounds twice.
+    # One target at a time: XLA would turn division by a broadcast area into multiplication by its
+    # reciprocal, which rounds twice.
     targets = [boxes_j[:, w : w + 1] for w in range(boxes_j.shape[1])]
     overlap = jnp.stack([MEASURES[measure](boxes_i, target) for target in targets], axis=-1)
     return graded(overlap, threshold)
 
 
 MEASURES = {"ioa": ioa, "iou": iou}
-"""The measures of overlap, by their names in `similarity.measure`."""
+"""The overlap measures, by their names in `similarity.measure`."""
 
 
 def _boxes(boxes: ArrayLike) -> jax.Array:
@@ -136,5 +136,5 @@ def _area(boxes: ArrayLike) -> jax.Array:
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    # A compiler may fuse products into sums and round them differently: hence the bound.
+    # The compiler may fuse products into sums, which rounds differently; hence the bound.
     return jnp.minimum(part / jnp.where(whole > 0, whole, 1), 1)

@@ -1,4 +1,4 @@
-"""Batches of 128 to 2048 images (thesis, figure 12).
+"""Batch sizes from 128 to 2048 (thesis, figure 12).
 
 python -m gsjax.main --job sweep --config configs/sweeps/batch_size.py
 """

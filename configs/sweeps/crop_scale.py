@@ -1,4 +1,4 @@
-"""The smallest crop, as a share of the image.
+"""Smallest crop area, as a fraction of the image.
 
 python -m gsjax.main --job sweep --config configs/sweeps/crop_scale.py
 """

@@ -1,4 +1,4 @@
-"""Random crops and flips alone, without color (thesis, figure 11).
+"""Random crops and flips only, without color changes or blur (thesis, figure 11).
 
 python -m gsjax.main --job sweep --config configs/sweeps/no_augmentation.py
 """

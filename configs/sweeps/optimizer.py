@@ -1,11 +1,11 @@
-"""LARS or SGD at small batches, where LARS should not be needed (thesis, section 7.2).
+"""LARS or SGD at small batch sizes, where LARS should not be needed (thesis, section 7.2).
 
 python -m gsjax.main --job sweep --config configs/sweeps/optimizer.py
 """
 
 from gsjax.sweep.plans import Arm, Sweep
 
-SGD = {  # those of SimSiam on CIFAR-10
+SGD = {  # as for SimSiam on CIFAR-10
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 0.03,
     "optimizer.weight_decay": 5e-4,

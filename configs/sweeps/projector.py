@@ -1,4 +1,4 @@
-"""Depth of the projector, which SimSiam-GS may need less of (thesis, section 7.2).
+"""Projector depth; SimSiam-GS may need fewer layers (thesis, section 7.2).
 
 python -m gsjax.main --job sweep --config configs/sweeps/projector.py
 """

@@ -1,4 +1,4 @@
-"""The scale of the positive term of eq. 10; 0.5 meets NT-Xent at psi = 1.
+"""Scale of the positive term in eq. 10; at psi = 1, scale 0.5 matches NT-Xent.
 
 python -m gsjax.main --job sweep --config configs/sweeps/scale.py
 """

@@ -1,4 +1,4 @@
-"""Five seeds of each method, of which the thesis has one (its section 7.1).
+"""Five seeds per method; the thesis has one (its section 7.1).
 
 python -m gsjax.main --job sweep --config configs/sweeps/seeds.py
 """

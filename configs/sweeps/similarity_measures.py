@@ -1,4 +1,4 @@
-"""Intersection over area or over union as the overlap (thesis, figure 9).
+"""Intersection over area or over union as the overlap measure (thesis, figure 9).
 
 python -m gsjax.main --job sweep --config configs/sweeps/similarity_measures.py
 """

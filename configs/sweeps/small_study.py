@@ -1,6 +1,6 @@
 """Does graded similarity help a small encoder? The study of docs/pages/results.md.
 
-Hours of two CPU cores: a SimCLR member takes one, a SimSiam member 45 minutes, on one core.
+Takes hours on two CPU cores: one per SimCLR member, 45 minutes per SimSiam member, on one core.
 
     python -m gsjax.main --job sweep --config configs/sweeps/small_study.py
 """

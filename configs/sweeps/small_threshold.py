@@ -1,6 +1,6 @@
-"""Lambda at four values, for the small encoder of small_study.py.
+"""Threshold lambda at four values, for the small encoder of small_study.py.
 
-At scale 0.5 and lambda = 0 the loss is NT-Xent plus a constant: that end of the axis is SimCLR.
+At scale 0.5 and lambda = 0, the loss is NT-Xent plus a constant: that end of the axis is SimCLR.
 
     python -m gsjax.main --job sweep --config configs/sweeps/small_threshold.py
 """

@@ -1,4 +1,4 @@
-"""The thesis' four pre-trainings on CIFAR-10 and their evaluations (figures 7 and 8, tables).
+"""The thesis' four pre-training runs on CIFAR-10 and their evaluations (figures 7 and 8, tables).
 
 python -m gsjax.main --job sweep --config configs/sweeps/thesis_cifar10.py
 """

@@ -1,4 +1,4 @@
-"""The thesis' four pre-trainings on ImageNet and their evaluations (figures 7 and 8, tables).
+"""The thesis' four pre-training runs on ImageNet and their evaluations (figures 7 and 8, tables).
 
 Transfer learning and retrieval need --config.transfer.data_dir and --config.retrieval.data_dir.
 

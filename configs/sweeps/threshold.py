@@ -1,4 +1,4 @@
-"""The threshold lambda of graded similarity from 0 to 1 (thesis, figure 10).
+"""Threshold lambda of graded similarity, from 0 to 1 (thesis, figure 10).
 
 python -m gsjax.main --job sweep --config configs/sweeps/threshold.py
 """

@@ -1,1 +1,1 @@
-"""From a config file and command-line overrides to a checked configuration."""
+"""Builds a checked configuration from a config file and command-line overrides."""

@@ -1,4 +1,4 @@
-"""Files of `configs/` and `configs/sweeps/`: Python that is run for what one function returns."""
+"""Runs Python files in `configs/` and `configs/sweeps/` for what one of their functions returns."""
 
 import importlib.util
 import pathlib
@@ -13,11 +13,11 @@ from gsjax.errors import UserError
 def run(path: str, function: str) -> Any:
     """Runs a file and returns what its `function()` returns.
 
-    The file's own folder is searched first when it imports, so that it may import its siblings.
+    The file's own folder comes first on the import path, so it can import its siblings.
 
     Raises:
       UserError: the file is missing or fails.
-      UnknownKey: it sets a key that the configuration does not have.
+      UnknownKey: the file sets a key that the configuration does not have.
     """
     file = pathlib.Path(path)
     if not file.is_file():
@@ -37,7 +37,7 @@ def run(path: str, function: str) -> Any:
         return getattr(module, function)()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's file raises becomes one line
+    except (Exception, SystemExit) as error:  # any error in the user's file becomes one line
         where = f"{path}{_line_in(error, file)}"
         unknown = re.search(r'Key "(\w+)" does not exist', str(error))
         if unknown:
@@ -49,7 +49,7 @@ def run(path: str, function: str) -> Any:
 
 
 class UnknownKey(Exception):
-    """A file sets a key that its configuration does not have."""
+    """A config file sets a key that the configuration does not have."""
 
     def __init__(self, where: str, key: str) -> None:
         super().__init__(where, key)
@@ -57,7 +57,7 @@ class UnknownKey(Exception):
 
 
 def _line_in(error: BaseException, file: pathlib.Path) -> str:
-    """Returns ":line" of the innermost frame of `file` in the traceback, or nothing."""
+    """Returns ":line" of the innermost frame of `file` in the traceback, or ""."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f":{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

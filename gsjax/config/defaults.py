@@ -1,10 +1,10 @@
-"""Every setting of gsjax, once: its class, its default, what it does and what it may be.
+"""Defines every gsjax setting once: its class, default, help and allowed values.
 
-Here are those that all methods, encoders and jobs share; the rows of the tables bring their own.
+This file has the settings shared by all methods, encoders and jobs; table rows bring their own.
 
-The defaults pre-train a small encoder by SimCLR with graded similarity on tiles of photographs
-that installed packages carry. A file in `configs/` starts from `get_config()` and overrides what
-differs; `--config.some.key=value` overrides on the command line. Values are numbers, strings or
+The defaults pre-train a small encoder with SimCLR and graded similarity on tiles of photographs
+that come with installed packages. A file in `configs/` starts from `get_config()` and overrides
+what differs; so does `--config.some.key=value` on the command line. Values are numbers, strings or
 booleans; a list is a comma-separated string. A number is at least 0 unless `low` says otherwise.
 """
 
@@ -21,7 +21,7 @@ from gsjax.train import OPTIMIZERS
 
 
 def _in_groups(*parts: Mapping[str, Setting]) -> dict[str, Setting]:
-    """Joins settings, those of a group side by side; groups keep the order of their first ones."""
+    """Merges settings and keeps each group together, in order of first appearance."""
     joined: dict[str, Setting] = {}
     for part in parts:
         for key, setting in part.items():
@@ -33,7 +33,7 @@ def _in_groups(*parts: Mapping[str, Setting]) -> dict[str, Setting]:
 
 
 # In a work directory with checkpoints, what `shapes` the trained encoder or `orders` its images
-# stays as it is; what is `free` may change with every start.
+# is fixed; what is `free` may change with every start.
 _COMMON: dict[str, Setting] = {
     "method": shapes("simclr", "what pre-trains the encoder", choices=METHODS),
     "seed": shapes(5, "initial weights, data order, crops and augmentations"),
@@ -142,7 +142,7 @@ _COMMON: dict[str, Setting] = {
     "profile.num_steps": free(0, "when positive, trace this many steps into workdir/profile"),
 }
 
-# Everything that can be set, in the order of the lists that show it.
+# All settings, in the order in which lists show them.
 SETTINGS: dict[str, Setting] = _in_groups(
     _COMMON,
     *(

@@ -1,7 +1,7 @@
-"""What a setting is: its class, its default and so its type, its help, its choices or bounds.
+"""What a setting is: its class, default (and thus type), help, and choices or bounds.
 
-The class says what may differ between two starts in one work directory. `shapes`, `orders` and
-`free` make a setting of each class, so that none is defined without one.
+The class says what may change between two starts in one work directory. `shapes`, `orders` and
+`free` create a setting of each class, so that none is defined without one.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ Value = int | float | str | bool
 
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_MAX = {int: 2**31 - 1, float: 1e6}  # of numbers that have no other bound
+_MAX = {int: 2**31 - 1, float: 1e6}  # for numbers without an upper bound of their own
 
 
 class Kind(enum.Enum):
-    """What depends on a setting, and so whether it may change.
+    """What a setting affects, and thus whether it may change.
 
     Attributes:
-      SHAPES: the trained encoder. It stays as it is in a work directory with checkpoints, and
-        evaluations take it from there.
-      ORDERS: which pictures a step of the training gets. It stays as it is while training; an
-        evaluation may choose another value.
-      FREE: neither of them. It may change with every start.
+      SHAPES: affects the trained encoder. Fixed in a work directory with checkpoints; evaluations
+        read it from there.
+      ORDERS: affects which images a training step gets. Fixed during training; an evaluation may
+        use another value.
+      FREE: affects neither. May change with every start.
     """
 
     SHAPES = enum.auto()
@@ -45,13 +45,13 @@ class Setting:
 
     Attributes:
       kind: its class.
-      default: every value has its type; a whole number serves as a float, too.
+      default: also sets the type of all values; a float setting accepts an int.
       help: one line.
-      choices: of a string, if it is not free text; a table stands for its names.
+      choices: allowed values of a string, unless it is free text; a table stands for its names.
       low: smallest number.
-      high: largest number; without one, what 32 bits hold or, for a float, a million.
-      count: when positive, the value is a string of so many numbers with commas between, each
-        within the bounds.
+      high: largest number; if None, what 32 bits hold or, for a float, a million.
+      count: if positive, the value is a string of this many comma-separated numbers, each within
+        the bounds.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """The values that it may have, in words; "" where only their type is limited."""
+        """The allowed values in words; "" if only their type is restricted."""
         if self.choices:
             return ", ".join(self.choices)
         numbers = f"{self.count} comma-separated numbers " if self.count else ""
@@ -75,14 +75,14 @@ class Setting:
 
     @property
     def written(self) -> str:
-        """The default as lists of all settings show it."""
+        """The default, as shown in lists of all settings."""
         return json.dumps(self.default) if isinstance(self.default, str) else repr(self.default)
 
     def parse(self, key: str, text: str) -> Value:
-        """Reads the value of the setting called `key` from a text; its bounds are not checked.
+        """Parses a value of the setting `key`, without checking its bounds.
 
         Raises:
-          UserError: the text is of another type.
+          UserError: the text is not of the right type.
         """
         wanted = type(self.default)
         try:
@@ -91,10 +91,10 @@ class Setting:
             raise UserError(f"{key}: {text!r} is not {_TYPES[wanted]}") from None
 
     def check(self, key: str, value: Any) -> None:
-        """Checks a value of the setting called `key`.
+        """Checks a value of the setting `key`.
 
         Raises:
-          UserError: it has another type, is none of the choices or lies outside the bounds.
+          UserError: it has the wrong type, is not one of the choices or is out of bounds.
         """
         wanted = type(self.default)
         has_type = type(value) is wanted or (wanted is float and type(value) is int)
@@ -111,10 +111,10 @@ class Setting:
             raise UserError(f"{key} is {value}; it must be {allowed}")
 
     def numbers(self, key: str, text: str) -> tuple[float, ...]:
-        """Reads the `count` numbers of a string.
+        """Parses the `count` numbers in a string.
 
         Raises:
-          UserError: it does not hold so many, or one lies outside the bounds.
+          UserError: it does not hold that many, or one is out of bounds.
         """
         try:
             found = tuple(float(part) for part in text.split(","))
@@ -125,7 +125,7 @@ class Setting:
         return found
 
     def _holds(self, number: float) -> bool:
-        """Whether a number is one and lies within the bounds."""
+        """Whether a number is within the bounds; NaN is not."""
         high = self.high
         if high is None:
             high = _MAX.get(type(self.default), _MAX[float])
@@ -133,10 +133,10 @@ class Setting:
 
 
 shapes = functools.partial(Setting, Kind.SHAPES)
-"""A setting that the trained encoder depends on."""
+"""A setting that affects the trained encoder."""
 
 orders = functools.partial(Setting, Kind.ORDERS)
-"""A setting that only the order of a training's pictures depends on."""
+"""A setting that affects only which images a training step gets."""
 
 free = functools.partial(Setting, Kind.FREE)
 """A setting that may change with every start."""
@@ -149,15 +149,15 @@ def _nothing(config: ml_collections.ConfigDict) -> Iterable[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: code that is imported once it is chosen, and the settings it brings.
+    """A table row: code that is imported only once chosen, and the settings it brings.
 
     Attributes:
-      module: where the code is.
+      module: the module with the code.
       help: one line.
       settings: {dotted key: setting}; rows that share a key share the setting.
-      check: yields a message for everything in a configuration that the code cannot do; called
-        only where the row is chosen, before JAX is imported.
-      function: its name in the module.
+      check: yields a message for everything in a configuration that the code cannot handle; called
+        only if the row is chosen, before JAX is imported.
+      function: the function's name in the module.
     """
 
     module: str
@@ -167,5 +167,5 @@ class Row:
     function: str = "create"
 
     def load(self, function: str = "") -> Callable:
-        """Imports the module; returns the row's function, or another one of the module."""
+        """Imports the module; returns the row's function, or another one from the module."""
         return getattr(importlib.import_module(self.module), function or self.function)

@@ -1,7 +1,7 @@
-"""From a config file and `--config.key=value` overrides to a checked configuration.
+"""Builds a checked configuration from a config file and `--config.key=value` overrides.
 
-Imports neither JAX nor TensorFlow, so that a wrong setting is told at once. What only devices or
-data can tell is checked where they are opened.
+Imports neither JAX nor TensorFlow, so that a wrong setting is reported right away. What depends
+on devices or data is checked where they are opened.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from gsjax.methods import METHODS
 from gsjax.models import ENCODERS
 from gsjax.train import OPTIMIZERS
 
-# Free ones that an evaluation does not take from the run: it may be on another machine.
+# Free settings that an evaluation does not take from the run: it may run on another machine.
 _OF_MACHINE = ("platform",)
 
 
@@ -39,10 +39,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load(path: str | None) -> ml_collections.ConfigDict:
-    """Runs the `get_config()` of a config file; without a path, the embedded defaults.
+    """Runs a config file's `get_config()`; without a path, returns the built-in defaults.
 
     Raises:
-      UserError: the file is missing, fails or returns something else than a configuration.
+      UserError: the file is missing, fails or does not return a configuration.
     """
     if not path:
         return defaults.get_config()
@@ -77,10 +77,10 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Sets `config`'s keys from text, in the type that each key's default has.
+    """Sets keys of `config` from text, in the type of each key's default.
 
     Raises:
-      UserError: an unknown key, or a text that is no value of the key's type.
+      UserError: a key is unknown, or a text is not a value of the key's type.
     """
     for key, text in overrides.items():
         _check_known(key)
@@ -92,15 +92,15 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) ->
 def of_evaluation(
     workdir: str, path: str | None, overrides: Mapping[str, str]
 ) -> ml_collections.ConfigDict:
-    """The configuration of a job on the encoder of a run.
+    """Returns the configuration of a job that evaluates a run's encoder.
 
-    What shapes training comes from `config.json` of the run: the one that holds the checkpoint that
-    `checkpoint.load` names, or the work directory. Everything else comes from the config file, or
-    from the run where there is none, and from the overrides. With `checkpoint.load=none` all comes
-    from the config file and the overrides.
+    Settings that shape training come from the `config.json` of the run: the one that holds the
+    checkpoint that `checkpoint.load` names, or the work directory. All others come from the config
+    file (from the run if there is none) and the overrides. With `checkpoint.load=none`, all
+    come from the config file and the overrides.
 
     Raises:
-      UserError: no run is there, or an override contradicts it.
+      UserError: there is no run, or an override contradicts it.
     """
     config = load(path)
     override(config, overrides)
@@ -124,12 +124,12 @@ def of_evaluation(
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
     with config.unlocked():
-        config.checkpoint.load = chosen  # not the one that the run itself began from
+        config.checkpoint.load = chosen  # not the one that the run itself started from
     return config
 
 
 def _of_run(file: epath.Path) -> dict[str, Value]:
-    """Returns {key: value} of a run's `config.json`, with the defaults of what it lacks."""
+    """Returns {key: value} of a run's `config.json`, with defaults for missing keys."""
     try:
         run = flatten(json.loads(file.read_text())["config"])
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _of_run(file: epath.Path) -> dict[str, Value]:
                 SETTINGS[key].check(key, value)
             except UserError as error:
                 raise UserError(f"{file}: {error}") from error
-        elif not _is_free(key):  # a free one that is gone is of no interest any more
+        elif not _is_free(key):  # a removed free setting no longer matters
             raise UserError(f"{file} holds {key}, a setting that this gsjax does not know")
     return _defaults() | {key: value for key, value in run.items() if key in SETTINGS}
 
@@ -155,7 +155,7 @@ def _defaults() -> dict[str, Value]:
 
 
 def _is_free(key: str) -> bool:
-    """Whether a setting may change; one of another version is as its whole group is."""
+    """Whether a setting may change; an unknown one may if its whole group is free."""
     group = [key] if key in SETTINGS else _group(key.partition(".")[0])
     return bool(group) and all(SETTINGS[name].kind is Kind.FREE for name in group)
 
@@ -173,7 +173,7 @@ def _check_known(key: str) -> None:
 
 
 def _nearest(key: str) -> str:
-    """Returns the known key that `key` was meant to be: misspelled, or in the wrong group."""
+    """Returns the known key that `key` was meant to be: misspelled or in the wrong group."""
     leaf = key.rpartition(".")[2]
     leaves = {name.rpartition(".")[2]: name for name in SETTINGS}
     near_leaf = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8)
@@ -186,10 +186,10 @@ def _nearest(key: str) -> str:
 
 
 def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns `config` completed and locked, when every value is possible by itself.
+    """Checks all values, also against each other, and returns `config` locked.
 
     Raises:
-      UserError: an unknown key, a wrong type, or a value that cannot be.
+      UserError: a key is unknown or missing, or a value has the wrong type or is impossible.
     """
     flat = flatten(config)
     for key in flat:
@@ -204,7 +204,7 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def triple(key: str, text: str) -> tuple[float, float, float]:
-    """Reads three comma-separated numbers, one per color channel."""
+    """Parses three comma-separated numbers, one per color channel."""
     red, green, blue = SETTINGS[key].numbers(key, text)
     return red, green, blue
 
@@ -239,9 +239,9 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists "key: old -> new" for what may not change in a work directory and differs.
+    """Lists "key: old -> new" for settings that differ but may not change in a work directory.
 
-    A key that `old` lacks had the default: the setting is younger than the run.
+    A key missing from `old` had its default: the setting is newer than the run.
     """
     shaping_old, shaping_new = shaping(old), shaping(new)
     return [
@@ -252,7 +252,7 @@ def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def all_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Lists "key: one -> other" for all that differs but the folders, which machines may name."""
+    """Lists "key: one -> other" for all differences except folders, which may vary by machine."""
     ours, theirs = flatten(one), flatten(other)
     return [
         f"{key}: {_shown(ours[key])} -> {_shown(theirs[key])}"
@@ -268,18 +268,18 @@ def _shown(value: Value | None) -> str:
 
 
 def shaping(config: Mapping[str, Any]) -> dict[str, Value]:
-    """{key: value} of the settings that shape a training, with the defaults of those it lacks."""
+    """Returns {key: value} of all settings that are not free, with defaults for missing ones."""
     flat = _defaults() | flatten(config)
     return {key: value for key, value in flat.items() if not _is_free(key)}
 
 
 def text(value: Value) -> str:
-    """A value as tables and names show it."""
+    """Formats a value for tables and names."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def describe() -> str:
-    """Returns a few lines per setting: its default, what it may be, its class if it is free."""
+    """Returns two lines per setting: default, allowed values, help, and a * if it is free."""
     lines = ["  (those with * may change when a training goes on in its --workdir)"]
     for key, setting in SETTINGS.items():
         mark = "*" if setting.kind is Kind.FREE else " "

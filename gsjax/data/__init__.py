@@ -1,7 +1,7 @@
-"""Pictures in, batches out: sources, decoding, crops; the table of sources.
+"""From images to batches: sources, decoding, crops; the table of sources.
 
 Importing it loads neither a source nor TensorFlow. A source is a function (data, split, labeled) ->
-`gsjax.data.source.Source`, which takes the group `data`.
+`gsjax.data.source.Source` that takes the config group `data`.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ SOURCES: dict[str, Row] = {
     ),
     "photos": Row("gsjax.data.sources", "tiles of embedded photographs", function="open_photos"),
 }
-# Of every other name.
+# For every other name.
 TFDS = Row("gsjax.data.prepared", "a data set of TensorFlow Datasets", function="open_tfds")
 
 
 def find_source(name: str) -> Row:
-    """Returns the row of a `data.source`."""
+    """Returns the row for a `data.source`."""
     return SOURCES.get(name, TFDS)

@@ -1,4 +1,4 @@
-"""The iterator over a pipeline's batches, which never outlives its process.
+"""An iterator over a pipeline's batches that never keeps the process from exiting.
 
 Destroying a tf.data iterator waits for its pending calls. Calls into Python never finish once the
 interpreter is finalizing, so the process would hang.
@@ -17,7 +17,7 @@ from gsjax.runtime.tensorflow_setup import tf
 Batch = dict[str, Any]  # of arrays, and of `gsjax.crops.Crops`
 
 _PREFETCHED = 1  # batches ahead of the one in use
-_PATIENCE = 8.0  # seconds that the end of the process waits for a batch of another thread
+_PATIENCE = 8.0  # seconds that exit waits for a batch of another thread
 
 _OPEN: weakref.WeakSet["Batches"] = weakref.WeakSet()
 
@@ -25,8 +25,8 @@ _OPEN: weakref.WeakSet["Batches"] = weakref.WeakSet()
 class _Elements(Iterator):
     """The elements of a pipeline, until `close`.
 
-    The frames that take them can live on in the traceback of an exception; TensorFlow's iterator,
-    which is here alone, does not.
+    Frames that use this may live on in an exception's traceback; TensorFlow's iterator, which is
+    referenced only here, does not.
     """
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
@@ -46,7 +46,7 @@ class Batches(Iterator[Batch]):
     """Batches of a tf.data pipeline.
 
     `close`, which `contextlib.closing` calls, ends the pipeline and waits for its pending calls. An
-    exception of the pipeline closes it, and so does the end of the process.
+    exception in the pipeline closes it, and so does process exit.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Batches(Iterator[Batch]):
 
         Args:
           dataset: the pipeline.
-          batches_fn: makes the batches of the pipeline's elements, which are trees of NumPy arrays.
+          batches_fn: makes batches from the pipeline's elements, which are trees of NumPy arrays.
         """
-        # Autotuning has a thread for which the end of every iterator waits, up to a minute.
+        # Autotuning has a thread that every iterator waits for at its end, up to a minute.
         options = tf.data.Options()
         options.autotune.enabled = False
         dataset = dataset.prefetch(_PREFETCHED).with_options(options)
@@ -95,7 +95,7 @@ def _close_all() -> None:
     end = time.monotonic() + _PATIENCE
     for batches in list(_OPEN):
         batches._is_open = False
-        # A daemon thread may be taking a batch, and takes no other one.
+        # A daemon thread may still be taking a batch; it will not take another one.
         if batches._turn.acquire(timeout=max(end - time.monotonic(), 0.0)):
             with contextlib.suppress(Exception):  # the batches are no longer needed
                 batches._end()

@@ -1,8 +1,8 @@
-"""Two graphs for pictures: a fast one that rejects unusual pictures, and a careful one for those.
+"""Two graphs for images: a fast one that rejects unusual images, and a careful one for these.
 
-A branch costs every picture its time, and a graph cannot catch an error. So the graphs of the input
-pipeline raise for what they are not made for, and `gsjax.data.damage` tries the pictures that have
-failed once more, in a graph that is built while `careful` is active.
+A branch costs time for every image, and a graph cannot catch errors. So the graphs of the input
+pipeline raise an error for unusual images, and `gsjax.data.damage` retries the failed ones in a
+graph built while `careful` is active.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ _active = contextvars.ContextVar("careful", default=False)
 
 @contextlib.contextmanager
 def careful() -> Iterator[None]:
-    """Within, the graphs that are built are careful."""
+    """Makes the graphs built in this context careful ones."""
     token = _active.set(True)
     try:
         yield
@@ -30,10 +30,10 @@ def in_graph() -> bool:
 
 
 def refused_if(condition: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Returns the size of a result, or -1, an invalid size, if the condition holds.
+    """Returns `size`, or -1, an invalid size, if the condition holds.
 
     Args:
       condition: bool [].
-      size: int32 [] or [2].
+      size: int32 [] or [2], size of a result.
     """
     return tf.where(condition, -1, size)

@@ -1,11 +1,11 @@
-"""How the class names of two splits differ, in words."""
+"""Describes how the class names of two splits differ."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
 
-_NAMED = 5  # classes that a message names
+_NAMED = 5  # classes named in a message
 
-# What names can differ in without looking different; the copy of a folder may change it.
+# Differences between names that are easy to miss; copying a folder may introduce them.
 _FOLDS: dict[str, Callable[[str], str]] = {
     "Unicode normalization (NFC, NFD)": lambda name: unicodedata.normalize("NFC", name),
     "spaces": lambda name: " ".join(name.split()),
@@ -14,11 +14,11 @@ _FOLDS: dict[str, Callable[[str], str]] = {
 
 
 def difference(first: Sequence[str] | None, second: Sequence[str] | None) -> str:
-    """Says what two lists of class names differ in; "" for nothing.
+    """Describes how two lists of class names differ; "" if they do not.
 
     Args:
-      first: names in the order of the labels, None where they have no names.
-      second: as first.
+      first: names in the order of the labels; None if the labels have no names.
+      second: as `first`.
     """
     if first == second:
         return ""
@@ -40,7 +40,7 @@ def difference(first: Sequence[str] | None, second: Sequence[str] | None) -> str
 
 
 def _alike(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """Says which names differ in what the eye may miss."""
+    """Describes names whose difference is easy to miss."""
     folded = {_fold(name): name for name in second}
     pairs = [(name, folded[_fold(name)]) for name in first if _fold(name) in folded]
     if not pairs:

@@ -1,4 +1,4 @@
-"""Which features of a TFDS data set hold its picture and its label."""
+"""Which features of a TFDS data set hold its image and its label."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from gsjax.errors import UserError
 
 
 class Columns(NamedTuple):
-    """The features that are read; those of a nested FeaturesDict are named as `inputs/image`.
+    """The features to read; those in a nested FeaturesDict are named like `inputs/image`.
 
     Attributes:
-      image: name of the picture.
-      label: name of the label, "" for none.
-      several: whether a picture has several labels.
-      clear: of several labels, name of the feature with those that are not difficult; "" for none.
-      class_names: of the labels, or None.
-      no_labels: where there are none, the message for whoever needs them.
+      image: name of the image feature.
+      label: name of the label feature, "" for none.
+      several: whether an image has several labels.
+      clear: with several labels, name of the feature with the non-difficult ones; "" for none.
+      class_names: names of the labels, or None.
+      no_labels: if there are none, the error message for callers that need them.
     """
 
     image: str
@@ -30,22 +30,22 @@ class Columns(NamedTuple):
 
 
 def choose(source: str, info: tfds.core.DatasetInfo, labeled: bool) -> Columns:
-    """Chooses the picture and the label of a data set.
+    """Chooses the image and label features of a data set.
 
-    The picture is the Image that `supervised_keys` names, else the feature `image`, else the only
-    Image there is; a segmentation mask (LabeledImage) is none. The label is the ClassLabel, or the
-    sequence of them, that `supervised_keys` names, else `label`, else `labels`, else the only
-    `.../label`. Whole numbers and truth values under these names are labels as well; texts and
-    real numbers are not, and a data set without another label is one without labels.
+    The image is the Image named by `supervised_keys`, else the feature `image`, else the only
+    Image; segmentation masks (LabeledImage) do not count. The label is the ClassLabel, or sequence
+    of them, named by `supervised_keys`, else `label`, else `labels`, else the only `.../label`.
+    Integers and booleans under these names are labels as well; strings and floats are not, and a
+    data set with no other label is unlabeled.
 
     Args:
       source: name of the data set, for messages.
-      info: of the data set.
-      labeled: whether it needs labels.
+      info: TFDS' description of the data set.
+      labeled: whether labels are required.
 
     Raises:
-      UserError: it has no picture, or several of which none stands out, or one of real numbers; or
-        no labels where it needs them.
+      UserError: it has no image, several images with no clear choice, or a floating-point one; or
+        no labels although they are required.
     """
     features = dict(_flat(info.features))
     keys = info.supervised_keys or ("", "")
@@ -116,7 +116,7 @@ def _image(source: str, features: dict[str, Any], supervised: list[str]) -> str:
 
 
 def _kind(feature: Any) -> str:
-    """Whether a feature is `one` label, `several`, or "" for none."""
+    """Returns whether a feature is `one` label, `several`, or "" for none."""
     if _is_sequence(feature):
         return "several" if _classes(feature) else ""
     stored = feature.get_serialized_info()
@@ -127,7 +127,7 @@ def _kind(feature: Any) -> str:
 
 
 def _classes(feature: Any) -> tuple[str, ...] | None:
-    """The names of the classes of a ClassLabel or of a sequence of them."""
+    """The class names of a ClassLabel or a sequence of them."""
     inner = feature.feature if _is_sequence(feature) else feature
     if not isinstance(inner, tfds.features.ClassLabel) or not inner.num_classes:
         return None
@@ -143,7 +143,7 @@ def _type(feature: Any) -> str:
 
 
 def _why(features: dict[str, Any]) -> str:
-    """Why the features whose names sound like labels are none."""
+    """Why a feature named like a label is not one."""
     unfit = [name for name in ("label", "labels") if name in features]
     if not unfit:
         return ""

@@ -1,4 +1,4 @@
-"""Random crops of an image, and the resizing of crops."""
+"""Draws random crop boxes; crops and resizes images."""
 
 import math
 
@@ -9,8 +9,8 @@ from gsjax.runtime.tensorflow_setup import tf
 
 _TRIES = 10
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height
-_MAX_ATTEMPTS = 100  # of the `tf` law, as in google-research/simclr data_util.py
-_MAX_BETWEEN = 2**24  # pixels of a picture between two passes, of 12 bytes each
+_MAX_ATTEMPTS = 100  # of crop=tf, as in google-research/simclr data_util.py
+_MAX_BETWEEN = 2**24  # pixels between two passes, 12 bytes each
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
 
 
@@ -19,19 +19,19 @@ def random_resized_crop_boxes(
 ) -> tf.Tensor:
     """Draws the crop boxes of an image's two views.
 
-    `settings.crop` names the law: `torchvision` (torchvision's RandomResizedCrop.get_params), `tf`
+    `settings.crop` is `torchvision` (torchvision's RandomResizedCrop.get_params), `tf`
     (tf.image.stateless_sample_distorted_bounding_box with SimCLR's arguments) or `byol` (a crop
-    that does not fit is clamped, not drawn again: google-deepmind/deepmind-research,
+    that does not fit is clamped, not redrawn: google-deepmind/deepmind-research,
     byol/utils/dataset.py).
 
     Args:
-      seed: int [2], all that the boxes depend on besides the size.
+      seed: int [2]; the boxes depend only on it and on the size.
       size: int [2], height and width of the image in pixels.
       settings: the group `augment` of a config: `crop`, `min_scale` and `max_scale`, the crop's
-        area as a share of the image's.
+        area as a fraction of the image's.
 
     Returns:
-      float32 [2, 4], one box a view: top, left, height, width in whole pixels of the image.
+      float32 [2, 4], one box per view: top, left, height, width in whole pixels of the image.
     """
     if settings.crop == "tf":
         return _tf_boxes(seed, size, settings)
@@ -56,7 +56,7 @@ def random_resized_crop_boxes(
 
 
 def _central_box(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """The largest central crop with a permitted ratio, torchvision's last resort: [4]."""
+    """The largest central crop with an allowed aspect ratio, torchvision's fallback: [4]."""
     crop_height = tf.minimum(height, tf.round(width / _MIN_RATIO))
     crop_width = tf.minimum(width, tf.round(height * _MAX_RATIO))
     top = (height - crop_height) // 2
@@ -82,7 +82,7 @@ def _tf_boxes(seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigD
 
 
 def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
-    """Cuts a box out of an image and resizes it, bilinear with antialiasing as Pillow does.
+    """Crops an image to a box and resizes it, bilinear with antialiasing as Pillow does.
 
     Args:
       image: uint8 [H, W, 3].
@@ -113,13 +113,13 @@ def resize(
     if method == "bicubic":  # overshoots, and Pillow clips after each of its two passes
         height, width = tf.unstack(tf.convert_to_tensor(size))
         sides = tf.stack([tf.shape(image)[0], width])
-        wide = tf.cond(  # the same pixels; the second way computes no rows that stay as they are
+        wide = tf.cond(  # same pixels; the second way does not recompute unchanged rows
             tf.shape(image)[1] <= width,
             lambda: _at_once(image, sides, method),
             lambda: _width_first(image, sides, method),
         )
         return _at_once(wide, tf.stack([height, width]), method)
-    # Antialiasing changes nothing where both sides grow, and makes the operation 3 times slower.
+    # Antialiasing changes nothing if both sides grow, and makes the op 3 times slower.
     return tf.cond(
         tf.reduce_all(tf.shape(image)[:2] <= size),
         lambda: _rounded(tf.image.resize(image, size, method)),
@@ -128,9 +128,9 @@ def resize(
 
 
 def _antialiased(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
-    """Resizes with a memory that is bounded, which `gsjax.data.careful` explains.
+    """Resizes with bounded memory (see `gsjax.data.careful`).
 
-    Of the two ways the one that keeps less takes at most the root of H * W * size[0] * size[1].
+    The better of the two ways keeps at most sqrt(H * W * size[0] * size[1]) pixels.
     """
     too_large = size[0] > _MAX_BETWEEN // tf.shape(image)[1]
     if careful.in_graph() or tf.executing_eagerly():
@@ -143,7 +143,7 @@ def _antialiased(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
 
 
 def _at_once(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
-    """Keeps float32 [size[0], W, 3]: the operation resizes the height first."""
+    """Keeps float32 [size[0], W, 3]: the op resizes the height first."""
     return _rounded(tf.image.resize(image, size, method, antialias=True))
 
 
@@ -158,15 +158,15 @@ def _rounded(values: tf.Tensor) -> tf.Tensor:
 
 
 def central_square(image: tf.Tensor, size: int, short_side: int, method: str) -> tf.Tensor:
-    """The central square of an image whose short side is resized; computes only what it shows.
+    """Resizes the short side and cuts out the central square, computing only these pixels.
 
-    Equals `resize` and `central_crop` to about 1 of 255, but the memory that it takes does not grow
-    with the long side.
+    Equals `resize` and `central_crop` up to about 1 of 255, but its memory use does not grow with
+    the long side.
 
     Args:
       image: uint8 [H, W, 3].
       size: side of the square.
-      short_side: that of the resized image, >= size; its long side is rounded down.
+      short_side: short side of the resized image, >= size; the long side is rounded down.
       method: bilinear or bicubic.
 
     Returns:
@@ -177,7 +177,7 @@ def central_square(image: tf.Tensor, size: int, short_side: int, method: str) ->
     scaled = whole * short_side // tf.reduce_min(whole)
     scale = tf.cast(scaled, tf.float64) / tf.cast(whole, tf.float64)
     corner = tf.round(tf.cast(scaled - size, tf.float64) / 2)  # in pixels of the result
-    margin = radius * tf.maximum(1 / scale, 1.0) + 1  # in those of the image
+    margin = radius * tf.maximum(1 / scale, 1.0) + 1  # in pixels of the image
     first = tf.maximum(tf.cast(tf.floor(corner / scale - margin), tf.int64), 0)
     last = tf.minimum(tf.cast(tf.math.ceil((corner + size) / scale + margin), tf.int64), whole)
     part = image[first[0] : last[0], first[1] : last[1]]
@@ -198,7 +198,7 @@ def central_square(image: tf.Tensor, size: int, short_side: int, method: str) ->
 
 
 def central_crop(image: tf.Tensor, size: int) -> tf.Tensor:
-    """The central square of an image, rounded as torchvision's CenterCrop does.
+    """Cuts out the central square of an image, rounding as torchvision's CenterCrop does.
 
     Args:
       image: uint8 [H, W, 3] with H, W >= size.

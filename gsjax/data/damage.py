@@ -1,4 +1,4 @@
-"""Pictures that fail: once more, and what takes their place in training."""
+"""Retries images that fail to decode, and replaces damaged ones in training."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,13 +12,13 @@ from gsjax.data.source import Source
 from gsjax.errors import UserError
 from gsjax.runtime.tensorflow_setup import tf
 
-# From (position, index, key) to the columns of a row.
+# (position, index, key) -> columns of a row.
 ExampleFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 
-_STREAM = 1  # keeps the draws apart from those of (seed, epoch)
-_NAMED = 5  # damaged pictures that the last message names
+_STREAM = 1  # separates these draws from those of (seed, epoch)
+_NAMED = 5  # damaged images named in the last message
 
-# What fails for reasons that lie outside of the picture.
+# Errors whose cause lies outside the image.
 _NOT_THE_PICTURE = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -29,26 +29,26 @@ _NOT_THE_PICTURE = (
 
 
 class Replacements:
-    """Finds other pictures for the places of damaged ones, names these and counts them.
+    """Replaces damaged images by others; reports and counts the damaged ones.
 
-    Which picture takes a place is a function of the seed and the position, so neither a resume nor,
-    with random access, the number of hosts changes it. Each host counts what it meets itself, from
-    its start on.
+    The replacement is a function of the seed and the position, so neither a resume nor, with random
+    access, the number of hosts changes it. Each host counts only the images it has met itself since
+    it started.
     """
 
     def __init__(self, source: Source, seed: int, max_share: float, example_fn: ExampleFn) -> None:
-        """Replaces until more than max_share of the source's pictures are known to be damaged."""
+        """Tolerates at most a share of `max_share` damaged images in the source."""
         self._source, self._seed, self._max_share = source, seed, max_share
         self._once_more = _create_once_more(source, example_fn)
         self._damaged: dict[int, None] = {}  # in the order in which they were found
 
     def row(self, position: int, index: int) -> dict[str, np.ndarray]:
-        """The columns of the row at a position whose own picture has failed.
+        """Returns the columns of the row at a position whose own image has failed.
 
-        That picture is tried once more, because storage can fail for a moment.
+        Retries that image first, because storage can fail temporarily.
 
         Raises:
-          UserError: too many pictures are damaged, or one cannot be read for another reason.
+          UserError: too many images are damaged, or one cannot be read for another reason.
         """
         known = len(self._damaged)
         generator = np.random.default_rng([self._seed, position, _STREAM])
@@ -56,7 +56,7 @@ class Replacements:
         while (row := self._decode(position, taken)) is None:
             taken = int(generator.integers(self._source.num_examples))
         for number, found in enumerate(list(self._damaged)[known:], known + 1):
-            # On the host that met it: the others do not know. Not into the progress line.
+            # On the host that met it, since the others do not know; not in the progress line.
             tqdm.write(
                 f"damaged  {self._source.picture_name(found)} cannot be decoded: "
                 f"{self._source.picture_name(taken)} takes its place "
@@ -66,7 +66,7 @@ class Replacements:
         return row
 
     def _decode(self, position: int, index: int) -> dict[str, np.ndarray] | None:
-        """The columns of a picture; None, and noted, if it is damaged."""
+        """Returns an image's columns; if it is damaged, notes that and returns None."""
         if index in self._damaged:
             return None
         row = self._once_more(position, index)
@@ -92,14 +92,14 @@ class Replacements:
 def retried(
     source: Source, batches: Iterable, example_fn: ExampleFn
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of each batch, with those that fail no more when they are tried once more.
+    """Yields the rows of each batch, including those that succeed when retried.
 
-    Storage can fail for a moment, and evaluations keep what they have found.
+    Storage can fail temporarily, and evaluations keep their features.
 
     Args:
-      source: the pictures.
+      source: the images.
       batches: (positions [b], indices [b], rows [<= b] of what could be decoded).
-      example_fn: what gives a row.
+      example_fn: computes a row.
     """
     once_more = _create_once_more(source, example_fn)
     for positions, indices, rows in batches:
@@ -108,7 +108,7 @@ def retried(
         found = [row for row in again if row is not None]
         if found:
             added = {name: np.stack([row[name] for row in found]) for name in rows}
-            if len(rows["position"]):  # else their size is not known
+            if len(rows["position"]):  # otherwise their size is unknown
                 added = {name: np.concatenate([rows[name], added[name]]) for name in rows}
             order = np.argsort(added["position"])
             rows = {name: column[order] for name, column in added.items()}
@@ -118,11 +118,11 @@ def retried(
 def _create_once_more(
     source: Source, example_fn: ExampleFn
 ) -> Callable[[int, int], dict[str, np.ndarray] | None]:
-    """The function (position, index) -> columns of the row, by itself; None if it is damaged.
+    """Creates (position, index) -> columns of that one row; None if it is damaged.
 
-    What fails again, a careful graph tries (`gsjax.data.careful`). UserError is raised where a
-    picture fails for a reason that lies outside of it. No picture asks for much more memory than
-    its pixels take, so where that is not there, others fail as well.
+    If the image fails again, tries a careful graph (`gsjax.data.careful`). Raises UserError if the
+    cause lies outside the image. Lack of memory counts as such: no image needs much more than its
+    pixels take, so others would fail as well.
     """
 
     def carefully(*args: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -150,7 +150,7 @@ def _create_once_more(
 
 
 def read_key(source: Source, index: int) -> tf.Tensor:
-    """What `source.read` takes for a picture: its index or, without random access, its record."""
+    """Returns an image's key for `source.read`: its index or, without random access, its record."""
     if not source.shards:
         return tf.constant(index, tf.int64)
     shard = next(s for s in source.shards if s.first <= index < s.first + s.take)

@@ -1,4 +1,4 @@
-"""Encoded pictures to RGB arrays."""
+"""Decodes images to RGB arrays."""
 
 import io
 import warnings
@@ -9,16 +9,16 @@ from PIL import Image, TiffImagePlugin
 from gsjax.data import careful, metadata
 from gsjax.runtime.tensorflow_setup import tf
 
-# Some kilobytes can claim any size. Pillow's own limit, a quarter of a gigabyte of RGB, is above
-# what cameras make. The limit of a side is libpng's.
+# A few kilobytes can claim any size. Pillow's own limit, a quarter of a gigabyte of RGB, is above
+# what cameras produce. The limit on a side is libpng's.
 MAX_PIXELS, MAX_SIDE = 89_478_485, 1_000_000
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"  # for messages
-# Pillow's others run programs (EPS) or load plug-ins.
+# Pillow's other formats run programs (EPS) or load plug-ins.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-# Whatever may hold an orientation that Pillow obeys, wherever it stands in the file.
+# Anything that may hold an orientation that Pillow honors, anywhere in the file.
 _TURNED = r"(?s)\C*(Exif|eXIf|tiff:Orientation|XML:com\.adobe\.xmp|Raw profile type|tEXtexif)\C*"
 _PNG_SIZE, _PNG_DEPTH = 16, 24  # offsets of width and height, and of the bit depth in a PNG file
-_UPRIGHT = {  # by the orientation
+_UPRIGHT = {  # by orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,22 +29,22 @@ _UPRIGHT = {  # by the orientation
 }
 _TAG_BITS, _TAG_PHOTOMETRIC, _TAG_TILE_WIDTH, _TAG_TILE_LENGTH = 258, 262, 322, 323
 _WHITE_IS_ZERO = 0  # a photometric interpretation
-_MAX_TILE = 2**24  # pixels of a TIFF tile, if that is more than the picture has
+_MAX_TILE = 2**24  # pixels of a TIFF tile, unless the image has more
 
-# Pillow prints them; pictures above its limit are refused here.
+# Silence Pillow; images above its size limit are rejected here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes one picture to RGB, upright.
+    """Decodes one image to upright RGB.
 
-    The content decides on the decoder, not the file's name. JPEG and PNG of up to 8 bits are
-    decoded by TensorFlow; everything else, CMYK, and whatever may carry an orientation, by Pillow.
-    Outside of graphs Pillow also tries what TensorFlow refuses; in graphs see `gsjax.data.careful`.
+    The content determines the decoder, not the file name. TensorFlow decodes JPEG and PNG of up to
+    8 bits; Pillow decodes everything else, CMYK, and anything that may carry an orientation.
+    Outside graphs, Pillow also tries what TensorFlow rejects; in graphs, see `gsjax.data.careful`.
 
-    Transparency is dropped. Of 16-bit values, gray ones are divided by 257; of colors the low
-    byte is dropped, as Pillow does. Of a file of several pages or frames the first one counts.
-    Metadata that cannot be read count as absent: no orientation, no damage.
+    Transparency is dropped. 16-bit gray values are divided by 257; 16-bit colors lose their low
+    byte, as in Pillow. Of several pages or frames, the first one is decoded. Unreadable metadata
+    counts as absent: no orientation, no damage.
 
     Args:
       encoded: string [], the bytes of a JPEG, PNG, WebP, BMP or TIFF file.
@@ -53,10 +53,10 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
       uint8 [H, W, 3].
 
     Raises:
-      tf.errors.OpError: the picture is damaged, of an unknown format, or its header says that it
-        has more than `MAX_PIXELS` or a side of more than `MAX_SIDE`; then nothing of it is decoded.
-        So are TIFF files of signed, 32-bit or floating-point values, whose range nothing tells, and
-        of colors that Pillow cannot convert to RGB (CIELAB).
+      tf.errors.OpError: the image is damaged or of an unknown format, or its header claims more
+        than `MAX_PIXELS` pixels or a side of more than `MAX_SIDE`; then nothing is decoded. Also
+        raised for TIFF files with signed, 32-bit or floating-point values, whose range is unknown,
+        or with colors that Pillow cannot convert to RGB (CIELAB).
     """
     if careful.in_graph():
         return _decode_slowly(encoded)
@@ -68,7 +68,7 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
         return _decode_slowly(encoded)
 
 
-# Always graphs: there alone numpy_function hands bytes over whole and raises an OpError.
+# Always graphs: only there does numpy_function pass bytes intact and raise an OpError.
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _decode_fast(encoded: tf.Tensor) -> tf.Tensor:
     jpeg = tf.strings.substr(encoded, 0, 3) == metadata.JPEG
@@ -90,7 +90,7 @@ def _decode_fast(encoded: tf.Tensor) -> tf.Tensor:
     small = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) <= MAX_PIXELS
     image = tf.cond(
         ((jpeg & (channels != 4)) | (png & ~deep)) & small & ~turned,
-        # This operation takes PNG files as well, which some data sets hold under the name .JPEG.
+        # This op also decodes PNG files, which some data sets contain under the name .JPEG.
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8, stateful=False),
     )
@@ -125,9 +125,9 @@ def _decode_with_pillow(encoded: bytes) -> np.ndarray:
 
 
 def _check_tiles(file: TiffImagePlugin.TiffImageFile) -> None:
-    """Raises ValueError for tiles that take much more memory than the picture.
+    """Raises ValueError for tiles that take much more memory than the image.
 
-    libtiff allocates a whole one, whatever part of it lies in the picture.
+    libtiff allocates whole tiles, however little of them lies in the image.
     """
     width, length = (file.tag_v2.get(tag, 1) for tag in (_TAG_TILE_WIDTH, _TAG_TILE_LENGTH))
     if width * length > max(_MAX_TILE, file.width * file.height):
@@ -135,7 +135,7 @@ def _check_tiles(file: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _gray(file: Image.Image) -> Image.Image:
-    """Gray values of 16 bits, which Pillow would clip to 255, or of 12 bits as 8 bits."""
+    """Converts 16-bit gray values, which Pillow would clip to 255, or 12-bit ones to 8 bits."""
     tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     highest = 4095 if tags.get(_TAG_BITS) == (12,) else 65535
     values = np.rint(np.asarray(file, np.float32) * (255 / highest)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures in a folder, at any depth."""
+"""Finds the images in a folder, at any depth."""
 
 import collections
 import functools
@@ -17,7 +17,7 @@ from gsjax.runtime.tensorflow_setup import tf
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
-# What desktops, network drives and archives leave behind, in lower case. Hidden names are as well.
+# Litter of desktops, network drives and archives, in lower case. Hidden names count as litter too.
 _LITTER = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # network drives
     *("$recycle.bin", "recycler", "system volume information", "found.000"),  # Windows
@@ -28,13 +28,13 @@ _LITTER = {
 
 
 class Listing(NamedTuple):
-    """The pictures of a folder.
+    """The images of a folder.
 
     Attributes:
-      names: their paths relative to the folder, in the order of their bytes.
-      folders: its sub-folders that were read, in the same order.
-      ignored: how many files are no pictures by their extension, by extension in lower case.
-      twice: (path of a link or of what lies behind one, path by which its pictures are known).
+      names: image paths relative to the folder, in byte order.
+      folders: its direct subfolders that were read, in byte order.
+      ignored: number of files without an image extension, by extension in lower case.
+      twice: (path of or below a link, path under which its images are already listed).
     """
 
     names: list[str]
@@ -44,14 +44,14 @@ class Listing(NamedTuple):
 
 
 def list_pictures(root: str) -> Listing:
-    """Lists a folder, on a local disk or as `gs://...`.
+    """Lists the images in a folder, on a local disk or at `gs://...`.
 
-    Links are followed, for a labeled folder is often one of links; but each file counts once, and
-    so does each folder. Of several paths to a file, the one with the fewest links is taken, and
-    among those the one of the first link in sorted order. Hard links are separate files, as they
-    are for every other program. A link to a folder that contains it, or the root, leads nowhere
-    new and is left out. A link to a missing file is listed: reading it reports the picture as
-    missing. Hidden files and folders and the litter of operating systems are left out.
+    Links are followed, because labeled folders often consist of links, but each file and each
+    folder counts once. Of several paths to a file, the one with the fewest links is used; ties go
+    to the first link in sorted order. Hard links are separate files, as in every other program. A
+    link to a folder that contains the link or the root leads nowhere new and is skipped. A link to
+    a missing file is listed; reading it reports the image as missing. Hidden files and folders and
+    operating system litter are skipped.
 
     Raises:
       UserError: a folder cannot be read.
@@ -64,7 +64,7 @@ def list_pictures(root: str) -> Listing:
 
 
 def in_byte_order(names: Sequence) -> list:
-    """Sorts paths, or tuples of them, by their bytes: the order is the same in every locale."""
+    """Sorts paths, or tuples of them, by bytes; the order does not depend on the locale."""
     texts = names if not names or isinstance(names[0], str) else itertools.chain(*names)
     if all(map(str.isascii, texts)):
         return sorted(names)
@@ -87,17 +87,17 @@ class _Found:
 class _Walk(_Found):
     """A walk through a local folder.
 
-    First come the folders below the root itself, then those behind their links, then those behind
-    the links found there, and so on. The kind of an entry comes with its name, so that a file that
-    is no link costs no system call of its own.
+    Reads the folders below the root first, then those behind their links, then those behind the
+    links found there, and so on. Listing a folder also gives the type of each entry, so a file that
+    is not a link needs no system call of its own.
     """
 
     def __init__(self, root: str) -> None:
         super().__init__()
         self._shown_root = root
         self._root = os.path.realpath(root)
-        self._paths: dict[str, str] = {}  # of the folders that were read, by their real paths
-        self._linked: dict[str, str] = {}  # of files outside of these, by their real paths
+        self._paths: dict[str, str] = {}  # of folders already read, by real path
+        self._linked: dict[str, str] = {}  # of files outside these, by real path
         self._links: list[tuple[str, str]] = []  # to be followed: path below the root, real path
         self._real_folders: dict[tuple[str, str], str] = {}
         self._read(self._root, "")
@@ -107,7 +107,7 @@ class _Walk(_Found):
                 self._follow(path, link)
 
     def _read(self, real: str, path: str) -> None:
-        """Reads a folder with all below it, but for links."""
+        """Reads a folder and everything below it except links."""
         folders = [(real, path)]
         while folders:
             real, path = folders.pop()
@@ -130,7 +130,7 @@ class _Walk(_Found):
                 lower = name.lower()
                 if name[0] == "." or lower in _LITTER:
                     continue
-                # A pipe, whose reading would not end, is none of the three.
+                # A pipe, which would block when read, is none of the three.
                 if entry.is_file(follow_symlinks=False):
                     if not lower.endswith(EXTENSIONS):
                         self.ignore(name)
@@ -148,7 +148,7 @@ class _Walk(_Found):
             mode = os.stat(link).st_mode
             target = self._real_file(link) if stat.S_ISREG(mode) else os.path.realpath(link)
         except OSError:
-            if is_picture(path):  # it is reported as missing when it is read
+            if is_picture(path):  # reported as missing when read
                 self.names.append(path)
             return
         if stat.S_ISDIR(mode):
@@ -167,7 +167,7 @@ class _Walk(_Found):
             self.ignore(path)
 
     def _real_file(self, link: str) -> str:
-        """As os.path.realpath, but the folder that many links lead to is resolved once."""
+        """Like os.path.realpath, but resolves a folder that many links point to only once."""
         target, slash, name = os.readlink(link).rpartition("/")
         folder = link.rpartition("/")[0], target + slash
         if folder not in self._real_folders:
@@ -178,7 +178,7 @@ class _Walk(_Found):
         return real
 
     def _path_of(self, real: str) -> str | None:
-        """The path by which a file is known already."""
+        """The path under which a file is already listed."""
         folder, _, name = real.rpartition("/")
         path = self._paths.get(folder or "/")
         if path is None or _is_litter(name) or not is_picture(name):
@@ -206,18 +206,18 @@ def _walk_bucket(root: str) -> _Found:
 
 
 def class_labels(name: str, listing: Listing) -> np.ndarray:
-    """The number of the class folder of each picture, int32 [N].
+    """Returns the class folder's number for each image, int32 [N].
 
-    A class folder without pictures stays a class, so that two splits of the same folders agree; a
-    line says so. A picture that links lead to from another class is of the class of its path in
-    the listing; a line says that as well.
+    A class folder without images is still a class, so that two splits with the same folders agree;
+    a message reports it. An image that is also linked from another class belongs to the class of
+    its path in the listing; a message reports that, too.
 
     Args:
-      name: of the root, for messages.
-      listing: of the root.
+      name: name of the root, for messages.
+      listing: images in the root.
 
     Raises:
-      UserError: a picture is in no class folder.
+      UserError: an image is not in a class folder.
     """
     loose = [path for path in listing.names if "/" not in path]
     if loose:
@@ -244,7 +244,7 @@ def class_labels(name: str, listing: Listing) -> np.ndarray:
 
 
 def report_ignored(name: str, listing: Listing) -> None:
-    """Says, once in a process, which files a folder holds besides pictures."""
+    """Reports, once per process, which files other than images a folder holds."""
     if listing.ignored:
         common = sorted(listing.ignored.items(), key=lambda item: (-item[1], item[0]))
         kinds = [f"{files.shown(kind) or 'without one'} {number}" for kind, number in common]
@@ -256,7 +256,7 @@ def report_ignored(name: str, listing: Listing) -> None:
 
 @functools.cache
 def _say_once(line: str) -> None:
-    """Says a line on the first host, once in a process however often a folder is opened."""
+    """Prints a line on the first host, once per process however often a folder is opened."""
     metrics.say(line)
 
 
@@ -266,7 +266,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def is_picture(name: str) -> bool:
-    """Whether the extension is that of a picture."""
+    """Whether the extension is that of an image."""
     return name.lower().endswith(EXTENSIONS)
 
 

@@ -1,4 +1,4 @@
-"""Batches of views with their crop boxes for training, and of whole pictures for evaluation."""
+"""Batches of views with their crop boxes for training, and of whole images for evaluation."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 from gsjax.runtime.tensorflow_setup import tf
 
-_OVERLAPPING = 2  # batches decoded at once: the next one's pictures fill the end of the first
+_OVERLAPPING = 2  # batches decoded at a time: the next one fills idle cores as the first ends
 
 
 def train_batches(
@@ -31,22 +31,22 @@ def train_batches(
     process_count: int = 1,
     num_views: int = 2,
 ) -> Batches:
-    """This host's part of the batches of steps start_step, ..., num_steps - 1.
+    """Returns this host's part of the batches of steps start_step, ..., num_steps - 1.
 
     The batch of a step is a function of the config, its seed and the step. With random access it
-    does not depend on the number of hosts either: an epoch is a permutation of the indices, of
-    which the part after the last whole batch is dropped, and each host takes its contiguous part
-    of the global batch. A source that is read in sequence gives each host an even share of its
-    records, in an order shuffled by files and through a buffer.
+    does not depend on the number of hosts either: an epoch is a permutation of the indices, cut off
+    after the last whole batch, and each host takes its contiguous part of the global batch. From a
+    source that is read sequentially, each host gets an even share of the records, shuffled by file
+    and through a buffer.
 
-    A picture that cannot be decoded is replaced as `gsjax.data.damage` says, so that no count
-    changes: another one takes its place, with the crops' seed of that place.
+    An image that cannot be decoded is replaced (see `gsjax.data.damage`), so no count changes:
+    another one takes its position, cropped with the seed of that position.
 
     Args:
-      source: the pictures.
+      source: the images.
       config: the whole config; its `batch_size` B counts the images of all hosts.
-      start_step: first step, counted from the beginning of the training.
-      num_steps: length of the training, not counted from start_step.
+      start_step: first step, counted from the start of training.
+      num_steps: total steps of training, not counted from start_step.
       process_index: this host's number.
       process_count: number of hosts; b = B / process_count.
       num_views: V, 2 or, for the linear evaluation, 1.
@@ -56,8 +56,8 @@ def train_batches(
       width of the original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
 
     Raises:
-      UserError: fewer images than a batch, a batch that the hosts cannot share evenly, or (while
-        iterating) more damaged pictures than `data.max_damaged`, or a file of the data set that
+      UserError: there are fewer images than in a batch, the hosts cannot split a batch evenly, or
+        (while iterating) more images are damaged than `data.max_damaged` or a file of the data set
         cannot be read.
     """
     local_size = _local_size(config.batch_size, process_count)
@@ -93,24 +93,24 @@ def test_batches(
     process_count: int = 1,
     indices: np.ndarray | None = None,
 ) -> Batches:
-    """This host's part of the batches of all pictures that can be decoded, in order.
+    """Returns this host's part of the batches of all images that can be decoded, in order.
 
     Args:
-      source: the pictures.
-      transform: gives these pictures one size [h, w]; where it has to be known before the first
-        picture (a host may have none), it says it by itself.
-      batch_size: images B of a batch over all hosts.
+      source: the images.
+      transform: gives these images one size [h, w]; a static one, if it must be known before the
+        first image (a host may have none).
+      batch_size: B, images per batch over all hosts.
       process_index: this host's number; it takes its contiguous part of each batch.
-      process_count: number of hosts; b = B / process_count. All get equally many batches.
-      indices: ascending int64 [n], the pictures to take; None for all.
+      process_count: number of hosts; b = B / process_count. All get the same number of batches.
+      indices: ascending int64 [n], the images to use; None for all.
 
     Returns:
       Dicts: `image` uint8 [b, h, w, 3]; `label` int32 [b] (-1: unknown) or [b, C]; `index` int64
-      [b], -1 in rows that fill up a batch. A picture that is damaged has no row.
+      [b], -1 in rows that pad a batch. A damaged image has no row.
 
     Raises:
-      UserError: a batch that the hosts cannot share evenly, or (while iterating) an unlabeled
-        picture in a labeled source, or memory or storage that is not there.
+      UserError: the hosts cannot split a batch evenly, or (while iterating) an image in a labeled
+        source has no label, or memory or storage fails.
     """
     local_size = _local_size(batch_size, process_count)
     wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)
@@ -138,7 +138,7 @@ def test_batches(
 
 
 def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
-    """Whole originals, each uint8 [H, W, 3], for the example pictures.
+    """Returns whole originals, each uint8 [H, W, 3], for figures.
 
     Raises:
       UserError: one cannot be decoded.
@@ -195,7 +195,7 @@ def _transformed(
 
 
 def _example_fn(source: Source, transform_fn: Callable[..., Batch]) -> ExampleFn:
-    """The function (position, index, key) -> columns of one row."""
+    """Creates (position, index, key) -> columns of one row."""
 
     @tf.autograph.experimental.do_not_convert
     def example(position: tf.Tensor, index: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -209,8 +209,8 @@ def _example_fn(source: Source, transform_fn: Callable[..., Batch]) -> ExampleFn
 def _decoded(records: tf.data.Dataset, example_fn: ExampleFn, local_size: int) -> tf.data.Dataset:
     """(positions [b], indices [b], rows [<= b] of what can be decoded) of each batch of records.
 
-    Only what fails in `example_fn` has no row. An error of the records themselves, such as a file
-    of the data set that is gone, is one of the result.
+    Only what fails in `example_fn` has no row. Errors of the records themselves, such as a missing
+    file of the data set, are raised.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -227,7 +227,7 @@ def _decoded(records: tf.data.Dataset, example_fn: ExampleFn, local_size: int) -
 
 
 def _no_rows(spec: dict[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
-    """Columns [0, ...] of a batch; a side that only pictures could tell is 1."""
+    """Columns [0, ...] of a batch; a side that depends on the image is 1."""
     return {
         name: tf.zeros([0, *(side or 1 for side in column.shape[1:])], column.dtype)
         for name, column in spec.items()
@@ -235,7 +235,7 @@ def _no_rows(spec: dict[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
 
 
 def _timed_start(batches: Iterator, name: str, is_timed: bool) -> Iterator:
-    """The same batches; says how long the first one has taken if `is_timed`."""
+    """Yields the same batches; if `is_timed`, prints how long the first one took."""
     start = time.monotonic()
     for number, batch in enumerate(batches):
         if is_timed and number == 0:
@@ -247,7 +247,7 @@ def _timed_start(batches: Iterator, name: str, is_timed: bool) -> Iterator:
 def _completed(
     source: Source, batches: Iterator, replacements: Replacements
 ) -> Generator[Batch, None, None]:
-    """Gives every position its row: where the picture is damaged, that of another one."""
+    """Gives every position its row; a damaged image's row is that of another one."""
     with shards.named(source.shards):
         for positions, indices, rows in batches:
             missing = np.flatnonzero(~np.isin(positions, rows["position"]))
@@ -269,7 +269,7 @@ def _completed(
 def _padded(
     source: Source, batches: Iterator[Batch], empty: Batch, num_batches: int, local_size: int
 ) -> Generator[Batch, None, None]:
-    """Fills every batch up to one size, and up to the number of batches of the other hosts."""
+    """Pads every batch to one size, and the number of batches to that of the other hosts."""
     with shards.named(source.shards):
         for _ in range(num_batches):
             batch = next(batches, empty)

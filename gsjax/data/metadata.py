@@ -1,7 +1,7 @@
-"""The metadata of an encoded picture: which way up it is, and the file without them.
+"""Separates an encoded image from its metadata, of which only the orientation is read.
 
-Decoders read more than they need, and refuse sound pixels for a broken color profile, comment or
-camera note. Here only the orientation is read, and whatever cannot be read counts as absent.
+Decoders read more than they need, and reject sound pixels because of a broken color profile,
+comment or camera note. Here, anything unreadable counts as absent.
 """
 
 import re
@@ -14,7 +14,7 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")  # as Pillow
 
 _UPRIGHT = 1
 _ORIENTATION, _XMP = 0x0112, 700  # tags
-_NUMBERS = {  # struct formats of the types that a tag may have
+_NUMBERS = {  # struct formats, by a tag's type
     3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q",
 }  # fmt: skip
 _NO_NUMBERS = (1, 2, 7)  # bytes and text
@@ -24,7 +24,7 @@ _OF_TIFF_PIXELS = {
     *(512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG, YCbCr
     *(0xBC01, 50674),  # what Pillow refuses (JPEG XR), LERC
 }
-_PIXELS_AT = (273, 324)  # the offsets of strips and of tiles, among these
+_PIXELS_AT = (273, 324)  # of these, the offsets of strips and tiles
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _EXIF, _XAP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _BARE = {0x01, *range(0xD0, 0xDA), 0xC8, *range(0xF0, 0xFE)}  # JPEG markers without a segment
@@ -34,18 +34,18 @@ _MAX_TEXT = 2**20  # bytes of a decompressed text, as in Pillow
 
 
 def split(encoded: bytes) -> tuple[bytes, int]:
-    """Separates a picture from its metadata.
+    """Separates an image from its metadata.
 
-    What the pixels depend on stays: JPEG's JFIF and Adobe segments, the critical chunks of PNG, the
-    tags of the first page of a TIFF file that describe its layout.
+    Keeps what the pixels depend on: JPEG's JFIF and Adobe segments, PNG's critical chunks, and the
+    tags that describe the layout of a TIFF file's first page.
 
     Args:
-      encoded: the bytes of a picture. Other formats than JPEG, PNG, WebP and TIFF stay as they are.
+      encoded: the bytes of an image; formats other than JPEG, PNG, WebP, TIFF stay unchanged.
 
     Returns:
-      The file without metadata, and the orientation that they give: 1 (upright) to 8, as in EXIF;
-      1 where there is none or it cannot be read. Where it may stand, and what comes first, is as in
-      Pillow's `ImageOps.exif_transpose`.
+      The file without metadata, and its orientation: 1 (upright) to 8, as in EXIF; 1 if there is
+      none or it is unreadable. Where it may be, and what takes precedence, is as in Pillow's
+      `ImageOps.exif_transpose`.
     """
     if encoded.startswith(JPEG):
         return _split_jpeg(encoded)
@@ -61,7 +61,7 @@ def split(encoded: bytes) -> tuple[bytes, int]:
 def _split_jpeg(encoded: bytes) -> tuple[bytes, int]:
     kept, exif, xmp = [encoded[:2]], b"", b""
     position = 2
-    while found := _MARKER.search(encoded, position):  # over what lies between two segments
+    while found := _MARKER.search(encoded, position):  # skips what lies between segments
         marker, position = found[1][0], found.end()
         if marker == _SCAN:
             kept.append(encoded[found.start() :])
@@ -109,7 +109,7 @@ def _split_png(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _png_text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
-    """The key and the text of a chunk, which is empty where it cannot be read."""
+    """The key and the text of a chunk; the text is empty if unreadable."""
     key, _, text = data.partition(b"\0")
     compressed = kind == b"zTXt"
     if compressed:
@@ -126,7 +126,7 @@ def _png_text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
 
 
 def _raw_profile(text: bytes) -> bytes:
-    """EXIF in hexadecimal digits, as ImageMagick writes it after three lines."""
+    """EXIF in hexadecimal digits, as ImageMagick writes it after three other lines."""
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
@@ -134,7 +134,7 @@ def _raw_profile(text: bytes) -> bytes:
 
 
 def _split_webp(encoded: bytes) -> tuple[bytes, int]:
-    stop = 8 + int.from_bytes(encoded[4:8], "little")  # which need not be that of the file
+    stop = 8 + int.from_bytes(encoded[4:8], "little")  # may differ from the end of the file
     kept, exif, xmp, position = [], b"", b"", 12
     flags = encoded[20] if encoded[12:16] == b"VP8X" and len(encoded) > 20 else 0
     while position + 8 <= len(encoded):
@@ -155,10 +155,10 @@ def _split_webp(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
-    """Gives the tags that the pixels do not need an unknown type, so that decoders skip them.
+    """Gives tags that the pixels do not need an unknown type, so that decoders skip them.
 
-    Nothing moves: bytes after the pixels would stand in for missing ones. Where a directory claims
-    to reach into what it points to, that is left alone.
+    Nothing moves: bytes after the pixels could be taken for missing ones. If a directory claims to
+    overlap what it points to, the overlap is left alone.
     """
     directory = _Directory(encoded)
     needed = [e for e in directory.entries() if directory.tag(e) in _OF_TIFF_PIXELS]
@@ -173,7 +173,7 @@ def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """The orientation of EXIF (a TIFF file, perhaps after its name) or, without one, of XMP."""
+    """The orientation in EXIF (a TIFF file, perhaps prefixed by its name), otherwise in XMP."""
     found = _Directory(re.sub(rb"^(Exif\x00\x00){1,2}", b"", exif)).number(_ORIENTATION)
     if found is None:
         match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
@@ -182,7 +182,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
 
 
 class _Directory:
-    """The first directory of tags of a TIFF file or of EXIF; empty where it cannot be read."""
+    """The first tag directory of a TIFF file or of EXIF; empty if unreadable."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -196,14 +196,14 @@ class _Directory:
             self.start = len(data)
 
     def _unpack(self, form: str, position: int) -> int:
-        """The whole number at a position; 0 beyond the end."""
+        """The integer at a position; 0 past the end."""
         if position + struct.calcsize(form) > len(self._data):
             return 0
         (number,) = struct.unpack_from(form, self._data, position)
         return int(number)
 
     def entries(self) -> Iterator[int]:
-        """The positions of the entries that the file holds."""
+        """The positions of the entries in the file."""
         first = self.start + struct.calcsize(self._count_format)
         count = self._unpack(self._count_format, self.start)
         stop = min(first + count * self.entry_size, len(self._data) - self.entry_size + 1)
@@ -217,18 +217,18 @@ class _Directory:
         return self._unpack(self._offset_format, entry + 4)
 
     def _form(self, entry: int) -> str:
-        """The struct format of one value; bytes where it is no number."""
+        """The struct format of one value; bytes if it is not a number."""
         kind = self._unpack(self._order + "H", entry + 2)
         return self._order + _NUMBERS.get(kind, "c" if kind in _NO_NUMBERS else "")
 
     def place(self, entry: int) -> int:
-        """Where an entry says that its values are; 0 if it holds them itself."""
+        """Where an entry claims its values are; 0 if they are in the entry itself."""
         if struct.calcsize(self._form(entry)) * self._count(entry) <= self._offset_size:
             return 0
         return self._unpack(self._offset_format, entry + 4 + self._offset_size)
 
     def number(self, tag: int) -> float | None:
-        """The first value of a tag; 0 where it is no number, None where there is no such tag."""
+        """The first value of a tag; 0 if it is not a number, None if there is no such tag."""
         for entry in self.entries():
             if self.tag(entry) != tag:
                 continue
@@ -245,7 +245,7 @@ class _Directory:
         return None
 
     def data(self, tag: int) -> bytes:
-        """The bytes of a tag; empty where there are none."""
+        """The bytes of a tag; empty if there are none."""
         for entry in self.entries():
             if self.tag(entry) == tag:
                 field = self.place(entry) or entry + 4 + self._offset_size

@@ -1,4 +1,4 @@
-"""Which image stands where in the training: a function of the seed and the step."""
+"""The order of the images in training: a function of the seed and the step."""
 
 import functools
 
@@ -11,7 +11,7 @@ from gsjax.runtime.tensorflow_setup import tf
 
 
 def steps_per_epoch(source: Source, batch_size: int, setting: str = "batch_size") -> int:
-    """Whole batches in a source; the rest of an epoch's permutation is dropped.
+    """Returns the number of whole batches; the rest of an epoch's permutation is dropped.
 
     Raises:
       UserError: there is not even one.
@@ -33,10 +33,10 @@ def permuted_records(
     start_step: int,
     num_steps: int,
 ) -> tf.data.Dataset:
-    """(positions [b], (indices [b], indices [b])) of this host's images of each step.
+    """(positions [b], (indices [b], indices [b])) of this host's images at each step.
 
     The steps are start_step, ..., num_steps - 1; b = batch_size / process_count. The position
-    counts the images of the whole training, over all hosts.
+    counts images from the start of training, over all hosts.
     """
     local_size = batch_size // process_count
     epoch_steps = steps_per_epoch(source, batch_size)
@@ -69,7 +69,7 @@ def sequential_records(
     start_step: int,
     num_steps: int,
 ) -> tf.data.Dataset:
-    """(positions, (indices, raw records)), as `permuted_records`, read from shuffled shards."""
+    """(positions, (indices, raw records)), like `permuted_records`, from shuffled shards."""
     local_size = batch_size // process_count
     epoch_steps = steps_per_epoch(source, batch_size)
     share = shards.host_share(source.shards, process_index, process_count)
@@ -82,7 +82,7 @@ def sequential_records(
             return step * batch_size + process_index * local_size + number % local_size, record
 
         records = shards.shuffled(share, seed, epoch).take(epoch_steps * local_size)
-        # The skipped records are read and shuffled, but not decoded.
+        # Skipped records are read and shuffled, but not decoded.
         skip = tf.maximum(start_step - first_step, 0) * local_size
         return records.enumerate().skip(skip).map(with_position)
 

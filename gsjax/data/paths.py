@@ -1,4 +1,4 @@
-"""Queries about data paths, local or in a bucket, with arbitrary bytes."""
+"""Queries about data paths, local or in a bucket, which may hold arbitrary bytes."""
 
 import os
 import re
@@ -13,22 +13,22 @@ from gsjax.runtime.tensorflow_setup import tf
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is one in a bucket, such as gs://...; a local one may hold :// within."""
+    """Whether a path is in a bucket, such as gs://...; a local one may contain :// too."""
     return "://" in path and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def encoded(path: str) -> bytes:
-    """The bytes of a path, as TensorFlow takes it whatever the locale; UTF-8 or not."""
-    if path.isascii() or is_remote(path):  # the first for speed
+    """The bytes of a path for TensorFlow, whatever the locale; UTF-8 or not."""
+    if path.isascii() or is_remote(path):  # isascii for speed
         return path.encode()
     return os.fsencode(path)
 
 
 def as_path(setting: str, path: str) -> epath.Path:
-    """The folder that a setting names.
+    """Returns the folder that a setting names.
 
     Raises:
-      UserError: epath, which reads it, would take it for a bucket of an unknown kind.
+      UserError: epath would take it for a bucket of an unknown kind.
     """
     try:
         folder = epath.Path(path).expanduser()
@@ -47,21 +47,21 @@ def is_utf8(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is such a folder, local or in a bucket.
+    """Whether the folder exists, locally or in a bucket.
 
     Raises:
-      UserError: the bucket cannot be asked.
+      UserError: the bucket cannot be queried.
     """
     return _ask(tf.io.gfile.isdir, path) if is_remote(path) else os.path.isdir(path)
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or folder; errors as from `is_folder`."""
+    """Whether the file or folder exists; errors as for `is_folder`."""
     return _ask(tf.io.gfile.exists, path) if is_remote(path) else os.path.exists(path)
 
 
 def names_in(folder: str) -> list[str]:
-    """The names of the files and folders in a folder, in no order; none where there is no folder.
+    """The names in a folder, in no particular order; empty if there is no such folder.
 
     Raises:
       UserError: it cannot be read.
@@ -78,7 +78,7 @@ def names_in(folder: str) -> list[str]:
 
 
 def folder_of_version(folder: str) -> str | None:
-    """The first folder with files in it that is named as a version of a TFDS data set."""
+    """The first folder with files in it that is named like a TFDS data set's version."""
     walk = tf.io.gfile.walk if is_remote(folder) else os.walk
     try:
         for inner, _, names in walk(folder):
@@ -90,9 +90,9 @@ def folder_of_version(folder: str) -> str | None:
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of a text file that are not empty, without spaces around them.
+    """Returns the non-empty lines of a text file, stripped.
 
-    Bytes that are not UTF-8 become what they are in a file's name (PEP 383).
+    Bytes that are not UTF-8 become surrogates, as in file names (PEP 383).
 
     Raises:
       UserError: it cannot be read.

@@ -1,4 +1,4 @@
-"""The embedded data set: tiles of color photographs that installed packages carry."""
+"""The built-in data set: tiles of color photographs that come with installed packages."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ from PIL import Image
 
 from gsjax.errors import UserError
 
-# (package, file in it); the label of a tile is the place of its photograph here.
+# (package, file in it); a tile's label is the index of its photograph here.
 _PHOTOS = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/chelsea.png"),
@@ -23,8 +23,8 @@ _PHOTOS = (
     ("sklearn", "datasets/images/china.jpg"),
     ("sklearn", "datasets/images/flower.jpg"),
 )
-_TILES = {"train": 500, "test": 200}  # of each photograph
-_LONG_SIDE = 640  # larger photographs are reduced to it, so that all have a similar scale
+_TILES = {"train": 500, "test": 200}  # per photograph
+_LONG_SIDE = 640  # larger photographs are shrunk to it, so that all have a similar scale
 _MAX_GRID = 4  # rows and columns of blocks
 
 
@@ -45,19 +45,19 @@ def photographs() -> dict[str, np.ndarray]:
 def tiles(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the tiles of a split.
 
-    Each photograph is divided into blocks, of which every third is for test and the others are for
-    training. A tile lies within one block, so that no pixel is in a tile of both splits. The
-    places of the tiles are fixed.
+    Each photograph is divided into blocks: every third is for testing, the others are for training.
+    A tile lies within one block, so no pixel is in tiles of both splits. The positions of the tiles
+    are fixed.
 
     Args:
-      split: `train` (500 tiles of each photograph) or `test` (200).
+      split: `train` (500 tiles per photograph) or `test` (200).
       size: side S of a tile in pixels.
 
     Returns:
       (tiles, labels): uint8 [N, S, S, 3] and int32 [N], photograph by photograph.
 
     Raises:
-      UserError: another split, tiles that do not fit into the blocks, or a missing photograph.
+      UserError: the split is unknown, tiles do not fit into the blocks, or a photograph is missing.
     """
     if split not in _TILES:
         raise UserError(f"data.source=photos has no split {split!r}; it has {', '.join(_TILES)}")
@@ -95,7 +95,7 @@ def blocks(height: int, width: int, size: int) -> list[tuple[int, int, int, int]
 
 @functools.cache
 def _load(package: str, file: str) -> np.ndarray:
-    spec = importlib.util.find_spec(package)  # does not import the package, which takes a second
+    spec = importlib.util.find_spec(package)  # without the import, which takes a second
     folders = spec.submodule_search_locations if spec else None
     path = pathlib.Path(folders[0], file) if folders else None
     if path is None or not path.is_file():

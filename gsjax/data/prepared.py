@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared, or prepares now."""
+"""Opens TFDS data sets, preparing them if necessary."""
 
 import dataclasses
 import difflib
@@ -27,9 +27,9 @@ from gsjax.errors import UserError
 from gsjax.runtime.files import shown
 from gsjax.runtime.tensorflow_setup import tf
 
-_RETRIES = 7  # of TFDS' downloads: its own 10 mean 3.5 minutes without network, these 25 s
+_RETRIES = 7  # of TFDS downloads; offline, these take 25 s, its default of 10 takes 3.5 minutes
 
-# Archives that TFDS cannot download: ImageNet asks for a log-in, the host of Stanford Cars is gone.
+# Archives that TFDS cannot download: ImageNet requires a login, Stanford Cars' host is gone.
 _BY_HAND = {
     "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
     "cars196": (
@@ -44,18 +44,18 @@ _class_of_feature = tfds.features.FeatureConnector.cls_from_name
 
 
 def _class_of_tfds(name: str) -> type:
-    """The class that the files of a data set name; TFDS would import, so run, any module."""
+    """Returns a class named in a data set's files; TFDS would import, so run, any module."""
     if not name.startswith("tensorflow_datasets."):
         raise ValueError(f"its features name {name}, which is not of TFDS and is not run")
     return _class_of_feature(name)
 
 
-# By setattr, because mypy takes no assignment to a method.
+# setattr, because mypy rejects assignment to a method.
 setattr(tfds.features.FeatureConnector, "cls_from_name", staticmethod(_class_of_tfds))  # noqa: B010
 
 
 def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
-    """Opens a split of a TFDS data set, as `gsjax.data.sources.open_source` describes."""
+    """Opens a split of a TFDS data set; see `gsjax.data.sources.open_source`."""
     builder = prepared_builder(data)
     name = f"{data.source}, split {split!r}"
     try:
@@ -127,7 +127,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
 
 
 def splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """The splits of a TFDS data set, as `gsjax.data.sources.tfds_splits` describes."""
+    """Returns the splits of a TFDS data set; see `gsjax.data.sources.tfds_splits`."""
     return tuple(prepared_builder(data).info.splits)
 
 
@@ -135,17 +135,17 @@ def _check_files(records: Sequence, parts: Sequence[Shard]) -> None:
     """Reads the first record of each array_record file.
 
     Raises:
-      UserError: a file is missing or damaged; later that would look like damaged pictures.
+      UserError: a file is missing or damaged; later this would look like damaged images.
     """
     for part in parts:
         try:
             records[part.first]
-        except Exception as error:  # whatever the reader makes of the bytes it finds
+        except Exception as error:  # damaged bytes make the reader raise almost anything
             raise unusable(part.path, f"{type(error).__name__}: {error}") from error
 
 
 def _check_encodable(source: str, parts: Sequence[Shard]) -> None:
-    """Raises UserError if the paths are not UTF-8, which array_record takes for its own."""
+    """Raises UserError if a path is not UTF-8, as array_record requires."""
     for part in parts:
         if not is_utf8(part.path):
             raise UserError(
@@ -157,13 +157,13 @@ def _check_encodable(source: str, parts: Sequence[Shard]) -> None:
 def _parse(
     columns: Columns, label_shape: tuple[int, ...], records: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads (pictures, labels) from one raw record or a vector of them."""
+    """Reads (images, labels) from one raw record or a vector of them."""
     spec: dict = {columns.image: tf.io.FixedLenFeature([], tf.string)}
     if columns.several:
         names = [columns.label, *filter(None, [columns.clear])]
         spec |= {name: tf.io.VarLenFeature(tf.int64) for name in names}
     elif columns.label:
-        # Whatever the type of the feature.
+        # int64 whatever the feature's type.
         spec[columns.label] = tf.io.FixedLenFeature([], tf.int64)
     examples = tf.io.parse_example(records, spec)
     pictures = examples[columns.image]
@@ -184,7 +184,7 @@ def _any_hot(labels: tf.SparseTensor, num_classes: int) -> tf.Tensor:
 
 
 def prepared_builder(data: ml_collections.ConfigDict):
-    """The TFDS builder of a data set that is on disk, after preparing it if that is possible."""
+    """Returns the TFDS builder of a data set on disk, preparing it first if possible."""
     data_dir = os.path.expanduser(data.data_dir) or None
     if data_dir:
         _check_data_dir(data_dir, data.source)
@@ -193,15 +193,15 @@ def prepared_builder(data: ml_collections.ConfigDict):
     try:
         name, _ = tfds.core.naming.parse_builder_name_kwargs(data.source)
         builder = None if name.namespace else tfds.builder(data.source, data_dir=data_dir)
-    except Exception as error:  # of TFDS, of a damaged file of the data set, or of its own code
+    except Exception as error:  # of TFDS, a damaged file of the data set, or its own code
         raise _cannot_open(data.source, where, command, error) from error
-    if builder is None:  # TFDS would fetch the code of whoever published it, and run it
+    if builder is None:  # TFDS would fetch and run the publisher's code
         raise UserError(
             f"data.source={data.source} is a community data set, whose code TFDS would fetch and "
             "run: prepare it where you trust it, and name it without the namespace"
         )
     folder = str(builder.data_path)
-    # Not builder.is_prepared(), which takes brackets in the path for a pattern.
+    # Not builder.is_prepared(), which treats brackets in the path as a pattern.
     if exists(os.path.join(folder, "dataset_info.json")):
         return builder
     if exists(folder):
@@ -247,8 +247,8 @@ def prepared_builder(data: ml_collections.ConfigDict):
 
 
 def _check_data_dir(data_dir: str, source: str) -> None:
-    """Raises UserError if there is no such folder, or TFDS would take its path for another."""
-    if is_remote(data_dir):  # there a folder exists once something is in it
+    """Raises UserError if the folder is missing or TFDS would misread its path."""
+    if is_remote(data_dir):  # a remote folder exists once it holds something
         return
     if "://" in data_dir:
         raise UserError(
@@ -263,7 +263,7 @@ def _check_data_dir(data_dir: str, source: str) -> None:
 
 
 def _cannot_open(source: str, where: str, command: str, error: Exception) -> UserError:
-    """Why TFDS makes no builder: its files are damaged, its code fails, or there is no such set."""
+    """Why TFDS creates no builder: damaged files, failing code, or no such data set."""
     name = source.split(":")[0]
     folder = folder_of_version(os.path.join(where, name))
     if folder:

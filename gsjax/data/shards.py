@@ -1,4 +1,4 @@
-"""TFRecord files read in sequence: for data sets that are too large to keep in memory."""
+"""Reads TFRecord files sequentially, for data sets too large to keep in memory."""
 
 import contextlib
 import dataclasses
@@ -13,9 +13,9 @@ from gsjax.errors import UserError
 from gsjax.runtime.files import shown
 from gsjax.runtime.tensorflow_setup import tf
 
-_SHUFFLE_BUFFER = 16384  # encoded pictures
-_TOO_FEW = tf.errors.FailedPreconditionError  # of assert_cardinality
-_OPEN_FILES = 16  # read in turn, so that the buffer holds pictures of several shards
+_SHUFFLE_BUFFER = 16384  # encoded images
+_TOO_FEW = tf.errors.FailedPreconditionError  # from assert_cardinality
+_OPEN_FILES = 16  # read in turn, so that the buffer mixes images of several shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Shard:
     """Consecutive records of a TFRecord file that belong to a split.
 
     Attributes:
-      path: of the file.
-      skip: records of the file before the first of these.
+      path: path of the file.
+      skip: records in the file before the first of these.
       take: number of records.
       first: index of the first one in the split.
     """
@@ -36,7 +36,7 @@ class Shard:
 
 
 def from_instructions(instructions: Iterable) -> tuple[Shard, ...]:
-    """The shards of a split from its TFDS file instructions."""
+    """Returns the shards of a split from its TFDS file instructions."""
     shards, first = [], 0
     for part in instructions:
         take = part.examples_in_shard - part.skip if part.take == -1 else part.take
@@ -51,10 +51,10 @@ def gigabytes(shards: Iterable[Shard]) -> float:
 
 
 def size(path: str) -> int:
-    """The bytes of a file.
+    """The size of a file in bytes.
 
     Raises:
-      UserError: it is not there.
+      UserError: there is no such file.
     """
     try:
         return tf.io.gfile.stat(encoded(path)).length
@@ -65,7 +65,7 @@ def size(path: str) -> int:
 def host_share(
     shards: Sequence[Shard], process_index: int, process_count: int
 ) -> tuple[Shard, ...]:
-    """The part of the shards that a host reads: its even, contiguous share of all records."""
+    """The shards that a host reads: an even, contiguous share of all records."""
     num_examples = sum(shard.take for shard in shards)
     begin = process_index * num_examples // process_count
     end = (process_index + 1) * num_examples // process_count
@@ -79,15 +79,15 @@ def host_share(
 
 
 def in_order(shards: Sequence[Shard]) -> tf.data.Dataset:
-    """The records, one shard after the other: (index int64 [], record string [])."""
+    """The records, one shard after another: (index int64 [], record string [])."""
     return tf.data.Dataset.from_tensor_slices(_columns(shards)).flat_map(_open)
 
 
 def shuffled(shards: Sequence[Shard], seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
-    """The records in an order that is a function of (seed, epoch), elements as in `in_order`.
+    """The records, shuffled as a function of (seed, epoch); elements as in `in_order`.
 
     Args:
-      shards: what to read.
+      shards: shards to read.
       seed: non-negative.
       epoch: int64 [].
     """
@@ -118,14 +118,14 @@ def _columns(shards: Sequence[Shard]) -> tuple[tf.Tensor, ...]:
 @tf.autograph.experimental.do_not_convert
 def _open(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
     records = tf.data.TFRecordDataset(path).skip(skip).take(take)
-    # A file that was cut between two records would just end.
+    # A file truncated between two records would just end.
     records = records.apply(tf.data.experimental.assert_cardinality(take))
     return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + take), records)
 
 
 @contextlib.contextmanager
 def named(shards: Sequence[Shard]) -> Iterator[None]:
-    """Names the file that is to blame where reading the shards fails: TensorFlow does not.
+    """Names the file at fault if reading the shards fails, which TensorFlow does not.
 
     Raises:
       UserError: one of the files is missing or damaged.
@@ -148,7 +148,7 @@ def named(shards: Sequence[Shard]) -> Iterator[None]:
 
 
 def unusable(path: str, reason: str) -> UserError:
-    """The error that a file of a prepared data set is missing or damaged."""
+    """The error for a missing or damaged file of a prepared data set."""
     return UserError(
         f"{shown(path)} is missing or damaged ({reason}): copy it anew, or delete "
         f"{shown(os.path.dirname(path))} and start again, so that TFDS prepares the data set anew"

@@ -1,4 +1,4 @@
-"""What a source of pictures is, and the checks and constructors that all share."""
+"""The interface of an image source; checks and constructors that sources share."""
 
 import dataclasses
 import functools
@@ -18,29 +18,28 @@ from gsjax.runtime.tensorflow_setup import tf
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Pictures in a fixed order, each known by its index in it.
+    """Images in a fixed order, each identified by its index.
 
     Attributes:
-      name: of the data set and the split, for messages; escaped where it is that of a folder.
-      dataset: its name alone, for results.
-      num_examples: number N of pictures.
-      version: of the data set, for results.
-      labels: int32 [N], or None where they are only known once a picture is read. Where a picture
-        has several, [N, C] of 1 (is there), -1 (is not) and 0 (difficult: does not count).
+      name: name of the data set and split, for messages; escaped if it is a folder's.
+      dataset: name of the data set alone, for results.
+      num_examples: number N of images.
+      version: version of the data set, for results.
+      labels: int32 [N], or None if only known once an image is read. With several labels per image,
+        [N, C] of 1 (present), -1 (absent) and 0 (difficult: does not count).
       class_names: names of the labels, or None.
-      labeled: whether every picture must have a label.
-      read: TensorFlow function from a key to (picture, label). The key is the picture's index or,
-        in a source that is read in sequence, its raw record. The picture is its encoded bytes,
-        string [], or its pixels, uint8 [H, W, 3]; the label is int32 [] (-1 where there is none)
-        or [C].
-      files: what the pictures are read from, as (path, bytes, time of change); it tells a source
-        from another or from itself after a change.
-      paths: of the pictures, where each is a file; as Python has them, so that bytes that are not
-        UTF-8 are surrogates (PEP 383).
-      root: the folder that holds them, which `names_digest` leaves out.
-      shards: the files of a source that is read in sequence; empty with random access.
+      labeled: whether every image must have a label.
+      read: TensorFlow function from a key to (image, label). The key is the image's index or, in a
+        source that is read sequentially, its raw record. The image is its encoded bytes, string [],
+        or its pixels, uint8 [H, W, 3]; the label is int32 [] (-1 if there is none) or [C].
+      files: the files the images are read from, as (path, bytes, modification time); identifies a
+        source and changes to it.
+      paths: paths of the images, if each is a file; as in Python, bytes that are not UTF-8 are
+        surrogates (PEP 383).
+      root: folder that holds them, which `names_digest` leaves out.
+      shards: files of a source that is read sequentially; empty with random access.
       label_shape: () or (C,).
-      no_labels: where no picture can have a label, the message for whoever needs them.
+      no_labels: if no image can have a label, the error message for callers that need labels.
     """
 
     name: str
@@ -60,14 +59,14 @@ class Source:
 
     @functools.cached_property
     def names_digest(self) -> str:
-        """Tells the data set from another by the names of its files, wherever they lie."""
+        """Identifies the data set by the names of its files, wherever they are stored."""
         paths = self.paths or [f"/{os.path.basename(path)}" for path, _, _ in self.files()]
         root = encoded(self.root)
         names = b"\n".join(encoded(path).removeprefix(root) for path in paths)
         return hashlib.sha256(names).hexdigest()[:12]
 
     def picture_name(self, index: int) -> str:
-        """What a message calls a picture."""
+        """The name of an image in messages."""
         if self.paths:
             return files.shown(self.paths[index])
         return f"number {index} of {self.name}"
@@ -83,7 +82,7 @@ def in_memory(
     labeled: bool,
     files: Callable[[], list[tuple[str, int, float]]],
 ) -> Source:
-    """A source of pictures in memory: `pictures` is string [N] or uint8 [N, H, W, 3]."""
+    """Creates a source of images in memory: `pictures` is string [N] or uint8 [N, H, W, 3]."""
     label_tensor = tf.constant(labels, tf.int32)
     return Source(
         name=name,
@@ -107,15 +106,15 @@ def from_files(
     class_names: tuple[str, ...] | None = None,
     root: str = "",
 ) -> Source:
-    """A source of picture files.
+    """Creates a source of image files.
 
     Args:
-      name: for messages.
-      dataset: for results.
-      paths: of N pictures, in the order of the source.
+      name: name for messages.
+      dataset: name for results.
+      paths: paths of N images, in the order of the source.
       labels: int32 [N], or None for none.
       class_names: names of the labels.
-      root: the folder that holds them.
+      root: folder that holds the images.
     """
     path_tensor = tf.constant([encoded(path) for path in paths])
     known = np.full(len(paths), -1, np.int32) if labels is None else labels
@@ -145,7 +144,7 @@ def from_files(
 def _size_and_time(path: str) -> tuple[int, float]:
     try:
         stat = tf.io.gfile.stat(encoded(path))
-    except tf.errors.OpError:  # a link to nowhere
+    except tf.errors.OpError:  # a dangling link
         return -1, 0.0
     return stat.length, stat.mtime_nsec
 
@@ -158,17 +157,17 @@ def check_same_classes(bank: Source, test: Source) -> None:
 
 
 def check_one_label(*labeled: Source) -> None:
-    """Raises UserError if the pictures of a source have several labels each."""
+    """Raises UserError if a source's images have several labels each."""
     for source in labeled:
         if source.label_shape:
             raise UserError(f"{source.name} has several labels a picture: only transfer takes that")
 
 
 def require_labels(source: Source) -> Source:
-    """Returns the source as one whose every picture must have a label.
+    """Returns the source, requiring a label for every image.
 
     Raises:
-      UserError: one is known to have none; what is read in sequence is checked when it is read.
+      UserError: an image is known to have none; sequential sources are checked while reading.
     """
     if source.no_labels:
         raise UserError(source.no_labels)

@@ -1,4 +1,4 @@
-"""Opens sources of pictures: TFDS data sets, folders, and photographs of installed packages."""
+"""Opens image sources: TFDS data sets, folders, and photographs in installed packages."""
 
 import os
 
@@ -26,23 +26,23 @@ def open_source(data: ml_collections.ConfigDict, split: str, labeled: bool = Fal
       data: the group `data` of a config.
       split: a TFDS split expression such as `train+unlabelled`, a folder, or `train` or `test` of
         the photographs.
-      labeled: whether labels are needed. A folder's classes are only looked for if they are.
+      labeled: whether labels are required; a folder's classes are only looked for if so.
 
     Returns:
       The source. TFDS splits of at most `data.memory_gb` are read here and kept encoded.
 
     Raises:
-      UserError: the data set or the split is missing, empty, or has no labels where it needs them.
+      UserError: the data set or the split is missing, empty, or lacks labels that are required.
     """
     source = find_source(data.source).load()(data, split, labeled)
     return require_labels(source) if labeled else source
 
 
 def tfds_splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """The splits of a TFDS data set, which is prepared if it is not there.
+    """Returns the splits of a TFDS data set, preparing it if necessary.
 
     Raises:
-      UserError: it is no TFDS data set, or cannot be prepared.
+      UserError: it is not a TFDS data set, or cannot be prepared.
     """
     return TFDS.load("splits")(data)
 
@@ -54,10 +54,10 @@ def open_labeled(
 
     Args:
       data: the group `data` of a config.
-      train: `data.split` where it is open; it serves as the labeled split if that is the same.
+      train: `data.split` if already open; reused as the labeled split if that is the same.
 
     Raises:
-      UserError: there is none, or their classes differ, or as from `open_source`.
+      UserError: there is none, their classes differ, or as in `open_source`.
     """
     if not data.labeled_split:
         raise UserError(
@@ -75,7 +75,7 @@ def open_labeled(
 
 
 def open_photos(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
-    """Opens tiles of the embedded photographs, as `open_source` describes."""
+    """Opens tiles of the built-in photographs; see `open_source`."""
     tiles, labels = photos.tiles(split, data.image_size)
     return in_memory(
         f"data.source=photos, split {split!r}",
@@ -90,7 +90,7 @@ def open_photos(data: ml_collections.ConfigDict, split: str, labeled: bool) -> S
 
 
 def open_folder(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
-    """Opens a folder of pictures, as `open_source` describes."""
+    """Opens a folder of images; see `open_source`."""
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/") or "/"
     name = files.shown(root)
     if not is_folder(root):

@@ -1,7 +1,7 @@
-"""From a whole picture to what an evaluation's encoder sees.
+"""Transforms of whole images to encoder inputs, for evaluations.
 
 A transform is a TensorFlow function (index, image uint8 [H, W, 3]) -> uint8 [h, w, 3]; its `repr`
-tells it from others where features are kept.
+identifies it where features are kept.
 """
 
 import dataclasses
@@ -9,9 +9,9 @@ import dataclasses
 from gsjax.data import careful, crops
 from gsjax.runtime.tensorflow_setup import tf
 
-_UNTOUCHED_SIZE = 96  # up to this side, pictures of data sets like CIFAR10 and STL10
-_SHORT_SIDE_RATIO = 256 / 224  # of larger ones, before the central crop
-_MAX_RATIO = 16  # of the sides of a picture that is resized as a whole before its central crop
+_UNTOUCHED_SIZE = 96  # up to this side, as in CIFAR10 and STL10
+_SHORT_SIDE_RATIO = 256 / 224  # for larger images, before the central crop
+_MAX_RATIO = 16  # largest aspect ratio of an image resized whole before its central crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CentralSquare:
         del index
         size = tf.shape(image)[:2]
         long = tf.reduce_max(size) > _MAX_RATIO * tf.reduce_min(size)
-        # torchvision's Resize rounds down as well.
+        # torchvision's Resize rounds down, too.
         scaled = size * self.short_side // tf.reduce_min(size)
 
         def whole(scaled: tf.Tensor) -> tf.Tensor:
@@ -43,7 +43,7 @@ class CentralSquare:
 
 @dataclasses.dataclass(frozen=True)
 class Stretched:
-    """Resizes to `size` x `size` pixels without keeping the ratio."""
+    """Resizes to `size` x `size` pixels, ignoring the aspect ratio."""
 
     size: int
 
@@ -55,7 +55,7 @@ class Stretched:
 
 @dataclasses.dataclass(frozen=True)
 class LongSide:
-    """Reduces the longer side to `size` pixels, and every side by `scale`; enlarges nothing."""
+    """Shrinks the longer side to `size` pixels, and both sides by `scale`; never enlarges."""
 
     size: int
     scale: float = 1.0
@@ -69,11 +69,11 @@ class LongSide:
 
 @dataclasses.dataclass(frozen=True)
 class Cropped:
-    """Cuts out the picture's own box before another transform.
+    """Crops each image to its own box before another transform.
 
     Attributes:
-      boxes: (x0, y0, x1, y1) in pixels for each index; parts outside the picture are left out.
-      then: the transform of the part.
+      boxes: (x0, y0, x1, y1) in pixels for each index; clipped to the image.
+      then: transform of the crop.
     """
 
     boxes: tuple[tuple[float, float, float, float], ...]
@@ -94,15 +94,15 @@ Transform = CentralSquare | Stretched | LongSide | Cropped
 
 
 def central(size: int) -> CentralSquare:
-    """The transform of kNN and linear evaluation for an encoder of S x S pixels.
+    """Returns the transform of kNN and linear evaluation for S x S encoder inputs.
 
-    Up to S = 96 a picture of S x S pixels stays as it is and another one is resized to a short side
-    of S; above, to a short side of S * 256 / 224.
+    Up to S = 96, an S x S image is left unchanged and any other is resized to a short side of S;
+    above, to a short side of S * 256 / 224.
     """
     ratio = 1.0 if size <= _UNTOUCHED_SIZE else _SHORT_SIDE_RATIO
     return CentralSquare(size, round(size * ratio))
 
 
 def transfer(size: int) -> CentralSquare:
-    """The transform of transfer learning: bicubic to a short side of S (SimCLR, B.8)."""
+    """Returns the transform of transfer learning: bicubic to a short side of S (SimCLR, B.8)."""
     return CentralSquare(size, size, "bicubic")

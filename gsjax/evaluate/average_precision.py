@@ -1,4 +1,4 @@
-"""Average precision of one ranking: revisited Oxford/Paris and the 11 points of VOC 2007."""
+"""Average precision of one ranking: revisited Oxford/Paris and VOC 2007's 11-point AP."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ class Retrieval(NamedTuple):
     Attributes:
       ap: average precision.
       p1: precision after 1 result.
-      p5: precision after 5 results, but never after the last positive.
-      p10: precision after 10 results, but never after the last positive.
+      p5: precision after 5 results, or at the last positive if that comes first.
+      p10: precision after 10 results, or at the last positive if that comes first.
     """
 
     ap: float
@@ -27,18 +27,18 @@ def revisited(ranking: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> R
     With n positives, the j-th of them (from 0) at rank r (from 0, junk not counted) adds
     (j / r + (j + 1) / (r + 1)) / 2n to the AP, where j / r is 1 at r = 0. P@k is the share of
     positives among the first min(k, rank of the last positive) results: with few positives it is
-    larger than the usual P@k. A positive that the ranking lacks adds nothing.
+    larger than the usual P@k. A positive missing from the ranking adds nothing.
 
     Args:
-      ranking: [M] indices of the data base, the most similar first, each at most once.
-      positives: [P] indices of what is to be found, each once.
-      junk: [J] indices that are neither right nor wrong, none of them a positive.
+      ranking: [M] database indices, most similar first, each at most once.
+      positives: [P] indices of the positives, each once.
+      junk: [J] indices that count neither way, none of them positive.
 
     Returns:
       AP and P@1, P@5, P@10.
 
     Raises:
-      ValueError: there are no positives; the protocol leaves such a query out.
+      ValueError: there are no positives; the protocol skips such a query.
 
     Source: Radenovic et al., CVPR 2018; github.com/filipradenovic/revisitop, evaluate.py.
     """
@@ -57,18 +57,17 @@ def revisited(ranking: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> R
 
 
 def eleven_point(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Average precision of one class at 11 recalls, as VOC 2007 measures it.
+    """11-point average precision of one class, as in VOC 2007.
 
-    The mean over t = 0, 0.1 ... 1 of the largest precision with recall of at least t. Recall is
-    compared in whole numbers: 3 of 10 positives do reach t = 0.3.
+    The mean over t = 0, 0.1, ..., 1 of the highest precision at a recall of at least t. Recall is
+    compared in integers, so 3 of 10 positives do reach t = 0.3.
 
     Args:
-      scores: [N], the higher the likelier; of equal ones the earlier picture ranks first, and
-        NaN ranks last.
-      targets: [N] 1 (the class is there), -1 (it is not) or 0 (difficult: left out).
+      scores: [N], higher is more likely; ties rank the earlier image first, NaN ranks last.
+      targets: [N] 1 (the class is present), -1 (absent) or 0 (difficult: left out).
 
     Returns:
-      AP in [0, 1]; NaN without positives, where recall has no meaning.
+      AP in [0, 1]; NaN without positives, where recall is undefined.
 
     Source: Everingham et al., The Pascal VOC Challenge, IJCV 2010, section 4.2; VOC2007 devkit.
     """
@@ -80,5 +79,5 @@ def eleven_point(scores: np.ndarray, targets: np.ndarray) -> float:
         return float("nan")
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(hits) + 1)
-    # Every recall is reached at the last positive at the latest, so no maximum is of nothing.
+    # Every recall is reached at the last positive at the latest, so no maximum is over nothing.
     return float(np.mean([precision[10 * hits >= t * total].max() for t in range(11)]))

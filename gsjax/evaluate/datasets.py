@@ -1,4 +1,4 @@
-"""The data sets of transfer learning: splits, metric and validation rule of each."""
+"""The transfer learning data sets: splits, metric and validation rule of each."""
 
 import os
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Dataset(NamedTuple):
     Attributes:
       source: TFDS name; `aircraft` for the official archive of FGVC-Aircraft.
       train: split to fit on.
-      validation: official split to choose the l2 value on; "" for a fixed random fifth of `train`.
+      validation: official split for choosing l2; "" for a fixed random fifth of `train`.
       test: split to report.
       metric: top1, mean_per_class (mean of the classes' accuracies) or map11 (VOC2007's mean
         11-point average precision).
@@ -52,10 +52,10 @@ _VALIDATION_FOLDERS = ("validation", "val")
 
 
 def parse_names(text: str) -> list[str]:
-    """The names of a comma-separated list.
+    """Parses a comma-separated list of names.
 
     Raises:
-      UserError: it is empty or names one twice.
+      UserError: it is empty or has a duplicate.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
@@ -66,17 +66,17 @@ def parse_names(text: str) -> list[str]:
 def find_dataset(name: str, data: ml_collections.ConfigDict, data_dir: str) -> tuple[Dataset, str]:
     """Finds a data set by its folder in data_dir, its name in DATASETS, or its TFDS name.
 
-    A folder `data_dir/<name>` with `train` and `test`, each with a folder a class, comes first, so
-    that it can stand in for any data set. Of a TFDS set that is not in DATASETS, `test` is reported
-    or, where there is none, `validation`.
+    A folder `data_dir/<name>` with `train` and `test`, each with one folder per class, takes
+    precedence, so it can replace any data set. For a TFDS set not in DATASETS, scores are for
+    `test` or, if there is none, `validation`.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       data: the group `data` of a config, for `memory_gb` and the like.
-      data_dir: TFDS directory and place of folders; "" for TFDS' default.
+      data_dir: TFDS directory, which may also hold such folders; "" for TFDS' default.
 
     Returns:
-      Its rules, and where it is.
+      Its rules, and its location.
 
     Raises:
       UserError: it is missing.
@@ -149,7 +149,7 @@ def open_aircraft(data_dir: str, split: str) -> Source:
     """Opens a split (train, val, test) of FGVC-Aircraft's variants from its official archive.
 
     Raises:
-      UserError: the archive is not there, or is not laid out as the original.
+      UserError: the archive is missing, or its layout differs from the original.
     """
     root = os.path.join(os.path.expanduser(data_dir), _AIRCRAFT)
     list_file, names_file = f"{root}/images_variant_{split}.txt", f"{root}/variants.txt"
@@ -181,14 +181,14 @@ def open_aircraft(data_dir: str, split: str) -> Source:
 
 
 def random_part(num_examples: int, size: int) -> np.ndarray | None:
-    """A fixed random choice of `size` indices, ascending; None for all."""
+    """Returns a fixed random choice of `size` indices, ascending; None for all."""
     if not 0 < size < num_examples:
         return None
     return np.sort(np.random.default_rng(0).choice(num_examples, size, replace=False))
 
 
 def split_off(num_examples: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed random division of rows into (train, validation), the latter of the given share."""
+    """Splits rows into (train, validation), the latter a fixed random share of them."""
     permuted = np.random.default_rng(0).permutation(num_examples)
     held_out = round(share * num_examples)
     return np.sort(permuted[held_out:]), np.sort(permuted[:held_out])

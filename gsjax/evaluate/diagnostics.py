@@ -1,7 +1,7 @@
-"""What only graded similarity can show about an encoder: distances by overlap, and pictures.
+"""What only graded similarity can show about an encoder: distances by overlap, and figures.
 
 The job `diagnostics` measures pairs of views (`gsjax.evaluate.pairs`), draws nearest neighbors and
-lays pictures out on a map.
+maps images to the plane.
 """
 
 import atexit
@@ -24,8 +24,8 @@ from gsjax.evaluate.features import Features
 from gsjax.methods.base import Method
 from gsjax.runtime import files, metrics, parallel
 
-_RESULTS = 8  # drawn for a query
-_UMAP_NEIGHBORS = 15  # of each picture in the map; umap-learn's default
+_RESULTS = 8  # drawn per query
+_UMAP_NEIGHBORS = 15  # of each image in the map; umap-learn's default
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def _open(data: ml_collections.ConfigDict) -> tuple[Source | None, Source]:
-    """The labeled split, if there is one, and the pictures: of the test split, or else of all."""
+    """Opens the labeled split, if any, and the images to use: the test split, or else all."""
     if data.labeled_split:
         return sources.open_labeled(data)
     return None, sources.open_source(data, data.test_split or data.split)
@@ -78,7 +78,7 @@ def _draw_neighbors(
     source: Source,
     asked: Features,
 ) -> None:
-    """Writes the pictures most similar to the first ones of distinct classes, also by CLU."""
+    """Draws the nearest neighbors of the first image of each class, to a file and to CLU."""
     places = _first_of_classes(source, asked)[: job.config.diagnostics.neighbors]
     own = asked.indices[places] if bank is source else None
     found = neighbors(known, asked.feature[places], own)
@@ -106,10 +106,10 @@ def _draw_neighbors(
 def neighbors(
     known: Features, queries: np.ndarray, own: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """Places in `known` of the (up to) 8 rows most similar to each query [N, F], best first.
+    """Finds the positions in `known` of the up to 8 rows most similar to each query [N, F].
 
-    `own` [N] are the indices of the queries themselves, where they are among the known pictures;
-    they are no neighbors.
+    The best come first. `own` [N] holds the indices of the queries themselves if they are among the
+    known images; these are excluded.
     """
     if own is None:
         return list(nearest.find(known.feature, queries, min(_RESULTS, len(known.indices))))
@@ -119,7 +119,7 @@ def neighbors(
 
 
 def _first_of_classes(source: Source, rows: Features) -> np.ndarray:
-    """Places of the first picture of each class, in their order; all places without labels."""
+    """Positions of the first image of each class, ascending; without labels, all positions."""
     if not source.labeled:
         return np.arange(len(rows.indices))
     return np.sort(np.unique(rows.label, return_index=True)[1])
@@ -130,9 +130,9 @@ def _class_name(source: Source, label: int) -> str:
 
 
 def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> None:
-    """Writes `map.json`: places in the plane, labels and class names (null where there are none).
+    """Writes `map.json`: positions in the plane, labels and class names (null if there are none).
 
-    What cannot be made is told in one line, and an older map, of another encoder, is removed.
+    If there can be no map, says why. An older map, of another encoder, is removed in any case.
     """
     if not parallel.is_primary():
         return
@@ -161,15 +161,15 @@ def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> No
 
 
 def _import_umap() -> ModuleType:
-    """Imports umap-learn, of the extra `report`, which compiles for seconds and caches the result.
+    """Imports umap-learn (extra `report`), which compiles for seconds and caches the result.
 
-    numba, its compiler, refuses the import where it can write neither into the package nor into the
-    home folder, as in a container that another user runs; then it gets a temporary folder.
+    numba, its compiler, cannot be imported if it can write neither to the package nor to the home
+    folder, as in a container run by another user; then it gets a temporary folder.
 
     Raises:
       ImportError: umap-learn is not installed.
     """
-    if os.path.expanduser("~") == "~":  # no home folder: numba would make one called ~ here
+    if os.path.expanduser("~") == "~":  # no home folder: numba would create one named ~ here
         _cache_for_numba()
     try:
         import umap
@@ -194,9 +194,9 @@ def embed_in_plane(representations: np.ndarray, seed: int) -> np.ndarray:
       ImportError: umap-learn is not installed.
     """
     umap = _import_umap()
-    # A fixed seed needs a single thread; umap-learn warns where it has to choose that itself.
+    # A fixed seed needs a single thread; umap-learn warns if it has to choose that itself.
     mapper = umap.UMAP(n_neighbors=_UMAP_NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     with warnings.catch_warnings():
-        # Pictures that are alike can leave the initial layout undetermined; it is random then.
+        # Similar images can leave the initial layout undetermined; it is random then.
         warnings.filterwarnings("ignore", "Spectral initialization failed", UserWarning)
         return mapper.fit_transform(np.asarray(representations, np.float32))

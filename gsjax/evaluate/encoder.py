@@ -1,4 +1,4 @@
-"""An encoder on the devices, and the representations that it gives."""
+"""An encoder on the devices, and its representations."""
 
 import dataclasses
 import functools
@@ -22,18 +22,18 @@ from gsjax.runtime import metrics, parallel
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A network, its variables, and how it takes pictures.
+    """A network, its variables, and how to feed images to it.
 
     Attributes:
       module: images [N, S, S, 3] -> `gsjax.models.outputs.Outputs`.
       variables: its parameters and statistics, on every device.
-      normalization: mean, standard deviation and type of its pixels.
+      normalization: mean, standard deviation and dtype of its pixels.
       mesh: the devices.
-      settings: that the module was built with.
+      settings: settings the module was created with.
       batch_size: images encoded at once, over all devices.
-      label: what progress lines say.
-      folder: keeps representations for the next job, or None.
-      check: called between batches; what it raises ends an extraction.
+      label: label of progress lines.
+      folder: where representations are kept for later jobs, or None.
+      check: called between batches; may raise to end an extraction.
     """
 
     module: nn.Module
@@ -48,7 +48,7 @@ class Encoder:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the variables."""
+        """Digest of the variables."""
         return store.digest(self.variables)
 
     @functools.cached_property
@@ -57,7 +57,7 @@ class Encoder:
         return create_encode_fn(self.module, *self.normalization, self.mesh)
 
     def with_variables(self, variables: Any, check: Callable[[], None]) -> "Encoder":
-        """Returns the same encoder with other variables; its compiled program stays."""
+        """Returns the same encoder with other variables; reuses its compiled program."""
         other = dataclasses.replace(self, variables=variables, check=check)
         other.__dict__["encode_fn"] = self.encode_fn
         return other
@@ -70,15 +70,15 @@ class Encoder:
         shapes: Sequence | None = None,
         need_all: bool = False,
     ) -> Features:
-        """Encodes pictures, or takes their features from an earlier job of the same encoder.
+        """Encodes images, or reuses features from an earlier job with the same encoder.
 
         Args:
-          source: the pictures.
-          transform: of each.
-          indices: ascending int64 [n], the pictures to take; None for all (as with `shapes`).
-          shapes: where the transform gives several, something for each picture that is equal only
-            where the shapes are.
-          need_all: whether a picture that cannot be decoded is an error.
+          source: the images.
+          transform: transform of each image.
+          indices: ascending int64 [n], the images to use; None for all (as with `shapes`).
+          shapes: if the transform gives several shapes, a value per image that is equal only for
+            equal shapes.
+          need_all: whether an image that cannot be decoded is an error.
         """
         key = self._key(source, transform, indices) if self.folder else ""
         kept = store.load(self.folder, key) if self.folder else None
@@ -121,8 +121,8 @@ class Encoder:
         )
 
     def _extract_by_shape(self, source, transform, shapes) -> Features:
-        """One program for each shape of a picture, one picture on a device at a time."""
-        if jax.process_count() > 1:  # a host without a picture would not know the shape
+        """Compiles one program per image shape; one image per device at a time."""
+        if jax.process_count() > 1:  # a host without an image would not know the shape
             raise UserError("pictures of various shapes are encoded by one process alone")
         groups: dict[Any, list[int]] = {}
         for index, shape in enumerate(shapes):

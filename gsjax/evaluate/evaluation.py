@@ -35,13 +35,13 @@ from gsjax.train import step
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an evaluator has measured.
+    """What an evaluator measured.
 
     Attributes:
-      dataset: on what.
-      scores: {`<job>/...`: percent or other figure}.
+      dataset: name of the data set.
+      scores: {`<job>/...`: percentage or other figure}.
       protocol: every setting and count that the scores depend on.
-      details: what else is worth knowing.
+      details: anything else worth knowing.
     """
 
     dataset: str
@@ -55,7 +55,7 @@ Evaluator = Callable[[Encoder], Iterable[Result]]
 
 
 class Pretrained(NamedTuple):
-    """A method with what it has trained, on every device."""
+    """A method with its trained variables, on every device."""
 
     method: Method
     params: Any
@@ -67,11 +67,11 @@ class Evaluation:
 
     Attributes:
       config: the whole configuration.
-      name: of the job.
-      workdir: folder of the run.
-      folder: `workdir/<job>`, or `workdir/<job>_untrained`: what the job writes besides its result.
-      step: of the checkpoint; None for an untrained encoder.
-      encoder: to evaluate.
+      name: name of the job.
+      workdir: work directory of the run.
+      folder: `workdir/<job>` or `workdir/<job>_untrained`, for what the job writes besides results.
+      step: step of the checkpoint; None for an untrained encoder.
+      encoder: the encoder to evaluate.
     """
 
     def __init__(
@@ -90,29 +90,29 @@ class Evaluation:
         self._recorded: list[dict] = []
 
     def pretrained(self) -> "Pretrained":
-        """Returns the method of the pre-training with its parameters and all else it holds."""
+        """Returns the pre-training method with its parameters and everything else it holds."""
         restored = _Restored(self.config, self.encoder.mesh)
         return Pretrained(restored.method, *restored.read(self._checkpoint))
 
     def record_all(self, evaluator: Evaluator) -> None:
-        """Runs an evaluator; keeps each result as it comes."""
+        """Runs an evaluator; records each result as it arrives."""
         for result in evaluator(self.encoder):
             self.record(result)
 
     def writer(self, restored_step: int = writers.KEEP_ALL) -> writers.MetricWriter:
-        """A CLU writer into the job's folder; what it holds of later steps is cut."""
+        """Creates a CLU writer for the job's folder; cuts off what it holds of later steps."""
         with files.told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             return writers.create_writer(self.folder, restored_step)
 
     def record(self, result: Result, at: int | None = None) -> None:
-        """Keeps a result, in `workdir/results/<job>.json` and, by CLU, in the job's folder.
+        """Records a result in `workdir/results/<job>.json` and, through CLU, in the job's folder.
 
-        One of the same encoder, data set and protocol is replaced.
+        Replaces one with the same encoder, data set and protocol.
 
         Args:
-          result: of the job.
-          at: step of the metrics; that of the checkpoint if None.
+          result: result of the job.
+          at: step of the metrics; the checkpoint's if None.
         """
         dataset, scores = result.dataset, result.scores
         entry = {
@@ -129,11 +129,11 @@ class Evaluation:
             "gsjax": gsjax.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        entry = json.loads(json.dumps(entry, allow_nan=False))  # as it will be read again
+        entry = json.loads(json.dumps(entry, allow_nan=False))  # as it will be read back
         if not parallel.is_primary():
             return
         file = self.workdir / "results" / f"{self.name}.json"
-        # Several evaluations may record at a time, in the job's folder as well.
+        # Several evaluations may record concurrently, in the job's folder as well.
         try:
             with lock.turn(file):
                 known = results.read(file)
@@ -154,7 +154,7 @@ class Evaluation:
             writer.write_scalars(at, scores)
 
     def print_table(self) -> None:
-        """Prints what was recorded, beside the untrained encoder's and earlier like results."""
+        """Prints the recorded results, with the untrained encoder's and comparable earlier ones."""
         if not self._recorded:
             return
         file = self.workdir / "results" / f"{self.name}.json"
@@ -176,18 +176,18 @@ class Evaluation:
 
 
 class _Restored:
-    """What a checkpoint holds besides the optimizer, as far as it is asked for."""
+    """Reads requested parts of a checkpoint, without the optimizer state."""
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         self.method = create_method(config)
-        # Nothing of it is kept; the state of no optimizer is empty.
+        # No optimizer state is needed; that of the identity is empty.
         self._create = step.create_state_fn(config, self.method, optax.identity(), mesh)
         self._key, _ = step.keys(config)
         state = self._create.eval_shape(self._key)
         self._abstract = {"params": state.params, "extra": state.extra}
 
     def read(self, checkpoint: epath.Path | None) -> tuple[Any, Any]:
-        """Returns (params, extra); those of step 0 without a checkpoint."""
+        """Returns (params, extra); without a checkpoint, those at step 0."""
         if checkpoint is None:
             state = self._create(self._key)
             return state.params, state.extra
@@ -195,7 +195,7 @@ class _Restored:
         return parts["params"], parts["extra"]
 
     def read_encoder(self, checkpoint: epath.Path | None) -> Any:
-        """Returns the encoder's variables alone."""
+        """Returns only the encoder's variables."""
         if checkpoint is None:
             return self.method.encoder_variables(*self.read(None))
         named = jax.tree_util.tree_map_with_path(_Leaf, self._abstract)
@@ -208,7 +208,7 @@ class _Restored:
 
 
 class _Leaf:
-    """A leaf that knows where it was in a tree of dictionaries."""
+    """A leaf that knows its path in a tree of dictionaries."""
 
     def __init__(self, path: tuple, value: Any) -> None:
         self._keys, self.value = [part.key for part in path], value
@@ -225,7 +225,7 @@ class _Leaf:
 def _read_encoder(
     restored: _Restored, checkpoint: epath.Path | None, look: Callable[[], epath.Path | None]
 ) -> tuple[epath.Path | None, Any]:
-    """Returns a checkpoint with the encoder's variables; all hosts the same.
+    """Returns a checkpoint and its encoder's variables, the same on all hosts.
 
     If a concurrent training run has deleted it, restores the one that `look` returns.
     """
@@ -247,11 +247,11 @@ def _read_encoder(
 def open_evaluation(
     config: ml_collections.ConfigDict, workdir: str, name: str
 ) -> Iterator[Evaluation]:
-    """Loads the encoder that `checkpoint.load` names; prints the results at the end.
+    """Loads the encoder named by `checkpoint.load`; prints the results at the end.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged or one of another model; the work
-        directory cannot be written; or hosts were started with different settings.
+      UserError: the checkpoint is missing, damaged or from another model; the work directory cannot
+        be written; or hosts were started with different settings.
     """
     folder = files.absolute(workdir)
     mesh = parallel.create_mesh(jax.device_count())

@@ -1,4 +1,4 @@
-"""The job `features`: representations of pictures, for use in other programs."""
+"""The job `features`: representations of images, for use in other programs."""
 
 import hashlib
 import re
@@ -11,16 +11,16 @@ from gsjax.data.paths import encoded
 from gsjax.evaluate import evaluation, store
 from gsjax.runtime import files, metrics, parallel
 
-_LONGEST = 50  # characters of a file's name: up to 200 of the 255 bytes that file systems allow
+_LONGEST = 50  # characters of a file name: up to 200 of the 255 bytes that file systems allow
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes `workdir/features/<name>.npz`.
 
-    It holds, for N pictures in the order of the data set, `feature` float32 [N, F], `label` int32
-    [N] (-1 where there is none) or [N, C], `index` int64 [N], `path` [N] (empty where a picture is
-    no file) and `valid` bool [N], False for a picture that cannot be decoded. A path is UTF-8 in
-    every locale; bytes that are not are surrogates, as Python has them in file names (PEP 383).
+    It holds, for N images in the order of the data set, `feature` float32 [N, F], `label` int32
+    [N] (-1 if there is none) or [N, C], `index` int64 [N], `path` [N] (empty if an image is not a
+    file) and `valid` bool [N], False for an image that cannot be decoded. A path is UTF-8 in every
+    locale; bytes that are not become surrogates, as in Python file names (PEP 383).
     """
     settings = config.features
     data = config.data.copy_and_resolve_references()
@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def _name(dataset: str, split: str) -> str:
-    """A file name for the features of a split: letters and digits, not too many."""
+    """A file name for the features of a split: letters and digits, of limited length."""
     whole = f"{dataset}_{split}"
     name = re.sub(r"\W+", "_", whole).strip("_") or "features"
     if len(name) > _LONGEST:

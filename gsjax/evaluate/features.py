@@ -20,17 +20,17 @@ from gsjax.runtime import memory, metrics, parallel
 
 EncodeFn = Callable[[Any, jax.Array], jax.Array]
 
-_NAMED = 5  # damaged pictures that a message names
+_NAMED = 5  # damaged images named in a message
 
 
 class Features(NamedTuple):
-    """Rows of n pictures, in the order of their source.
+    """Rows of n images, in the order of their source.
 
     Attributes:
-      feature: float [n, F] representations, 0 for a picture that cannot be decoded.
-      label: int32 [n], -1 where there is none; or [n, C].
-      indices: int64 [n] of the pictures in the source.
-      valid: bool [n], False for a picture that cannot be decoded.
+      feature: float [n, F] representations, 0 for an image that cannot be decoded.
+      label: int32 [n], -1 if there is none; or [n, C].
+      indices: int64 [n] indices of the images in the source.
+      valid: bool [n], False for an image that cannot be decoded.
     """
 
     feature: np.ndarray
@@ -40,11 +40,11 @@ class Features(NamedTuple):
 
     @property
     def left_out(self) -> int:
-        """Number of pictures that cannot be decoded."""
+        """Number of images that cannot be decoded."""
         return int(np.sum(~self.valid))
 
     def decoded(self) -> "Features":
-        """The rows of the pictures that can be decoded."""
+        """The rows of the images that can be decoded."""
         if self.valid.all():
             return self
         return Features(*(column[self.valid] for column in self))
@@ -68,12 +68,12 @@ def create_encode_fn(
 
 
 def check_hosts(source: Source) -> None:
-    """Compares the pictures of all hosts, which ask together.
+    """Checks that all hosts have the same images; all hosts must call this together.
 
     Raises:
       UserError: their number or the names of their files differ.
     """
-    if jax.process_count() == 1:  # the names of millions of files take their time
+    if jax.process_count() == 1:  # hashing the names of millions of files takes time
         return
     if not parallel.agree(source.num_examples, source.names_digest):
         raise UserError(f"{source.name} is not the same on all hosts: give them the same files")
@@ -90,25 +90,25 @@ def extract(
     indices: np.ndarray | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Features:
-    """Encodes pictures over all devices and hosts; every host gets all rows.
+    """Encodes images over all devices and hosts; every host gets all rows.
 
     Args:
-      encode_fn: as from `create_encode_fn`.
+      encode_fn: as returned by `create_encode_fn`.
       variables: its first argument.
-      source: the pictures.
-      transform: of each.
+      source: the images.
+      transform: transform of each image.
       batch_size: images per step over all devices and hosts; rounded up to fill them evenly.
       mesh: the devices.
-      label: what the progress line says.
-      indices: ascending int64 [n], the pictures to encode; None for all.
-      check: called between batches; what it raises ends the extraction.
+      label: label of the progress line.
+      indices: ascending int64 [n], the images to encode; None for all.
+      check: called between batches; may raise to end the extraction.
 
     Returns:
-      Exactly one row for each picture; those that cannot be decoded are marked.
+      Exactly one row for each image; those that cannot be decoded are marked.
 
     Raises:
-      UserError: an unlabeled picture is in a labeled source; or the hosts do not have the same
-        pictures, or the memory of the devices does not suffice.
+      UserError: an image in a labeled source has no label, the hosts do not have the same images,
+        or device memory does not suffice.
     """
     check_hosts(source)
     devices = mesh.devices.size
@@ -147,11 +147,11 @@ def _smaller(batch_size: int, devices: int) -> str:
 
 
 def report(source: Source, rows: Features, need_all: bool = False) -> Features:
-    """Names what cannot be decoded, and returns the rows.
+    """Reports what cannot be decoded, and returns the rows.
 
     Raises:
-      UserError: a picture cannot be decoded and all are needed, or not one can be decoded, or a
-        feature is not finite.
+      UserError: an image cannot be decoded and all are needed, none can be decoded, or a feature
+        is not finite.
     """
     if need_all and rows.left_out:
         damaged = source.picture_name(int(rows.indices[~rows.valid][0]))
@@ -174,6 +174,6 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This host's rows of an array that is split over the devices."""
+    """Returns this host's rows of an array that is split over the devices."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -24,11 +24,11 @@ _HOW_TO_GET = (
 
 
 class Query(NamedTuple):
-    """One query: its picture, the object in it, and the answers as indices of the data base.
+    """One query: its image, the object in it, and the answers as database indices.
 
     Attributes:
-      name: of the picture, without .jpg.
-      box: of the object: x0, y0, x1, y1 in pixels of the query picture.
+      name: name of the image, without .jpg.
+      box: box of the object: x0, y0, x1, y1 in pixels of the query image.
       easy: int64 [E].
       hard: int64 [H].
       junk: int64 [J].
@@ -45,8 +45,8 @@ class GroundTruth(NamedTuple):
     """A retrieval set.
 
     Attributes:
-      names: of the data base's pictures, without .jpg.
-      queries: in the order of the file.
+      names: names of the database images, without .jpg.
+      queries: queries in the order of the file.
     """
 
     names: tuple[str, ...]
@@ -54,11 +54,11 @@ class GroundTruth(NamedTuple):
 
 
 class _RefusedError(Exception):
-    """What a pickle file must not ask for."""
+    """A pickle file asks for something it must not."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings and numbers; whatever would import or run code is refused."""
+    """Reads dicts, lists, strings and numbers; refuses anything that would import or run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise _RefusedError(f"the Python object {f'{module}.{name}'!r}")
@@ -70,19 +70,19 @@ class _PlainUnpickler(pickle.Unpickler):
 def load(folder: epath.PathLike, name: str) -> GroundTruth:
     """Reads `gnd_<name>.pkl`, or without it `gnd_<name>.json`.
 
-    The file is a dict of `imlist` and `qimlist` (names of pictures, without .jpg) and `gnd`, a
-    list with a dict per query of `bbx` (x0, y0, x1, y1 in pixels of the query picture), `easy`,
-    `hard` and `junk` (indices into `imlist`). A pickle is read without running anything.
+    The file is a dict of `imlist` and `qimlist` (names of images, without .jpg) and `gnd`, a
+    list with a dict per query of `bbx` (x0, y0, x1, y1 in pixels of the query image), `easy`,
+    `hard` and `junk` (indices into `imlist`). A pickle is read without running code.
 
     Args:
       folder: local or gs://.
-      name: roxford5k, rparis6k or that of an own set.
+      name: roxford5k, rparis6k or the name of your own set.
 
     Returns:
       Names and queries in the order of the file.
 
     Raises:
-      UserError: the file is not there, damaged, not plain data, or contradicts itself.
+      UserError: the file is missing, damaged, not plain data, or inconsistent.
 
     Source of the format: github.com/filipradenovic/revisitop.
     """
@@ -115,22 +115,22 @@ def load(folder: epath.PathLike, name: str) -> GroundTruth:
 def picture_paths(
     folder: epath.PathLike, truth: GroundTruth
 ) -> tuple[list[epath.Path], list[epath.Path]]:
-    """Returns the pictures of the data base and of the queries, having seen that they are there.
+    """Returns the image paths of the database and of the queries, after checking that they exist.
 
     Args:
-      folder: the one of `load`; the pictures are `jpg/<picture>.jpg` in it.
+      folder: as in `load`; the images are `jpg/<image>.jpg` in it.
       truth: M names and Q queries.
 
     Returns:
       M paths and Q paths.
 
     Raises:
-      UserError: pictures are missing.
+      UserError: images are missing.
     """
     pictures = epath.Path(folder).expanduser() / "jpg"
     if not pictures.is_dir():
         raise UserError(f"no folder {shown(pictures)} with the pictures: {_HOW_TO_GET}")
-    there = set(names_in(pictures.as_posix()))  # one listing, not a question a picture
+    there = set(names_in(pictures.as_posix()))  # one listing, not a query per image
     names = [*truth.names, *(query.name for query in truth.queries)]
     missing = [name for name in names if f"{name}.jpg" not in there]
     if missing:
@@ -144,14 +144,14 @@ def picture_paths(
 
 
 def positives_and_junk(query: Query, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
-    """What is to be found, and what counts neither way, at one of the DIFFICULTIES.
+    """Returns the positives, and what counts neither way, at one of the DIFFICULTIES.
 
     Args:
       query: its lists `easy`, `hard` and `junk`.
       difficulty: easy, medium or hard.
 
     Returns:
-      int64 [P] and [J] indices of the data base. A query with P = 0 is left out of the mean.
+      int64 [P] and [J] database indices. A query with P = 0 is left out of the mean.
 
     Source: Radenovic et al., CVPR 2018, section 3.3.
     """
@@ -165,8 +165,8 @@ def positives_and_junk(query: Query, difficulty: str) -> tuple[np.ndarray, np.nd
 
 
 def _read_pickle(data: bytes) -> Any:
-    # Objects of copyreg's extension registry that the process has used before come from a cache,
-    # past find_class; so those opcodes are looked for beforehand.
+    # Objects in copyreg's extension registry that the process has used before come from a cache,
+    # bypassing find_class, so these opcodes are rejected beforehand.
     for opcode, _, _ in pickletools.genops(data):
         if opcode.name.startswith("EXT"):
             raise _RefusedError("an object of the extension registry")
@@ -174,7 +174,7 @@ def _read_pickle(data: bytes) -> Any:
 
 
 def _parse(content: Any, path: epath.Path) -> GroundTruth:
-    """Checks the structure; an error names the file and the query."""
+    """Checks the structure; errors name the file and the query."""
     if not isinstance(content, dict):
         raise UserError(f"{shown(path)} should hold a dict of imlist, qimlist and gnd")
     lists = []
@@ -231,4 +231,4 @@ def _parse_indices(key: str, indices: Sequence[Any], num_pictures: int) -> np.nd
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9  # a comparison that NaN fails
+    return type(value) in (int, float) and abs(value) < 1e9  # NaN fails this comparison

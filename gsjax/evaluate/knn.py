@@ -19,7 +19,7 @@ _PRESETS = {
 
 
 def create_protocol(config: ml_collections.ConfigDict, bank_size: int) -> nearest.Protocol:
-    """Reads the group `knn`; `bank_size` images are there to be neighbors."""
+    """Reads the settings `knn` for a bank of `bank_size` images."""
     protocol = _PRESETS[config.preset]
     if config.k:
         protocol = protocol._replace(k=config.k)
@@ -44,10 +44,10 @@ def _too_many(bank: np.ndarray, queries: np.ndarray) -> str:
 def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> dict[str, float]:
     """Returns `top1` and `top5` in percent, of queries [N] classified by a bank [M].
 
-    `top5` counts queries whose class is among the five with most votes, and has any.
+    `top5` counts queries whose class is among the five with the most votes and has at least one.
 
     Raises:
-      UserError: fewer pictures in the bank than neighbors, or too little memory for the search.
+      UserError: the bank is smaller than the number of neighbors, or the search runs out of memory.
     """
     if protocol.k > len(bank.label):
         raise UserError(_too_few(protocol.k, len(bank.label)))
@@ -62,15 +62,15 @@ def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> d
 
 
 class KNN:
-    """Classifies the test split by its neighbors in the labeled split; an `Evaluator`."""
+    """Classifies the test split by its nearest neighbors in the labeled split; an `Evaluator`."""
 
     def __init__(self, config: ml_collections.ConfigDict, train: Source | None = None) -> None:
         """Opens the splits.
 
         Args:
           config: the whole configuration.
-          train: the images of the pre-training where they are open; they serve as the bank if that
-            is the same split.
+          train: the pre-training images if already open; reused as the bank if that is the same
+            split.
 
         Raises:
           UserError: a split is missing or unlabeled, or smaller than the number of neighbors.
@@ -103,6 +103,6 @@ class KNN:
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """The job `knn`: classifies the test split by its neighbors in the labeled split."""
+    """The job `knn`: classifies the test split by its nearest neighbors in the labeled split."""
     with evaluation.open_evaluation(config, workdir, "knn") as job:
         job.record_all(KNN(config))

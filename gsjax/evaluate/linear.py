@@ -35,8 +35,8 @@ _WEIGHT_STD = 0.01
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `linear`: trains on the labeled split, measures the last epoch on the test split.
 
-    The head is written to `workdir/linear/head.npz`: `kernel` [F, C] and `bias` [C]. It is trained
-    on from its newest checkpoint if there is one of the same encoder and settings.
+    The head is written to `workdir/linear/head.npz`: `kernel` [F, C] and `bias` [C]. Training
+    resumes from the newest checkpoint of the same encoder and settings, if there is one.
     """
     with (
         evaluation.open_evaluation(config, workdir, "linear") as job,
@@ -51,11 +51,11 @@ class Linear:
     """Trains a head on the labeled split and measures it on the test split; an `Evaluator`.
 
     Attributes:
-      num_steps: of the training.
+      num_steps: total steps of training.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, folder: epath.Path) -> None:
-        """Opens the splits; `folder` is for the head and its checkpoints."""
+        """Opens the splits; `folder` holds the head and its checkpoints."""
         self._config, self._folder = config, folder
         self._train, self._test = sources.open_labeled(config.data)
         features.check_hosts(self._train)
@@ -160,13 +160,13 @@ class Linear:
 
 
 def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The five classes with the largest logits (fewer if there are fewer), best first: [N, 5]."""
+    """Returns the five classes with the largest logits (or all if fewer), best first: [N, 5]."""
     logits = jnp.matmul(features, kernel, precision=lax.Precision.HIGHEST) + bias[None]
     return np.asarray(lax.top_k(logits, min(5, len(bias)))[1])
 
 
 def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | None) -> None:
-    """Makes a folder that of this encoder and these settings; moves another head aside."""
+    """Claims a folder for this encoder and these settings; moves any other head aside."""
     identity = {
         "encoder": encoder.digest,
         "normalization": encoder.normalization[:2],
@@ -193,7 +193,7 @@ def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | No
 def _create_head_fn(
     shape: tuple[int, int], dtype: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Any:
-    """Compiles a key -> the state of a head [F, C], the same on every device."""
+    """Compiles (key) -> state of a head [F, C], replicated over the devices."""
 
     def create(key: jax.Array) -> TrainState:
         params = {
@@ -220,8 +220,8 @@ def create_train_step(
 ) -> jax.stages.Wrapped:
     """Compiles (state, batch, key, variables) -> (state, metrics) over the devices.
 
-    The batch holds `global`, Crops of one view, and `label` int32 [B]; of the views only the
-    horizontal flip is drawn on the device. The encoder, with these variables, is in inference mode.
+    The batch holds `global`, Crops of one view, and `label` int32 [B]; the only augmentation
+    on the device is the horizontal flip. The encoder, with these variables, is in inference mode.
     """
     mean, std, dtype = encoder.normalization
 
@@ -256,7 +256,7 @@ def create_train_step(
 
 
 def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """What the input pipeline and the augmentation read: crop and flip alone."""
+    """The config for the input pipeline and the augmentation: crop and flip only."""
     data = config.copy_and_resolve_references()
     with data.unlocked():
         data.batch_size = config.linear.batch_size

@@ -1,19 +1,20 @@
-"""L2-regularized logistic regression by L-BFGS on the device, for a path of penalties.
+"""L2-regularized logistic regression with L-BFGS on the device, for a path of penalties.
 
-For each l2 the objective is the sum over examples of the cross-entropy plus l2 / 2 |W|^2, with the
-bias unpenalized, on the features as they are: scikit-learn's `LogisticRegression(C=1 / l2)`, and
-the protocol of Kornblith et al. 2019 and SimCLR (B.8). Four properties make it quick:
+For each l2 the objective is the sum over examples of the cross-entropy plus l2 / 2 |W|^2, with an
+unpenalized bias and unscaled features, as in scikit-learn's `LogisticRegression(C=1 / l2)` and the
+protocol of Kornblith et al. 2019 and SimCLR (B.8). Four properties make it fast:
 
-- Neither a shift nor a rotation of the features changes the optimum: the bias takes the one, |W|
-  is blind to the other. So they are centered and rotated onto their principal axes once, in float64
-  on the host. With fewer examples than features the axes span the examples, where W must lie.
-- There the Hessian is near diagonal, c_k lambda_d + l2 for class k and axis d, with lambda_d the
-  sum of squares along the axis and c_k the mean p (1 - p) of the class: L-BFGS runs on W / s with
-  s = (c_k lambda_d + l2)^(-1/2). c_k sinks as the fit tightens, so s is renewed every few
-  iterations; the history of L-BFGS is carried over, for it is only seen from other coordinates.
-- Logits are linear along a search direction: a line search needs one matrix product, not one for
-  each of its steps.
-- The solution is smooth in log l2: two neighbors on the grid tell where to start.
+- Neither a shift nor a rotation of the features changes the optimum: the bias absorbs the shift,
+  and |W| is invariant to rotation. So the features are centered and rotated onto their principal
+  axes once, in float64 on the host. With fewer examples than features, the axes span the examples,
+  and W must lie in that span.
+- On these axes the Hessian is nearly diagonal, c_k lambda_d + l2 for class k and axis d, with
+  lambda_d the sum of squares along the axis and c_k the mean p (1 - p) of the class. L-BFGS runs on
+  W / s with s = (c_k lambda_d + l2)^(-1/2). c_k shrinks as the fit tightens, so s is refreshed
+  every few iterations; the L-BFGS history is kept, expressed in the new coordinates.
+- Logits are linear along a search direction, so a line search needs one matrix product, not one
+  per step.
+- The solution is smooth in log l2, so two neighbors on the grid predict where to start.
 """
 
 from collections.abc import Callable
@@ -28,16 +29,16 @@ from gsjax.errors import UserError
 from gsjax.evaluate import logistic_solver as solver
 
 GRID = np.logspace(-6, 5, 45)  # of l2, as in Kornblith et al. 2019
-ROWS = 8192  # examples that are centered or multiplied at a time
+ROWS = 8192  # examples centered or multiplied at a time
 
 
 class Fit(NamedTuple):
-    """Classifiers of L penalties: logits are `features @ weights[i] + biases[i]`.
+    """Classifiers for L penalties: logits are `features @ weights[i] + biases[i]`.
 
     Attributes:
       weights: [L, D, C].
       biases: [L, C].
-      objective: [L], with the penalty.
+      objective: [L], including the penalty.
       converged: bool [L], see `fit`.
       iterations: int [L].
     """
@@ -53,7 +54,7 @@ class Selection(NamedTuple):
     """The chosen l2.
 
     Attributes:
-      position: its index among those that were tried.
+      position: its index among the values tried.
       at_end: whether it is the smallest or the largest of them.
     """
 
@@ -71,35 +72,35 @@ def fit(
     memory_gb: float = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Fit:
-    """Minimises the objective for each value of l2, from the largest to the smallest.
+    """Minimizes the objective for each value of l2, from the largest to the smallest.
 
-    The first value, or group of values, starts from zero; those after it start on the line through
-    the last two solutions, as functions of log l2. On the grid this makes the whole path as cheap
-    as one small l2 from zero, and one value at a time cheaper than many at once.
+    The first value, or group of values, starts from zero; later ones start on the line through the
+    last two solutions, as functions of log l2. On the grid, this makes the whole path as cheap as
+    one small l2 from zero, and one value at a time cheaper than many together.
 
     A value has converged when g^T H^-1 g / 2 <= tolerance * objective, where g is the gradient and
-    H the diagonal estimate of the Hessian above: about the part of the objective that is left to
-    gain. The estimate may be a few times too small; with the default the objective is within 1e-5
-    of the optimum where l2 >= 0.01. A value that reaches `max_iterations`, or from where rounding
-    allows no descent, is returned as it stands with `converged` False.
+    H the diagonal estimate of the Hessian above; the left side estimates how much the objective can
+    still decrease. It may be a few times too small; with the default, the objective is within 1e-5
+    of the optimum for l2 >= 0.01. A value that reaches `max_iterations`, or cannot descend further
+    because of rounding, is returned as is with `converged` False.
 
     Args:
-      features: [N, D], computed in float32, or in float64 where they are and JAX allows it.
+      features: [N, D], computed in float32, or in float64 if they are float64 and JAX allows it.
       targets: [N] integers in [0, C) for softmax cross-entropy over C classes; or [N, C] with 1
         (positive), -1 (negative) and 0 (left out) for the sum over the classes of binary
         cross-entropies.
       num_classes: C.
       l2: [L] penalties, positive.
-      max_iterations: of L-BFGS, each with one or more softmaxes and two matrix products.
+      max_iterations: L-BFGS iterations, each of one or more softmaxes and two matrix products.
       tolerance: see above.
-      memory_gb: as many values as fit in are fitted at once; at least one, and one if it is 0.
-      progress: called with the number of values that are done, after each group.
+      memory_gb: as many values as fit into it are fitted together; at least one, one if it is 0.
+      progress: called after each group with the number of values done.
 
     Returns:
       A `Fit` of NumPy arrays.
 
     Raises:
-      UserError: shapes, labels or penalties that do not fit, or features that are not finite.
+      UserError: shapes, labels or penalties are invalid, or features are not finite.
     """
     features, targets, l2 = np.asarray(features), np.asarray(targets), np.asarray(l2, np.float64)
     _check(features, targets, num_classes, l2)
@@ -115,7 +116,7 @@ def fit(
 
     size = group_size(len(l2), len(features), len(spread), num_classes, dtype, memory_gb)
     order = np.argsort(-l2, kind="stable")
-    # The last group is filled up, so that one compilation serves all.
+    # The last group is padded, so that one compilation serves all.
     padded = np.pad(order, (0, -len(l2) % size), mode="edge")
     path: list[tuple[float, jax.Array]] = []
     parts = []
@@ -126,7 +127,7 @@ def fit(
         result = solver.solve(*arrays, values, start, multinomial, max_iterations, tolerance)
         path = (path + list(zip(group, result[0], strict=True)))[-2:]
         weights = np.asarray(_back(result[0], axes))
-        # In float64: far from the origin this is the difference of large numbers.
+        # In float64: far from the origin, this is a difference of large numbers.
         biases = np.float64(result[0][..., -1]) - np.sum(mean[:, None] * weights, axis=1)
         parts.append((weights, biases.astype(dtype), *map(np.asarray, result[1:])))
         progress(min(first + size, len(l2)))
@@ -143,7 +144,7 @@ def logits(features: np.ndarray, weights: np.ndarray, biases: np.ndarray) -> np.
       biases: [C] or [L, C].
 
     Returns:
-      [N, C], or [L, N, C]. L * N * C values may be many: then call it for each classifier.
+      [N, C], or [L, N, C]. If L * N * C values are too many, call it per classifier.
     """
     classifier = jnp.asarray(weights), jnp.asarray(biases)
     parts = [
@@ -154,17 +155,17 @@ def logits(features: np.ndarray, weights: np.ndarray, biases: np.ndarray) -> np.
 
 
 def select(scores: np.ndarray, l2: np.ndarray = GRID) -> Selection:
-    """Chooses the l2 with the highest validation score, of equal ones the smallest.
+    """Chooses the l2 with the highest validation score; ties go to the smallest.
 
     Args:
       scores: [L], higher is better.
       l2: [L] in any order.
 
     Returns:
-      A `Selection`; `at_end` says that the optimum may lie outside of what was tried.
+      A `Selection`; `at_end` means that the optimum may lie outside the values tried.
 
     Raises:
-      UserError: the lengths differ or a score is not a number.
+      UserError: the lengths differ or a score is NaN.
     """
     scores, l2 = np.asarray(scores, np.float64), np.asarray(l2, np.float64)
     if scores.shape != l2.shape or scores.ndim != 1 or not scores.size or np.isnan(scores).any():
@@ -178,7 +179,7 @@ def select(scores: np.ndarray, l2: np.ndarray = GRID) -> Selection:
 def group_size(
     num_values: int, rows: int, columns: int, num_classes: int, dtype, memory_gb: float
 ) -> int:
-    """How many of `num_values` penalties are fitted together: groups of about equal size."""
+    """Returns how many of `num_values` penalties to fit together, in groups of similar size."""
     # Logits, their direction, residuals and three temporaries; history and eight of W's shape.
     floats = num_classes * (6 * rows + (2 * solver.HISTORY + 8) * columns)
     most = max(1, int(memory_gb * 2**30 / (floats * np.dtype(dtype).itemsize)))
@@ -247,14 +248,14 @@ def _back(rotated, axes):
 def _start(path, l2, shape, dtype):
     """[L] penalties -> [L, C, R + 1] to start from, given the last solutions as (l2, weights).
 
-    The solution is a smooth function of log l2, nearly straight from one value to the next.
+    The solution is a smooth function of log l2, nearly linear from one value to the next.
     """
     if not path:
         return jnp.zeros((len(l2), *shape), dtype)
     (before, older), (last, newer) = path[0], path[-1]
     ahead = np.zeros(len(l2))
     if before > last:
-        # Not further ahead than twice the distance between the two.
+        # At most twice the distance between the two.
         ahead = np.minimum(np.log(last / l2) / np.log(before / last), 2)
     return newer[None] + jnp.asarray(ahead, dtype)[:, None, None] * (newer - older)[None]
 

@@ -1,4 +1,4 @@
-"""L-BFGS for a group of penalties of logistic regression; `logistic.fit` says how it is meant."""
+"""L-BFGS for logistic regression with a group of penalties; see `gsjax.evaluate.logistic`."""
 
 import functools
 from typing import NamedTuple
@@ -9,14 +9,14 @@ import optax
 from jax import lax
 
 HISTORY = 10  # pairs that L-BFGS remembers
-REFRESH = 5  # iterations between two estimates of the curvature
-SEARCH_STEPS = 12  # at most, in a line search
-SLOPE = 0.5  # a line search ends where the slope has fallen to this part of the first
+REFRESH = 5  # iterations between estimates of the curvature
+SEARCH_STEPS = 12  # at most, per line search
+SLOPE = 0.5  # a line search ends once the slope has fallen to this fraction of the first
 
 
 def _sum_classes(x):
     """[L, C, N] -> [L, 1, N]."""
-    # XLA's CPU code for such a sum is ten times slower if it computes the terms within it.
+    # XLA's CPU code for such a sum is ten times slower if the terms are fused into it.
     return jnp.sum(lax.optimization_barrier(x), axis=1, keepdims=True)
 
 
@@ -24,7 +24,7 @@ def _softmax_loss(logits, onehot):
     """[L, C, N] logits, [1, C, N] -> losses [L], residuals p - y, mean p (1 - p) [L, C, 1]."""
     top = jnp.max(logits, axis=1, keepdims=True)
     own = _sum_classes(logits * onehot)
-    # What the other classes have, not 1 - p: at small l2 all but the last digits of p are 1.
+    # Sum over the other classes instead of 1 - p: at small l2, p is 1 but for its last digits.
     powers = lax.optimization_barrier(jnp.where(onehot > 0, 0, jnp.exp(logits - top)))
     others = _sum_classes(powers)
     total = others + jnp.exp(own - top)
@@ -36,7 +36,7 @@ def _softmax_loss(logits, onehot):
 
 
 def _binary_loss(logits, signs):
-    """As `_softmax_loss`, with [1, C, N] signs in {1, -1, 0}; 0 has weight zero."""
+    """Like `_softmax_loss`, with [1, C, N] signs in {1, -1, 0}; 0 has weight zero."""
     margins = signs * logits
     losses = jnp.where(signs == 0, 0, jax.nn.softplus(-margins))
     residuals = -signs * jax.nn.sigmoid(-margins)
@@ -75,7 +75,7 @@ _AXES = optax.ScaleByLBFGSState(
 
 
 def _batched(update, num_values):
-    """Maps the update of L-BFGS over the values; one alone without `vmap`, in half the CPU time."""
+    """Maps the L-BFGS update over the values; a single one without `vmap`, in half the CPU time."""
     if num_values > 1:
         return jax.vmap(update, in_axes=(0, _AXES, 0), out_axes=(0, _AXES))
 
@@ -165,7 +165,7 @@ def solve(
             step, done, low, low_slope, high, high_slope, count = carry
             here = slope(step)
             done = done | (jnp.abs(here) <= SLOPE * -first)
-            # The slope only rises: a secant, kept inside the bracket, or ahead if there is none.
+            # The slope only rises: a secant inside the bracket, or a step ahead if there is none.
             ahead = step - here * (step - low) / jnp.where(here > low_slope, here - low_slope, 1)
             ahead = jnp.clip(ahead, 1.5 * step, 8 * step)
             up = here < 0
@@ -183,7 +183,7 @@ def solve(
 
     def iterate(state):
         direction, lbfgs_state = lbfgs_update(state.gradient, state.lbfgs, state.weights)
-        # At zero weights the scale is the exact Hessian's, and the gradient is Newton's step.
+        # At zero weights the scale is the exact Hessian's, so the gradient is the Newton step.
         direction = -jnp.where(state.step == 0, state.gradient, direction)
         change = products(state.scale * direction)
         step = search(state, direction, change)[:, None, None]
@@ -208,7 +208,7 @@ def solve(
         )
 
     def refresh(state):
-        """Renews the scale, sees the same state from there, and iterates some more."""
+        """Refreshes the scale, expresses the same state in it, and iterates some more."""
         scale = lax.rsqrt(state.curvature * spread + penalty)
         ratio = scale / state.scale
         weights = state.weights / ratio
@@ -217,7 +217,7 @@ def solve(
             weights=weights,
             gradient=state.gradient * ratio,
             scale=scale,
-            # Afresh: what was summed up over the steps has their rounding errors.
+            # Recomputed: the sum over the steps has accumulated rounding errors.
             logits=products(scale * weights),
             lbfgs=memory._replace(
                 params=memory.params / ratio,

@@ -20,7 +20,7 @@ from gsjax.train.state import TrainState
 
 
 class _Pixels(nn.Module):
-    """The pixels themselves, the floor of every table."""
+    """Raw pixels, the baseline of every table."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Outputs:
@@ -33,9 +33,9 @@ class Monitor:
     """Measures the encoder of a training state by `KNN`.
 
     Attributes:
-      evaluator: with its data.
-      method: of the training.
-      encoder: all but its variables.
+      evaluator: the kNN evaluator with its data.
+      method: method of the training run.
+      encoder: the encoder without its variables.
     """
 
     evaluator: KNN
@@ -52,7 +52,7 @@ class Monitor:
         return {"knn/top1": accuracy}
 
     def baselines(self, state: TrainState) -> dict[str, float]:
-        """Returns the same and `knn/pixels_top1`, of raw pixels."""
+        """Returns the same plus `knn/pixels_top1`, of raw pixels."""
         accuracy = self._top1(
             dataclasses.replace(self.encoder, module=_Pixels(), variables={}, label="kNN: pixels")
         )
@@ -60,7 +60,7 @@ class Monitor:
         return {"knn/pixels_top1": accuracy, **self.measure(state)}
 
     def report(self, workdir: epath.Path) -> None:
-        """Prints the accuracies that the run's `metrics.jsonl` holds."""
+        """Prints the accuracies in the run's `metrics.jsonl`."""
         records = metrics.read_records(workdir)
         encoders = [r for r in records if "knn/top1" in r]
         rows = [("raw pixels", r["knn/pixels_top1"]) for r in records if "knn/pixels_top1" in r]
@@ -86,12 +86,12 @@ def has_measured(workdir: epath.Path, step: int) -> bool:
 def create_monitor(
     config: ml_collections.ConfigDict, train: Source, method: Method, mesh: Mesh
 ) -> Monitor | None:
-    """Opens the labeled data; says in one line when there are none, and returns None.
+    """Creates the monitor; without labeled data, says so and returns None.
 
     Args:
       config: the whole configuration.
-      train: the training images, which serve as the bank where it is the same split.
-      method: of the training.
+      train: the training images, reused as the bank if that is the same split.
+      method: method of the training run.
       mesh: the devices.
 
     Raises:

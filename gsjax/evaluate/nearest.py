@@ -1,6 +1,6 @@
-"""Search for the nearest neighbors of representations, exact and on the device, and their vote.
+"""Exact nearest-neighbor search of representations on the device, and the neighbors' vote.
 
-Needs JAX and NumPy alone.
+Needs only JAX and NumPy.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax import lax
 
 BANK_CHUNK = 65536  # rows on the device at a time
 _QUERY_CHUNK = 1024
-_TOP = 5  # classes that are ranked
+_TOP = 5  # classes ranked
 
 
 class Protocol(NamedTuple):
@@ -22,7 +22,7 @@ class Protocol(NamedTuple):
 
     Attributes:
       k: number of neighbors.
-      temperature: T of their weights exp(cos / T); 0 for equal ones.
+      temperature: T of their weights exp(cos / T); 0 for equal weights.
     """
 
     k: int
@@ -38,7 +38,7 @@ def predict(
     bank_chunk: int = BANK_CHUNK,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Ranks the classes of every query by its k nearest neighbors in cosine similarity.
+    """Ranks the classes for each query by its k nearest neighbors in cosine similarity.
 
     Args:
       bank: [M, F] representations with known labels.
@@ -47,11 +47,11 @@ def predict(
       protocol: k <= M and the weighting.
       query_chunk: queries searched at a time.
       bank_chunk: bank rows on the device at a time.
-      progress: told the number of bank rows done.
+      progress: called with the number of bank rows done.
 
     Returns:
-      [N, 5] class numbers (fewer where there are fewer classes), those with most votes first, of
-      equal ones the smallest; -1 in place of classes without votes.
+      [N, 5] class numbers (fewer if there are fewer classes), most votes first, ties by smallest
+      number; -1 in place of classes without votes.
     """
     num_classes = int(bank_labels.max()) + 1
     labels = jnp.asarray(bank_labels.astype(np.int32))
@@ -67,14 +67,14 @@ def find(bank: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """Finds the k rows of a bank [M, F] most similar to each query [N, F] by cosine.
 
     Returns:
-      int32 [N, k] places in the bank, the most similar first; k <= M.
+      int32 [N, k] positions in the bank, most similar first; k <= M.
     """
     found = _search(bank, queries, k, _QUERY_CHUNK, BANK_CHUNK, lambda done: None)
     return np.concatenate([np.asarray(indices) for _, indices in found])[: len(queries)]
 
 
 def _search(bank, queries, k, query_chunk, bank_chunk, progress) -> list[tuple]:
-    """Cosines and places of the k nearest, [rows, k] each, for chunks of padded queries."""
+    """Cosines and positions of the k nearest, [rows, k] each, for chunks of padded queries."""
     rows = min(query_chunk, len(queries))
     parts = [queries[i : i + rows] for i in range(0, len(queries), rows)]
     chunks = [_unit(jnp.asarray(np.pad(p, ((0, rows - len(p)), (0, 0))))) for p in parts]
@@ -97,7 +97,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _nearer(queries, bank, places, best, best_places):
-    """Merges the nearest so far ([N, k] cosines and places) with a further part of the bank."""
+    """Merges the nearest so far ([N, k] cosines and positions) with another part of the bank."""
     cosines = jnp.matmul(queries, bank.T, precision=lax.Precision.HIGHEST)
     k = best.shape[1]
     values, indices = lax.top_k(cosines, min(k, len(bank)))

@@ -1,6 +1,6 @@
-"""Distance of two views by the overlap of their crops: what graded similarity asks for.
+"""Distance of two views by the overlap of their crops, compared with graded similarity's target.
 
-The loss asks for a distance of 1 - psi (thesis, eq. 7); without graded similarity it asks for 0.
+The loss asks for a distance of 1 - psi (thesis, eq. 7); without graded similarity, for 0.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from gsjax.methods.base import Method
 from gsjax.runtime import metrics, parallel
 from gsjax.train import step
 
-_BINS = 20  # of the overlap; exactly 0 and exactly 1 have bins of their own beside them
+_BINS = 20  # of the overlap; exactly 0 and exactly 1 have additional bins of their own
 _EDGES = np.arange(_BINS + 1) / _BINS
 _QUANTILES = (10, 25, 50, 75, 90)  # of the distances in a bin, in percent
 
 
 class Pairs(NamedTuple):
-    """Two views each of n pictures.
+    """Two views of each of n images.
 
     Attributes:
-      indices: int64 [n] of the pictures in the source.
+      indices: int64 [n] indices of the images in the source.
       boxes: float32 [n, 2, 4] crop boxes.
       anchor: float64 [n, 2, D], of length 1: z of SimCLR, p of SimSiam.
       target: float64 [n, 2, D], of length 1: z of the projector.
@@ -53,21 +53,21 @@ def draw(
     source: Source,
     num_images: int,
 ) -> Pairs:
-    """Draws a pair of views of each of some pictures, as the training does, and embeds them.
+    """Draws a pair of views of each of some images, as in training, and embeds them.
 
-    Crops and augmentations are a function of the seed and a picture's place in the drawing, not of
-    the number of devices or of the batches.
+    Crops and augmentations are a function of the seed and an image's position in the draw, not of
+    the number of devices or the batches.
 
     Args:
       job: the devices and the settings.
       trained: the encoder with its heads.
-      source: the pictures.
-      num_images: how many to take; without repetition, so at most those of the source, and rounded
-        down to whole batches, which is fewer by less than the number of batches.
+      source: the images.
+      num_images: number of images, drawn without repetition, so at most those of the source;
+        rounded down to equal batches, by less than the number of batches.
 
     Raises:
-      UserError: fewer than two pictures, a picture that cannot be decoded, or embeddings that are
-        not finite.
+      UserError: there are fewer than two images, one cannot be decoded, or embeddings are not
+        finite.
     """
     features.check_hosts(source)
     hosts, host = jax.process_count(), jax.process_index()
@@ -82,7 +82,7 @@ def draw(
     mesh = job.encoder.mesh
     embed_fn = _create_embed_fn(config, trained.method, mesh)
     _, key = step.keys(config)
-    # Rows that fill up the devices are cut off again.
+    # Rows that pad the devices' shares are cut off again.
     missing = -local % (mesh.devices.size // hosts)
     batches = input_pipeline.train_batches(source, config, 0, num_steps, host, hosts)
     progress = metrics.Progress("pairs of views", num_steps, inner=True)
@@ -103,21 +103,21 @@ def draw(
 
 
 def graded_settings(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The group `similarity` by which psi is taken: a run without it is held against the default.
+    """Returns the `similarity` settings that define psi; for a run without psi, the defaults.
 
-    That is IoA with the default threshold.
+    The defaults are IoA with the default threshold.
     """
     if config.similarity.measure != "none":
         return config.similarity
     settings = defaults.get_config().similarity
-    assert settings.measure == "ioa"  # what the baseline's twin has
+    assert settings.measure == "ioa"  # as in the baseline's graded counterpart
     return settings
 
 
 def measure(
     pairs: Pairs, settings: ml_collections.ConfigDict
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Scores and details of the pairs, as `summarize` gives them; `settings` as of psi."""
+    """Returns scores and details of the pairs, as `summarize` does; `settings` define psi."""
     both = np.array([0, 1]), np.array([1, 0])  # from i to j and from j to i
     psi = similarity.pairwise(pairs.boxes, pairs.boxes, settings.measure, settings.threshold)
     ioa = similarity.pairwise(pairs.boxes, pairs.boxes, "ioa", 1.0)
@@ -129,10 +129,10 @@ def measure(
 def summarize(
     anchor: np.ndarray, target: np.ndarray, ioa: np.ndarray, psi: np.ndarray
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Compares the distances of views with what graded similarity asks for, 1 - psi.
+    """Compares the distances of views with the target of graded similarity, 1 - psi.
 
-    A pair counts in both directions, each with the overlap of its own direction. A negative pair is
-    a view and the other view of the next picture.
+    A pair counts in both directions, each with its own overlap. A negative pair is a view and the
+    other view of the next image.
 
     Args:
       anchor: [n, 2, D] of length 1.
@@ -143,11 +143,11 @@ def summarize(
     Returns:
       The scores `diagnostics/...`:
         calibration_error: mean |distance - (1 - psi)|;
-        rank_correlation: Spearman's of IoA and distance, 0 where either is the same everywhere;
+        rank_correlation: Spearman's, of IoA and distance; 0 if either is constant;
         embedding_std_sqrt_d: sqrt(D) times the standard deviation of a coordinate of the normalized
           embeddings, averaged over coordinates: about 1 on the whole sphere, 0 at collapse;
         positive_distance, negative_distance: means.
-      The details, for every value None where a bin is empty:
+      The details, with None as the value of an empty bin:
         ioa_histogram, psi_histogram: counts in 20 equal bins of [0, 1];
         calibration: for 20 equal bins of (0, 1), with a bin for exactly 0 before and one for
           exactly 1 after them, `ioa_low` and `ioa_high`, `count`, and of the distances `mean` and
@@ -199,7 +199,7 @@ def _histogram(values: np.ndarray) -> list[int]:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Overlaps of small pictures lie on the edges of bins: 0.7 of float32 is less than 0.7."""
+    """Overlaps of small images lie on bin edges: 0.7 in float32 is less than 0.7."""
     return np.round(values, 6)
 
 
@@ -212,7 +212,7 @@ def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
 def _create_embed_fn(config: ml_collections.ConfigDict, method: Method, mesh: Mesh) -> Callable:
     """Compiles (params, extra, images [B, V, S, S, 3], place [B], key) -> [B, V, D] twice.
 
-    The place is a picture's in the drawing. The outputs are anchors and targets.
+    `place` is an image's position in the draw. The outputs are anchors and targets.
     """
 
     def embed(params, extra, images, place, key):
@@ -235,6 +235,6 @@ def _padded(rows: np.ndarray, missing: int) -> np.ndarray:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Of length 1 along the last axis; a row of zeros stays, as in the losses."""
+    """Scales to length 1 along the last axis; a zero row stays zero, as in the losses."""
     rows = rows.astype(np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)

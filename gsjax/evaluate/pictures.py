@@ -1,4 +1,4 @@
-"""Pictures for the eye: example pairs with their crops and psi, and what a query retrieves."""
+"""Draws figures: example pairs with their crops and psi, and what a query retrieves."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-_CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the drawn picture
+_CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the figure
 _COLOURS = ((255, 140, 0), (0, 160, 255))  # first and second view
-_HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved picture, its frame and the line below
+_HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved image, its frame and the line below
 _NUM_RESULTS, _FONT, _MAX_WORD = 10, 14, 20  # the last in characters
-_SIGN = 11  # side of the sign beside the word, so that color is not all that tells
+_SIGN = 11  # side of the sign next to the word, so that color is not the only cue
 _RIGHT, _WRONG, _JUNK = (0, 140, 60), (205, 35, 35), (130, 130, 130)
 _STROKES: dict[str, list[list[tuple[float, float]]]] = {  # of the signs, in units of a side
     "right": [[(0, 0.55), (0.35, 0.95), (1, 0.05)]],
@@ -36,7 +36,7 @@ def draw_pairs(
       psi: [N, 2] graded similarity, first to second view and back.
 
     Returns:
-      The picture, uint8 [H, W, 3].
+      The figure, uint8 [H, W, 3].
     """
     height = len(originals) * (_CELL + _TEXT + _GAP) + _GAP
     canvas = Image.new("RGB", (3 * (_CELL + _GAP) + _GAP, height), "white")
@@ -66,22 +66,22 @@ def draw_ranking(
     box: Sequence[float] | None = None,
     words: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Draws a query and, right of it, the first ten pictures that it retrieves, best first.
+    """Draws a query and, to its right, the first ten images it retrieves, best first.
 
-    A result has its rank below it, and whether it is right (a tick, green), wrong (a cross, red)
-    or junk (a dash, gray; neither right nor wrong). All have the same height, unless they are
-    more than twice as wide.
+    Below each result is its rank and whether it is right (green tick), wrong (red cross) or junk
+    (gray dash; neither right nor wrong). All have the same height, unless they are more than twice
+    as wide.
 
     Args:
       query: uint8 [H, W, 3].
       results: uint8 [H, W, 3] each; those after the tenth are left out.
       marks: right, wrong or junk for each of the results, or "" for neither.
-      box: x0, y0, x1, y1 of the object in pixels of the query, to be drawn into it.
-      words: what stands below the query and below each of the results, of which the first
-        characters are taken; "query" and the marks if None.
+      box: x0, y0, x1, y1 of the object in pixels of the query, to draw into it.
+      words: text below the query and below each of the results, truncated; "query" and the
+        marks if None.
 
     Returns:
-      The picture, uint8 [H, W, 3].
+      The figure, uint8 [H, W, 3].
     """
     asked = _shrunk(query, _HEIGHT, 2 * _HEIGHT)
     if box is not None:
@@ -114,7 +114,7 @@ def draw_ranking(
 
 
 def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Puts pictures uint8 [H, W, 3] below each other, on white where one is narrower."""
+    """Stacks figures uint8 [H, W, 3] vertically; pads narrower ones with white."""
     width = max(row.shape[1] for row in rows)
     sides = [[(0, 0), (0, width - row.shape[1]), (0, 0)] for row in rows]
     padded = [np.pad(row, s, constant_values=255) for row, s in zip(rows, sides, strict=True)]
@@ -136,14 +136,14 @@ def _draw_original(canvas, original, boxes, place) -> None:
 
 
 def _shrunk(image: np.ndarray, height: int, width: int) -> Image.Image:
-    """Returns the picture as large as fits into height and width, with its own aspect ratio."""
+    """Resizes an image to fit into height and width, keeping its aspect ratio."""
     scale = min(height / image.shape[0], width / image.shape[1])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
 def _label_width(word: str) -> int:
-    """Pixels of the line below a result, which is at least as wide; its rank may be 10."""
+    """Width in pixels of a result's line (rank up to 10), the minimum width of the result."""
     return round(ImageFont.load_default(_FONT).getlength(f"10{word}")) + _SIGN + 2 * _GAP
 
 
@@ -161,7 +161,7 @@ def _draw_mark(
 
 
 def _draw_box(picture: Image.Image, box: Sequence[float], scale: float, color) -> None:
-    """Draws top, left, height, width, given in pixels of the original."""
+    """Draws a box (top, left, height, width), given in pixels of the original."""
     top, left, height, width = (float(side) * scale for side in box)
     corner = left + max(width - 1, 0), top + max(height - 1, 0)
     ImageDraw.Draw(picture).rectangle((left, top, *corner), outline=color, width=2)

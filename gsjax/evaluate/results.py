@@ -1,4 +1,4 @@
-"""What a `results/<job>.json` holds: a list of entries, each with its scores and protocol."""
+"""The content of `results/<job>.json`: a list of entries, each with its scores and protocol."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from gsjax.errors import UserError
 
 
 def read(file: epath.Path) -> list[dict]:
-    """The entries of a `results/<job>.json`; none if it is not there.
+    """Reads the entries of a `results/<job>.json`; empty if there is no such file.
 
     Raises:
       UserError: it cannot be read, and so cannot be added to.
@@ -28,17 +28,17 @@ def read(file: epath.Path) -> list[dict]:
 
 
 def check(entries: Any) -> None:
-    """Makes sure that what was read is a list of results.
+    """Checks that what was read is a list of results.
 
     Raises:
-      ValueError, KeyError, TypeError: it is none.
+      ValueError, KeyError, TypeError: it is not.
     """
     if not all(isinstance(entry["scores"], dict) and "step" in entry for entry in entries):
         raise ValueError("it is no list of results")
 
 
 def comparable(one: Mapping, other: Mapping) -> bool:
-    """Whether two results are of the same data, protocol and model."""
+    """Whether two results have the same data, protocol and model."""
 
     def model(entry):
         return {name: value for name, value in entry["encoder"].items() if name != "digest"}
@@ -48,5 +48,5 @@ def comparable(one: Mapping, other: Mapping) -> bool:
 
 
 def same(one: Mapping, other: Mapping) -> bool:
-    """Whether two results are also of the same encoder."""
+    """Whether two results are comparable and of the same encoder."""
     return comparable(one, other) and all(one[n] == other[n] for n in ("step", "encoder"))

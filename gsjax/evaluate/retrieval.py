@@ -20,12 +20,12 @@ from gsjax.evaluate.evaluation import Result
 from gsjax.runtime import files, metrics, parallel
 
 _SCALES = (1.0, 1 / math.sqrt(2), 0.5)  # of the protocol multiscale
-_RESULTS = 10  # drawn for a query
+_RESULTS = 10  # drawn per query
 _CHUNK = 1024  # queries ranked at a time
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """The job `retrieval`: ranks every data base for its queries, in three difficulties."""
+    """The job `retrieval`: ranks each database for its queries, at three difficulties."""
     settings = config.retrieval
     if not settings.data_dir:
         raise UserError(
@@ -82,15 +82,15 @@ def _evaluate(
 def score(
     ranking: np.ndarray, truth: ground_truth.GroundTruth, difficulty: str
 ) -> tuple[dict[str, float], int]:
-    """Means over the queries that have positives.
+    """Averages over the queries that have positives.
 
     Args:
-      ranking: [Q, M] indices of the data base, the most similar first.
-      truth: of Q queries.
+      ranking: [Q, M] database indices, most similar first.
+      truth: ground truth of Q queries.
       difficulty: easy, medium or hard.
 
     Returns:
-      `mAP`, `mP@1`, `mP@5` and `mP@10` in percent (nothing without such a query); their number.
+      `mAP`, `mP@1`, `mP@5` and `mP@10` in percent (empty without such queries); their number.
     """
     values = []
     for query, order in zip(truth.queries, ranking, strict=True):
@@ -105,9 +105,9 @@ def score(
 
 
 def rank(base: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Orders a data base [M, F] by cosine similarity to each query [Q, F]: indices [Q, M].
+    """Ranks a database [M, F] by cosine similarity to each query [Q, F]: indices [Q, M].
 
-    Of equally similar pictures the one with the smaller index comes first.
+    Of equally similar images, the one with the smaller index comes first.
     """
     parts = [
         np.asarray(_similarity(jnp.asarray(queries[i : i + _CHUNK]), jnp.asarray(base)))
@@ -147,11 +147,11 @@ def _represent(job: evaluation.Evaluation, source: Source, boxes: tuple | None) 
 
 
 def _header(path: str) -> tuple:
-    """Size and orientation of a picture, which decide on its shape."""
+    """Size and orientation of an image, which determine its shape."""
     try:
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             return (*picture.size, picture.getexif().get(274, 1))
-    except Exception as error:  # whatever Pillow makes of damaged bytes
+    except Exception as error:  # damaged bytes make Pillow raise almost anything
         raise UserError(f"{files.shown(path)} cannot be decoded: {error}") from error
 
 
@@ -175,7 +175,7 @@ def _draw(
     truth: ground_truth.GroundTruth,
     ranking: np.ndarray,
 ) -> None:
-    """Writes the first results of the first queries, as `<data set>_<query>.png` and by CLU."""
+    """Draws the first results of the first queries, to `<data set>_<query>.png` and to CLU."""
     if not parallel.is_primary():
         return
     drawn: dict[str, np.ndarray] = {}
@@ -199,5 +199,5 @@ def _draw(
 
 
 def _shortened(name: str, number: int) -> str:
-    """A name that leaves room for more in the 255 bytes of a file's name."""
+    """A name that leaves room for more in the 255 bytes of a file name."""
     return name if len(name.encode()) <= 150 else f"{name[:30]}_{number}"

@@ -7,7 +7,7 @@ from gsjax.evaluate import average_precision
 
 
 def top1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Percentage of images whose class is predicted.
+    """Percentage of images whose class is predicted correctly.
 
     Args:
       predicted: [N] class numbers.
@@ -24,7 +24,7 @@ def top1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_per_class(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes of the percentage of their images that are predicted.
+    """Mean over the classes of the percentage of their images predicted correctly.
 
     Args:
       predicted: [N] class numbers.
@@ -45,7 +45,7 @@ def eleven_point_map(scores: np.ndarray, targets: np.ndarray) -> float:
     """Mean over the classes of VOC 2007's 11-point average precision.
 
     Args:
-      scores: [N, C], the higher the likelier.
+      scores: [N, C], higher is more likely.
       targets: [N, C] 1, -1 or 0 (difficult: left out for that class). A class without any 1 has
         no average precision and does not count.
 

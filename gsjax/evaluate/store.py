@@ -1,4 +1,4 @@
-"""Features kept on disk, so that the next evaluation of the same encoder need not extract them."""
+"""Keeps features on disk, so later evaluations of the same encoder need not extract them."""
 
 import hashlib
 import io
@@ -17,24 +17,24 @@ from gsjax.runtime import files, lock, metrics, parallel
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a tree: tells one encoder from every other."""
+    """SHA-256 of all arrays of a tree; identifies an encoder."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)  # a string as well
+        array = np.asarray(leaf)  # works for strings too
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
 
 
 def key_of(**parts: Any) -> str:
-    """A text that is equal only where all parts are."""
+    """A string that is equal only if all parts are."""
     return json.dumps(parts, sort_keys=True, default=str)
 
 
 def load(folder: epath.Path, key: str) -> Features | None:
-    """Returns the features that were saved under the very same key, or None.
+    """Returns the features saved under exactly this key, or None.
 
-    A file that is damaged or of another key is not used.
+    A file that is damaged or has another key is not used.
     """
     try:
         with _path(folder, key).open("rb") as file, np.load(file, allow_pickle=False) as saved:
@@ -46,7 +46,7 @@ def load(folder: epath.Path, key: str) -> Features | None:
 
 
 def save(folder: epath.Path, key: str, features: Features) -> None:
-    """Keeps features; a disk that is full costs the copy, not the evaluation."""
+    """Saves features; a full disk costs the copy, not the evaluation."""
     if not parallel.is_primary():
         return
     path = _path(folder, key)
@@ -59,15 +59,15 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
 
 
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file that is there whole or not at all."""
+    """Writes an .npz file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")  # the same each time: what a kill leaves is large
+    new = path.with_name(f"{path.name}.new")  # a fixed name: what a kill leaves behind is large
     with files.taking_the_place_of(path, new), new.open("wb") as file:
         np.savez(_OneWay(file), allow_pickle=False, **arrays)
 
 
 class _OneWay(io.RawIOBase):
-    """A file that is written from its beginning to its end, as one in a bucket has to be."""
+    """A file that can only be written sequentially, as required in a bucket."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -18,7 +18,7 @@ from gsjax.runtime import memory, metrics
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `transfer`: one result for each of `transfer.datasets`."""
-    evaluator = Transfer(config)  # all data sets, before hours of work on one
+    evaluator = Transfer(config)  # finds all data sets before hours of work on one
     with evaluation.open_evaluation(config, workdir, "transfer") as job:
         job.record_all(evaluator)
 
@@ -27,7 +27,7 @@ class Transfer:
     """Logistic regression on each of `transfer.datasets`; an `Evaluator`."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
-        """Looks for the data sets; raises UserError if one is not there."""
+        """Finds the data sets; raises UserError if one is missing."""
         self._config = config
         self._found = {}
         for name in datasets.parse_names(config.transfer.datasets):
@@ -37,14 +37,14 @@ class Transfer:
                 )
 
     def __call__(self, encoder: Encoder) -> Iterator[Result]:
-        """Measures `transfer/<name>_<metric>` of one after another."""
+        """Measures `transfer/<name>_<metric>` for one data set after another."""
         for name, (dataset, data_dir) in self._found.items():
             yield self._evaluate(encoder, name, dataset, data_dir)
 
     def _evaluate(
         self, encoder: Encoder, name: str, dataset: datasets.Dataset, data_dir: str
     ) -> Result:
-        """Chooses l2 on the validation images, fits on all but the test images, scores the test."""
+        """Chooses l2 on validation images, fits on train and validation, scores on test images."""
         settings = self._config.transfer
         with _named(name):
             dataset, opened = datasets.open_dataset(dataset, self._config.data, data_dir)
@@ -83,7 +83,7 @@ class Transfer:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Says in an error which of the data sets it is."""
+    """Names the data set in errors."""
     try:
         yield
     except UserError as error:
@@ -91,7 +91,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 class _Fitted(NamedTuple):
-    """The score on the test images, in percent, and what led to it."""
+    """The score on the test images, in percent, and how it was reached."""
 
     score: float
     details: dict[str, Any]

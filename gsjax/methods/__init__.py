@@ -1,4 +1,4 @@
-"""The table of pre-training methods. Importing it loads no method, nor JAX.
+"""The table of pre-training methods. Importing it loads neither a method nor JAX.
 
 A method is one file with `create(encoder, config) -> gsjax.methods.base.Method`, and a row here.
 """
@@ -15,11 +15,11 @@ from gsjax.models import create_encoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodRow(Row):
-    """A method.
+    """A row of the method table.
 
     Attributes:
       label: its name in reports.
-      linear_learning_rate: of the linear evaluation, per 256 images, where none is set.
+      linear_learning_rate: default of the linear evaluation, per 256 images.
     """
 
     label: str
@@ -76,5 +76,5 @@ METHODS: dict[str, MethodRow] = {
 
 
 def create_method(config: ml_collections.ConfigDict) -> Any:
-    """Builds the `gsjax.methods.base.Method` that `config.method` names, with its encoder."""
+    """Creates the `gsjax.methods.base.Method` named by `config.method`, with its encoder."""
     return METHODS[config.method].load()(create_encoder(config), config)

@@ -1,12 +1,12 @@
-"""The contract of a method, and what methods share.
+"""The interface of a method, and what methods share.
 
-A method holds modules and settings; what training changes travels through its functions: `params`,
-which the optimizer trains, and `extra`, a mapping of everything else (BatchNorm statistics, and
-with other methods a target network, a queue, a center). `loss` runs per device, inside a program
-over the axis `batch`, where arrays of images hold this device's part of the batch.
+A method holds modules and settings; what training changes is passed through its functions:
+`params`, which the optimizer trains, and `extra`, a mapping of everything else (BatchNorm
+statistics and, in other methods, a target network, a queue, a center). `loss` runs per device,
+inside a program over the axis `batch`; arrays of images hold this device's part of the batch.
 
-Views are grouped by their size, {"global": [B, V, S, S, 3]}, and so are their crop boxes, [B, V, 4]
-in pixels of the original image.
+Views are grouped by size, {"global": [B, V, S, S, 3]}, and so are their crop boxes, [B, V, 4] in
+pixels of the original image.
 """
 
 import abc
@@ -29,12 +29,12 @@ Views = Mapping[str, jax.Array]
 
 
 class Progress(NamedTuple):
-    """How far a training has come.
+    """The progress of a training run.
 
     Attributes:
       step: [] int32, steps taken before this one.
-      num_steps: length of the training.
-      epoch_steps: steps of an epoch.
+      num_steps: total steps.
+      epoch_steps: steps per epoch.
     """
 
     step: jax.Array
@@ -46,10 +46,10 @@ class Method(abc.ABC):
     """A pre-training method.
 
     Attributes:
-      networks: {name: module}, the encoder first; by default applied one after another.
-      config: the whole configuration, of which a method reads its own groups: `similarity`, `loss`
-        and those of its heads.
-      distance: what `embed` returns to compare, in words.
+      networks: {name: module}, the encoder first; by default applied in sequence.
+      config: the whole configuration; a method reads its own groups: `similarity`, `loss` and those
+        of its heads.
+      distance: the distance between the outputs of `embed`, for display.
     """
 
     distance = "|z_i - z_j|"
@@ -60,9 +60,9 @@ class Method(abc.ABC):
         self.networks, self.config = dict(networks), config
 
     def init(self, key: jax.Array, image_size: int) -> tuple[Tree, Tree]:
-        """Returns (params, extra) of step 0 for images [N, S, S, 3].
+        """Returns (params, extra) at step 0 for images [N, S, S, 3].
 
-        Params are {name of a network: its parameters}; extra holds `batch_stats`, likewise.
+        `params` is {network: parameters}; `extra` holds `batch_stats` in the same form.
         """
         x: Any = jnp.zeros((2, image_size, image_size, 3))
         params, batch_stats = {}, {}
@@ -83,39 +83,39 @@ class Method(abc.ABC):
         keys: jax.Array,
         progress: Progress,
     ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
-        """The mean loss of this device's anchors.
+        """Returns the mean loss of this device's anchors.
 
         Args:
-          params: as from `init`.
-          extra: as from `init`.
-          views: augmented and normalized, [B, V, S, S, 3] per size.
+          params: as returned by `init`.
+          extra: as returned by `init`.
+          views: augmented and normalized views, [B, V, S, S, 3] per size.
           boxes: crop boxes, [B, V, 4] per size.
           keys: [B], one per image, for randomness inside the networks.
-          progress: of the training.
+          progress: progress of the training run.
 
         Returns:
           The loss and (extra after the forward pass, metrics of the global batch).
         """
 
     def after_update(self, params: Tree, extra: Tree, progress: Progress) -> Tree:
-        """Returns extra after the optimizer's step: moving averages, queues."""
+        """Returns `extra` after the optimizer's step: moving averages and queues updated."""
         del params, progress
         return extra
 
     def param_groups(self, params: Tree) -> Tree:
-        """Returns a label for every leaf: `default`, or `constant` for one whose rate is."""
+        """Returns a label per leaf: `default`, or `constant` for a constant learning rate."""
         return jax.tree.map(lambda _: "default", params)
 
     @abc.abstractmethod
     def embed(self, params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the loss compares, in inference mode.
+        """Returns what the loss compares, in inference mode.
 
-        The loss takes the distance of an anchor to the target of another view, both scaled to
-        length 1.
+        The loss takes the distance from an anchor to another view's target, both scaled to unit
+        length.
 
         Args:
-          params: as from `init`.
-          extra: as from `init`.
+          params: as returned by `init`.
+          extra: as returned by `init`.
           images: [B, S, S, 3] normalized.
 
         Returns:
@@ -123,7 +123,7 @@ class Method(abc.ABC):
         """
 
     def encoder_variables(self, params: Tree, extra: Tree) -> Tree:
-        """Returns what `networks["encoder"].apply` takes: of the network to evaluate."""
+        """Returns the variables to evaluate, as taken by `networks["encoder"].apply`."""
         return {"params": params["encoder"], "batch_stats": extra["batch_stats"]["encoder"]}
 
     def psi(self, boxes: Views) -> jax.Array:
@@ -134,19 +134,19 @@ class Method(abc.ABC):
 
     @property
     def is_graded(self) -> bool:
-        """Whether the loss is."""
+        """Whether the loss is graded."""
         return self.config.similarity.measure != "none"
 
     def forward(
         self, params: Tree, batch_stats: Tree, x: jax.Array, train: bool = True
     ) -> tuple[list[jax.Array], Tree]:
-        """Applies the networks one after another.
+        """Applies the networks in sequence.
 
         Args:
           params: {name: parameters}.
           batch_stats: {name: statistics}.
           x: [N, S, S, 3].
-          train: whether BatchNorm takes the statistics of the batch.
+          train: whether BatchNorm uses batch statistics.
 
         Returns:
           The outputs of all networks, [N, F] each, and the updated statistics.
@@ -162,20 +162,20 @@ class Method(abc.ABC):
 
 
 def create_projector(config: ml_collections.ConfigDict, last_bn_scale: bool) -> Projector:
-    """Builds the projector of the group `projector`; `last_bn_scale`: as of `Projector`."""
+    """Creates the projector of the group `projector`; `last_bn_scale` as in `Projector`."""
     return Projector(**config.projector, last_bn_scale=last_bn_scale, dtype=config.encoder.dtype)
 
 
 def metrics(z: jax.Array, psi: jax.Array) -> dict[str, jax.Array]:
-    """Metrics over the global batch, of this device's embeddings and similarities.
+    """Computes metrics of the global batch from this device's embeddings and similarities.
 
     `embedding_std` is the standard deviation of each coordinate of the normalized embeddings over
     the batch, averaged over coordinates: 1/sqrt(D) when they fill the sphere, 0 at collapse
     (SimSiam, section 4.1).
 
     Args:
-      z: [B, W, D] embeddings of the targets' views.
-      psi: [B, V, W].
+      z: [B, W, D] embeddings of the target views.
+      psi: [B, V, W] graded similarity.
     """
     unit = z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
     of_pairs = psi[:, *losses.pairs(psi.shape[1], psi.shape[2])]

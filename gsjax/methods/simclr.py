@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al., arXiv:2002.05709), and with graded similarity (thesis, section 4)."""
+"""SimCLR (Chen et al., arXiv:2002.05709), plain or with graded similarity (thesis, section 4)."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ class SimCLR(base.Method):
     """Encoder and projector, with the loss of eq. 9 or, graded, eq. 10 of the thesis."""
 
     def loss(self, params, extra, views, boxes, keys, progress):
-        """As `Method.loss`; all views share a pass and its batch statistics."""
+        """See `Method.loss`; all views share one forward pass and its batch statistics."""
         del keys, progress
         images = views["global"].swapaxes(0, 1)  # [V, B, S, S, 3]
         num_views, num_images = images.shape[:2]
@@ -33,13 +33,13 @@ class SimCLR(base.Method):
         return loss, ({"batch_stats": batch_stats}, base.metrics(z, psi))
 
     def embed(self, params, extra, images: jax.Array):
-        """As `Method.embed`: (z, z)."""
+        """See `Method.embed`; returns (z, z)."""
         (_, z), _ = self.forward(params, extra["batch_stats"], images, train=False)
         return z, z
 
 
 def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> SimCLR:
-    """Builds SimCLR."""
-    # google-research/simclr scales the normalized embedding.
+    """Creates SimCLR."""
+    # The last BN of google-research/simclr has a scale.
     projector = base.create_projector(config, last_bn_scale=True)
     return SimCLR({"encoder": encoder, "projector": projector}, config)

@@ -1,4 +1,4 @@
-"""SimSiam (Chen and He, arXiv:2011.10566), and with graded similarity (thesis, section 4)."""
+"""SimSiam (Chen and He, arXiv:2011.10566), plain or with graded similarity (thesis, section 4)."""
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ class SimSiam(base.Method):
     distance = "|p_i - z_j|"
 
     def loss(self, params, extra, views, boxes, keys, progress):
-        """As `Method.loss`; each view has a pass of its own and its own batch statistics."""
+        """See `Method.loss`; each view has its own forward pass and batch statistics."""
         del keys, progress
         batch_stats, embeddings, predictions = extra["batch_stats"], [], []
         for view in range(views["global"].shape[1]):
@@ -29,21 +29,21 @@ class SimSiam(base.Method):
         return loss, ({"batch_stats": batch_stats}, base.metrics(z, psi))
 
     def param_groups(self, params):
-        """As `Method.param_groups`: the predictor's rate may be constant (SimSiam, 4.2)."""
+        """See `Method.param_groups`; the predictor's rate may be constant (SimSiam, 4.2)."""
         groups = super().param_groups(params)
         if self.config.optimizer.fix_pred_lr:
             groups["predictor"] = jax.tree.map(lambda _: "constant", params["predictor"])
         return groups
 
     def embed(self, params, extra, images: jax.Array):
-        """As `Method.embed`: a prediction p and an embedding z."""
+        """See `Method.embed`; returns predictions p and embeddings z."""
         (_, z, p), _ = self.forward(params, extra["batch_stats"], images, train=False)
         return p, z
 
 
 def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> SimSiam:
-    """Builds SimSiam."""
-    # facebookresearch/simsiam does not scale the normalized embedding.
+    """Creates SimSiam."""
+    # The last BN of facebookresearch/simsiam has no scale.
     projector = base.create_projector(config, last_bn_scale=False)
     predictor = Predictor(
         config.predictor.hidden_dim, config.projector.out_dim, dtype=config.encoder.dtype

@@ -1,6 +1,6 @@
-"""The table of encoders. Importing it loads no encoder, nor JAX.
+"""The table of encoders. Importing it loads neither an encoder nor JAX.
 
-An encoder is one file with `create(settings, remat)`, which takes the group `encoder` and returns a
+An encoder is one file with `create(settings, remat)`, which takes the `encoder` group and returns a
 Flax module: (images [N, S, S, 3], train) -> `gsjax.models.outputs.Outputs`. It may have BatchNorm
 statistics, in the collection `batch_stats`.
 """
@@ -32,5 +32,5 @@ ENCODERS: dict[str, Row] = {
 
 
 def create_encoder(config: ml_collections.ConfigDict) -> Any:
-    """Builds the encoder that `config.encoder.name` names; float64 needs `jax_enable_x64`."""
+    """Creates the encoder named by `config.encoder.name`; float64 needs `jax_enable_x64`."""
     return ENCODERS[config.encoder.name].load()(config.encoder, config.remat)

@@ -1,8 +1,8 @@
 """Convolution with a weight gradient that is fast on CPUs.
 
-XLA's CPU backend computes the weight gradient of a convolution slowly. `conv_general_dilated` has
-the values and gradients of `jax.lax.conv_general_dilated` in less time there; programs compiled for
-other platforms are the same with either. `tests/benchmarks/step_vs_torch.py` measures the gain.
+XLA's CPU backend is slow at the weight gradient of a convolution. `conv_general_dilated` computes
+the values and gradients of `jax.lax.conv_general_dilated` faster there; on other platforms both
+compile to the same program. `tests/benchmarks/step_vs_torch.py` measures the gain.
 """
 
 import functools
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Rows of one product of the weight gradient: few enough for the caches, enough to keep the product
-# efficient. In images: 2 of 32x32, 8 of 16x16.
+# Rows per matrix product of the weight gradient: few enough for the caches, many enough to be
+# efficient. That is 2 images of 32x32 or 8 of 16x16.
 GROUP_ROWS = 2048
 SMALLEST_SIDE = 7
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -32,8 +32,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolves lhs [N, H, W, C] with rhs [h, w, C, F] as `jax.lax` does: [N, H', W', F].
 
-    Made for `flax.linen.Conv(conv_general_dilated=...)`, whose arguments it takes; the layout is
-    always NHWC and HWIO. Raises NotImplementedError for dilations and feature groups.
+    To be passed as `flax.linen.Conv(conv_general_dilated=...)`; the layout is always NHWC and
+    HWIO. Raises NotImplementedError for dilations and feature groups.
     """
     if {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
         raise NotImplementedError("the CPU convolution has neither dilations nor feature groups")
@@ -78,11 +78,11 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _kernel_gradient(images, grad, kernel_shape, padding, precision):
-    """Gradient of the kernel: a sum of matrix products, each of a group of images.
+    """Gradient of the kernel: a sum of matrix products, one per group of images.
 
-    One side of the product holds the inputs under every horizontal shift, the other the output
-    gradient under every vertical one, each row at the input row that it meets. That is less to
-    write, and squarer, than all shifts of the inputs on one side (im2col).
+    One operand holds the inputs at every horizontal shift, the other the output gradient at every
+    vertical shift, its rows aligned with the input rows they multiply. These are smaller and
+    squarer than with all shifts of the inputs on one side (im2col).
     """
     height, width, channels, features = kernel_shape
     count, out_height, out_width, _ = grad.shape

@@ -18,18 +18,18 @@ def _uniform(fan_in: int) -> nn.initializers.Initializer:
 class Projector(nn.Module):
     """Representations to embeddings: [Linear - BN - ReLU] * (num_layers - 1), then a last Linear.
 
-    Linear layers before a BN have no bias. SimCLR's head ends with Linear(bias), or with BN that
-    has a scale and no bias (google-research/simclr, model_util.py); SimSiam's with BN that has
-    neither (facebookresearch/simsiam, builder.py).
+    Linear layers before a BN have no bias. SimCLR's head ends with Linear(bias), or with a BN with
+    scale but no bias (google-research/simclr, model_util.py); SimSiam's with a BN with neither
+    (facebookresearch/simsiam, builder.py).
 
     Attributes:
-      num_layers: Linear layers.
+      num_layers: number of Linear layers.
       hidden_dim: features of all but the last.
       out_dim: features of the last.
-      last_bn: BN after the last layer.
+      last_bn: whether a BN follows the last layer.
       last_bn_scale: whether that BN has a scale.
-      dtype: of the computation, as `ResNet.dtype`.
-      axis_name: mapped axis over whose devices training takes BN statistics, or None.
+      dtype: computation dtype, as `ResNet.dtype`.
+      axis_name: mapped axis over whose devices training computes BN statistics, or None.
     """
 
     num_layers: int
@@ -60,7 +60,7 @@ class Predictor(nn.Module):
 
     Attributes:
       hidden_dim: features of the first layer.
-      out_dim: features of the second, those of the embedding.
+      out_dim: features of the second layer, equal to the embedding's.
       dtype: as in `Projector`.
       axis_name: as in `Projector`.
     """
@@ -81,7 +81,7 @@ class Predictor(nn.Module):
 
 
 def _layers(head: Projector | Predictor):
-    """Returns the head's makers of linear layers and of batch normalizations."""
+    """Returns functions that create the head's linear and batch normalization layers."""
 
     def linear(features, fan_in, use_bias, name):
         init = _uniform(fan_in)

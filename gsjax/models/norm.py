@@ -1,8 +1,8 @@
 """Batch normalization, with a backward pass that is fast on CPUs.
 
-JAX's derivative of batch normalization walks over the activations more often than needed, which
-XLA's CPU backend does not mend. There the closed form takes its place; programs compiled for other
-platforms have the derivative.
+JAX's derivative of batch normalization passes over the activations more often than necessary, and
+XLA's CPU backend does not optimize that away. There the closed form replaces it; other platforms
+use JAX's derivative.
 """
 
 import functools
@@ -22,18 +22,18 @@ def at_least_float32(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization, with the ReLU that follows it.
+    """Batch normalization, optionally followed by ReLU.
 
-    Variables are those of `flax.linen.BatchNorm`: params `scale` and `bias`, batch_stats `mean`
+    The variables are those of `flax.linen.BatchNorm`: params `scale` and `bias`, batch_stats `mean`
     and `var` (biased), all [C].
 
     Attributes:
-      dtype: of the result.
+      dtype: dtype of the result.
       relu: whether a ReLU follows.
       use_scale: whether there is a scale.
       use_bias: whether there is a bias.
-      scale_init: of the scale.
-      axis_name: mapped axis over whose devices the batch's statistics are taken, or None.
+      scale_init: initializer of the scale.
+      axis_name: mapped axis over whose devices the batch statistics are computed, or None.
     """
 
     dtype: jax.typing.DTypeLike = jnp.float32
@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalizes x [..., C] by the batch's statistics in training, else by the running ones."""
+        """Normalizes x [..., C] with batch statistics in training, else with the running ones."""
         shape, param_dtype = (x.shape[-1],), at_least_float32(self.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, param_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, param_dtype)
@@ -58,7 +58,7 @@ class BatchNorm(nn.Module):
         if not train:
             mean, var = running_mean.value, running_var.value
             return scale_and_shift(x, mean, var, scale, bias, self.relu)
-        # Initialization runs on one device, outside of any mapped axis.
+        # Initialization runs on one device, outside any mapped axis.
         axis_name = None if self.is_initializing() else self.axis_name
         y, mean, var = lax.platform_dependent(
             x,
@@ -74,7 +74,7 @@ class BatchNorm(nn.Module):
 
 
 def _normalize(x, mean, variance):
-    """Returns (x - mean) / std and 1 / std, in float32 at least; statistics [1, ..., 1, C]."""
+    """Returns (x - mean) / std and 1 / std, in at least float32; statistics [1, ..., 1, C]."""
     inverse = lax.rsqrt(variance + EPSILON)
     return (x.astype(inverse.dtype) - mean) * inverse, inverse
 
@@ -91,7 +91,7 @@ def scale_and_shift(
     bias: jax.Array,
     relu: bool,
 ) -> jax.Array:
-    """Normalizes x [..., C] by statistics [C], then scale [C], bias [C] and, if asked, ReLU."""
+    """Normalizes x [..., C] by statistics [C], then applies scale [C], bias [C] and `relu`."""
     normalized, _ = _normalize(x, _per_channel(mean, x), _per_channel(variance, x))
     y = normalized * _per_channel(scale, x) + _per_channel(bias, x)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype)
@@ -100,19 +100,19 @@ def scale_and_shift(
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalization in training (Ioffe & Szegedy 2015, algorithm 1), then ReLU if asked.
+    """Training-mode batch normalization (Ioffe & Szegedy 2015, algorithm 1), optional ReLU.
 
     Args:
       x: [..., C]; all axes but the last are the batch.
       scale: [C].
       bias: [C].
       relu: whether a ReLU follows.
-      axis_name: mapped axis over whose devices the statistics are taken, or None.
+      axis_name: mapped axis over whose devices the statistics are computed, or None.
 
     Returns:
-      The result [..., C] in x's dtype, the mean [C] and the biased variance [C] of the batch, in
-      float32 at least. The variance is the mean of squared distances to the mean: E[x^2] - E[x]^2
-      cancels in float32.
+      The result [..., C] in x's dtype, and the batch's mean [C] and biased variance [C] in at least
+      float32. The variance is the mean squared distance to the mean: E[x^2] - E[x]^2 suffers from
+      cancellation in float32.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
@@ -130,10 +130,10 @@ def _mean_over_devices(x, axis_name):
 def batch_norm_closed_form(
     x: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`batch_norm` whose backward pass is the closed form and keeps only x and the statistics.
+    """`batch_norm` with a closed-form backward pass that keeps only x and the statistics.
 
     The gradient of x is that of the sum of all devices' losses, as JAX's `pmean` transposes under
-    `jax.shard_map(check_vma=False)`. None flows through the returned mean and variance.
+    `jax.shard_map(check_vma=False)`. No gradient flows through the returned mean and variance.
     """
     return batch_norm(x, scale, bias, relu, axis_name)
 

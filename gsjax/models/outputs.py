@@ -9,8 +9,8 @@ class Outputs(NamedTuple):
     """Representations of N images.
 
     Attributes:
-      pooled: [N, F], one vector per image, in float32 or wider.
-      maps: [N, h, w, C], one vector per place of the image, of the same type.
+      pooled: [N, F], one vector per image, in at least float32.
+      maps: [N, h, w, C], one vector per spatial position, of the same dtype.
     """
 
     pooled: jax.Array

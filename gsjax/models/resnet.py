@@ -1,7 +1,7 @@
 """Residual networks (He et al., arXiv:1512.03385) as in torchvision's `resnet.py`.
 
-Bottlenecks stride in their 3x3 convolution ("v1.5"), and padding is PyTorch's, explicit
-everywhere: Flax's `SAME` pads stride-2 convolutions differently. Images are [N, S, S, 3].
+Bottlenecks have their stride in the 3x3 convolution ("v1.5"). Padding is explicit and as in
+PyTorch: Flax's `SAME` pads stride-2 convolutions differently. Images are [N, S, S, 3].
 """
 
 import functools
@@ -21,14 +21,14 @@ _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut.
+    """Two 3x3 convolutions and a shortcut.
 
     Attributes:
       features: output channels.
-      stride: of the first convolution.
-      conv: makes a convolution of (features, kernel size, stride, name).
-      norm: makes a batch normalization.
-      last_scale_init: of the last normalization's scale.
+      stride: stride of the first convolution.
+      conv: (features, kernel size, stride, name) -> convolution.
+      norm: creates a batch normalization.
+      last_scale_init: initializer of the last normalization's scale.
     """
 
     features: int
@@ -49,11 +49,11 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and the shortcut.
+    """1x1, 3x3 and 1x1 convolutions and a shortcut.
 
     Attributes:
-      features: channels within; the output has four times as many.
-      stride: of the 3x3 convolution.
+      features: inner channels; the output has four times as many.
+      stride: stride of the 3x3 convolution.
       conv: as in `BasicBlock`.
       norm: as in `BasicBlock`.
       last_scale_init: as in `BasicBlock`.
@@ -86,19 +86,19 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int, train
 
 
 class ResNet(nn.Module):
-    """Images to representations.
+    """Maps images to representations.
 
     Attributes:
-      stage_sizes: blocks in each stage; each stage after the first halves the side.
+      stage_sizes: blocks per stage; each stage after the first halves the side.
       block: BasicBlock or Bottleneck.
       width: features of the first stage, 64 in the paper; doubled in each stage.
       stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "cifar" (3x3 stride 1).
-      dtype: of the computation; parameters and running statistics are float32 at least.
+      dtype: computation dtype; parameters and running statistics are at least float32.
       zero_init_residual: the last BN scale of each block starts at 0, so that blocks start as
         their shortcuts (Goyal et al., arXiv:1706.02677, 5.1).
-      axis_name: mapped axis over whose devices training takes BN statistics, or None.
-      remat: keep only the blocks' inputs for the backward pass of training, which computes the rest
-        anew (Chen et al., arXiv:1604.06174); variables and values are the same.
+      axis_name: mapped axis over whose devices training computes BN statistics, or None.
+      remat: keep only the blocks' inputs for the backward pass and recompute the rest (Chen et al.,
+        arXiv:1604.06174); variables and values are unchanged.
     """
 
     stage_sizes: Sequence[int]
@@ -115,8 +115,8 @@ class ResNet(nn.Module):
         """Encodes normalized images [N, S, S, 3].
 
         The pooled representation has F = 8 * width features with basic blocks and 32 * width with
-        bottlenecks, as many as the maps of the last stage. With `train`, BN uses the
-        batch's statistics and updates the collection `batch_stats`, which must be mutable.
+        bottlenecks, as many as the maps of the last stage. With `train`, BN uses
+        batch statistics and updates the collection `batch_stats`, which must be mutable.
         """
         conv = functools.partial(_conv, self.dtype)
         norm = functools.partial(
@@ -147,7 +147,7 @@ class ResNet(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The stem's 3x3 max-pool, stride 2, padded by one -inf: [N, H, W, C] to half the side."""
+    """The stem's 3x3 max-pool, stride 2, padded by one -inf; halves the sides of [N, H, W, C]."""
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
@@ -161,7 +161,7 @@ def _conv(dtype, features, kernel_size, stride, name) -> nn.Conv:
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
         kernel_init=_he_normal,
-        # That of a 1x1 convolution is one matrix product, which XLA computes well itself.
+        # A 1x1 convolution's weight gradient is one matrix product, which XLA computes well.
         conv_general_dilated=convolution.conv_general_dilated if kernel_size > 1 else None,
         name=name,
     )
@@ -176,7 +176,7 @@ ARCHITECTURES: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottlene
 
 
 def create(settings: ml_collections.ConfigDict, remat: bool = False) -> ResNet:
-    """Builds the encoder of a `config.encoder` group; float64 needs `jax_enable_x64`."""
+    """Creates the encoder of a `config.encoder` group; float64 needs `jax_enable_x64`."""
     stage_sizes, block = ARCHITECTURES[settings.name]
     return ResNet(
         stage_sizes=stage_sizes,

@@ -19,7 +19,7 @@ CURVES = {  # metric: what its panel shows
 
 
 def line(study: Study) -> str:
-    """Names the pictures and curves that none of the study's runs has; "" if there are all."""
+    """Names the pictures and curves that none of the study's runs has; "" if none is missing."""
     runs = [run for group in study.groups for run in group.runs]
     if not runs:
         return ""

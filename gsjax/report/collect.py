@@ -1,4 +1,4 @@
-"""Finds runs and sweeps in work directories, and puts together what belongs together."""
+"""Finds runs and sweeps in work directories and groups them into studies."""
 
 import dataclasses
 import json
@@ -13,21 +13,21 @@ from gsjax.runtime import files
 from gsjax.sweep import runner, runs
 from gsjax.sweep.runs import Run
 
-_DEPTH = 2  # folders below the given one that are looked into
+_DEPTH = 2  # levels of subfolders to search
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is compared with each other: the members of a sweep, or runs that were found.
+    """Runs that are compared with each other: a sweep's members, or runs outside of sweeps.
 
     Attributes:
-      title: what is asked.
-      shows: figures and tables of the thesis that it repeats.
+      title: the question it answers.
+      shows: figures and tables of the thesis that it reproduces.
       axis: the swept setting, or "".
-      groups: in the order of the sweep.
-      missing: (member, why there is no result of it).
-      absent: names of the groups of which nothing was run at all.
+      groups: groups of runs, in sweep order.
+      missing: (member, why it has no result).
+      absent: names of groups without any run.
     """
 
     title: str
@@ -39,12 +39,12 @@ class Study:
 
 
 def find(paths: Sequence[epath.Path]) -> tuple[list[Study], list[str]]:
-    """Returns the studies under work directories, and a line for each file that is damaged.
+    """Returns the studies under work directories, and a line for each damaged file.
 
-    Runs that belong to no sweep are compared with each other where their images are the same.
+    Runs outside of sweeps are compared with each other if they use the same images.
 
     Raises:
-      UserError: there is neither a run nor a sweep.
+      UserError: a folder does not exist, or there is neither a run nor a sweep.
     """
     found = _Found()
     for path in paths:
@@ -63,13 +63,13 @@ def find(paths: Sequence[epath.Path]) -> tuple[list[Study], list[str]]:
 
 
 def open_paths(workdir: str, others: str) -> list[epath.Path]:
-    """The folders of `--workdir` and of `report.runs`."""
+    """Returns the folders given by `--workdir` and `report.runs`."""
     names = [workdir, *(name.strip() for name in others.split(",") if name.strip())]
     return [files.absolute(name) for name in names]
 
 
 class _Found:
-    """What a walk through folders has found; each folder counts once."""
+    """What a walk through folders finds; each folder counts once."""
 
     def __init__(self) -> None:
         self.studies: list[Study] = []
@@ -112,7 +112,7 @@ class _Found:
 
 
 def _loose_studies(loose: Sequence[Run]) -> list[Study]:
-    """A study for each kind of images, since figures of two cannot be compared."""
+    """Returns one study per kind of images, since scores on different images are not comparable."""
     by_images: dict[str, list[Run]] = {}
     for run in loose:
         data = run.config["data"]
@@ -170,7 +170,7 @@ def _study(folder: epath.Path, damaged: list[str]) -> Study:
 
 
 def _member(folder: epath.Path, name: str, about: dict[str, Any], damaged: list[str]) -> Run | None:
-    """A member's run: its summary, with what its folder has in addition, or the folder alone."""
+    """Returns a member's run: its summary plus what its folder adds, or the folder alone."""
     summary, own = folder / f"{name}.json", folder / name
     if not summary.exists():
         return runs.read(own, about) if (own / "config.json").exists() else None
@@ -184,7 +184,7 @@ def _member(folder: epath.Path, name: str, about: dict[str, Any], damaged: list[
     except UserError as error:
         damaged.append(f"{error}; its summary stands in")
         return run
-    if later.step != run.step:  # checkpoints were removed, or it trains anew
+    if later.step != run.step:  # checkpoints were removed, or it is retraining
         return run
     return dataclasses.replace(run, results={**run.results, **later.results})
 

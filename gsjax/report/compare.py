@@ -1,4 +1,4 @@
-"""Scores of groups of runs, their paired differences, and what follows from them in words."""
+"""Scores of groups of runs, their paired differences, and the conclusions in words."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -13,9 +13,9 @@ from gsjax.report.groups import Group, baseline_of
 from gsjax.sweep import runs
 
 CONFIDENCE = 0.95
-PRIMARY = "kNN top-1"  # the score of the thesis' figures, measured in every pre-training
+PRIMARY = "kNN top-1"  # the score in the thesis' figures, measured in every pre-training run
 _CALIBRATION = "calibration error"
-# Settings that the kNN accuracy of raw pixels depends on, and that of an untrained encoder.
+# Settings that affect the kNN accuracy of raw pixels, and that of an untrained encoder.
 _OF_PIXELS = (
     *("data.source", "data.num_images", "data.labeled_split", "data.test_split"),
     *("data.image_size", "data.mean", "data.std", "knn.preset", "knn.k"),
@@ -27,14 +27,14 @@ _OF_UNTRAINED = (
 
 
 class Cell(NamedTuple):
-    """What a table shows, and the number that it is sorted by."""
+    """What a table shows, and the number it sorts by."""
 
     text: str
     value: float | None = None
 
 
 class Difference(NamedTuple):
-    """A paired difference: its mean over the seeds that both have, and the interval around it.
+    """A paired difference: its mean over shared seeds, and the confidence interval around it.
 
     `low` and `high` are None for a single pair.
     """
@@ -46,19 +46,19 @@ class Difference(NamedTuple):
 
 
 def scores(run: runs.Run) -> dict[str, float]:
-    """Every score of a run at the end of its training; nothing of an unfinished one."""
+    """Returns all scores of a run at the end of training; empty if it is unfinished."""
     return _scores(run, run.num_steps) if run.finished else {}
 
 
 def _scores(run: runs.Run, step: int) -> dict[str, float]:
-    """The scores at a step, 0 for the untrained encoder; what is not finite is no score."""
+    """Returns the finite scores at a step; step 0 is the untrained encoder."""
     found = {}
     for at, value in run.curves.get("knn/top1", []):
         if at == step:
             found[PRIMARY] = value
     for job, entries in run.results.items():
         if job == "diagnostics" and not step:
-            continue  # they are of the heads, which differ between methods
+            continue  # they measure the heads, which differ between methods
         for entry in entries:
             if (entry["step"] or 0) == step:
                 variant = entry.get("variant", "")
@@ -68,7 +68,7 @@ def _scores(run: runs.Run, step: int) -> dict[str, float]:
 
 
 def score_name(job: str, dataset: str, score: str) -> str:
-    """How tables call a score of `results/<job>.json`."""
+    """Returns the name in tables of a score from `results/<job>.json`."""
     metric = score.partition("/")[2].removeprefix(f"{dataset}_").replace("_", " ")
     if job == "diagnostics":
         return metric.replace("std sqrt d", "std x sqrt(d)")
@@ -76,9 +76,9 @@ def score_name(job: str, dataset: str, score: str) -> str:
 
 
 def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
-    """{raw pixels, untrained encoder: {score: values, one for each seed}}.
+    """Returns {"raw pixels" or "untrained encoder": {score: values, one per seed}}.
 
-    Where encoders or pictures differ, there is one of each kind.
+    If encoders or images differ between groups, there is one entry for each kind.
     """
     pixels: dict[str, dict[str, list[float]]] = {}
     untrained: dict[str, dict[str, dict[int, float]]] = {}
@@ -105,15 +105,15 @@ def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
 
 
 def _among(label: str, group: Group, several: Collection[str]) -> str:
-    """The label, with the settings that tell it from others of its kind."""
+    """Returns the label with the settings that distinguish it from others of its kind."""
     parts = [f"{key}={settings.text(group.shaping[key])}" for key in sorted(several)]
     return f"{label} ({', '.join(parts)})" if parts else label
 
 
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """Compares {seed: value} by Student's t over the seeds that both have; None if there is none.
+    """Compares {seed: value} over shared seeds by Student's t; None if there are none.
 
-    The interval holds the mean difference with 95 % confidence where differences are normal.
+    The interval holds the mean difference with 95 % confidence if differences are normal.
     """
     differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
     n = len(differences)
@@ -128,13 +128,13 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Difference |
 
 
 def by_seed(group: Group, score: str) -> dict[int, float]:
-    """{seed: value} of a score in the finished runs."""
+    """Returns {seed: value} of a score over the finished runs."""
     found = {run.config["seed"]: scores(run).get(score) for run in group.finished}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def score_names(groups: Sequence[Group]) -> list[str]:
-    """The scores that any group has, the primary one first."""
+    """Returns the names of all scores that any group has, the primary one first."""
     names: dict[str, None] = {PRIMARY: None}
     for group in groups:
         for run in group.finished:
@@ -143,7 +143,7 @@ def score_names(groups: Sequence[Group]) -> list[str]:
 
 
 def difference(group: Group, groups: Sequence[Group], score: str) -> Difference | None:
-    """A group's paired difference to its baseline; None where there is nothing to compare."""
+    """Returns a group's paired difference from its baseline; None if they cannot be compared."""
     baseline = baseline_of(group, groups)
     if not baseline or (score == _CALIBRATION and _asked(group) != _asked(baseline)):
         return None
@@ -151,15 +151,15 @@ def difference(group: Group, groups: Sequence[Group], score: str) -> Difference 
 
 
 def _asked(group: Group) -> set[str]:
-    """The psi that the calibration error of its runs is the distance to."""
+    """Returns the psi that the calibration error of its runs is measured against."""
     entries = [entry for run in group.finished for entry in run.results.get("diagnostics", [])]
     return {str(entry.get("protocol", {}).get("psi")) for entry in entries}
 
 
 def spread_cell(values: Sequence[float], seeds: int = 0) -> Cell:
-    """Mean (standard deviation), with how many of the seeds have it where not all do.
+    """Formats the mean (standard deviation), and the number of seeds if not all have a value.
 
-    "missing" where nothing was measured.
+    "missing" if nothing was measured.
     """
     if not values:
         return Cell("missing")
@@ -173,7 +173,7 @@ def spread_cell(values: Sequence[float], seeds: int = 0) -> Cell:
 
 
 def difference_cell(found: Difference | None, group: Group) -> Cell:
-    """Mean and interval of a difference, in words where there is none."""
+    """Formats the mean and interval of a difference, or says why there is none."""
     if group.is_baseline:
         return Cell("baseline")
     if found is None:
@@ -185,26 +185,26 @@ def difference_cell(found: Difference | None, group: Group) -> Cell:
 
 
 def number(value: float) -> str:
-    """Two digits after the point, more for what is small."""
+    """Formats a number with two decimals, or more if it is small."""
     return f"{value:.{_digits(value)}f}"
 
 
 def signed(*values: float) -> list[str]:
-    """Values with signs and equally many digits: two after the point, more where all are small."""
+    """Formats values with signs and the same number of decimals: two, or more if all are small."""
     digits = _digits(*values)
     return [f"{round(value, digits) + 0.0:+.{digits}f}" for value in values]
 
 
 def _digits(*values: float) -> int:
-    """After the point: two, or what shows three of the largest value where that is small."""
+    """Returns how many decimals to show: two, or enough for three digits if all are small."""
     largest = max(abs(value) for value in values)
     return 2 if largest >= 0.1 or largest == 0 else 2 - math.floor(math.log10(largest))
 
 
 def length_of(group: Group, axis: str = "") -> str:
-    """What decides most on a score, so that nobody takes a short run for the thesis'.
+    """Describes what affects scores most, so that nobody mistakes a short run for the thesis'.
 
-    The swept setting `axis`, of which groups differ, is left out.
+    Leaves out the swept setting `axis`, in which groups differ.
     """
     length, unit = (
         ("num_steps", "steps") if group.shaping["num_steps"] else ("num_epochs", "epochs")
@@ -219,7 +219,7 @@ def length_of(group: Group, axis: str = "") -> str:
 
 
 def headline(study: Study) -> list[str]:
-    """What was compared and what came out, in sentences; nothing beyond the intervals."""
+    """Says in sentences what was compared and found, claiming nothing beyond the intervals."""
     finished = [group for group in study.groups if group.finished]
     lines = [f"{study.title}: nothing has been trained to its end."]
     if finished:
@@ -255,7 +255,7 @@ def headline(study: Study) -> list[str]:
 
 
 def _names(study: Study, groups: Sequence[Group]) -> str:
-    """The labels, with the values of the axis."""
+    """Returns the labels, with their values of the axis."""
     values: dict[str, list[str]] = {}
     for group in groups:
         of_label = values.setdefault(group.label, [])

@@ -1,4 +1,4 @@
-"""Draws the figures of a report into axes of matplotlib."""
+"""Draws the figures of a report on matplotlib axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ Line = list[tuple[float, float]]  # (step or epoch, value), ascending
 GREY = "#888888"
 # Readable on white and on black.
 _COLOURS = ("#3b82c4", "#e07b39", "#3f9b5c", "#b65fc2", "#c9a227", "#35a3b5", "#d1495b", GREY)
-_FEWEST = 20  # in a bin of the calibration; a pair of views counts in both directions
-_FEW = 5  # lines that a legend names in full size
-_MOST_CLASSES = 12  # that the legend of a map names
+_FEWEST = 20  # smallest calibration bin to draw; a pair of views counts in both directions
+_FEW = 5  # most legend entries at full size
+_MOST_CLASSES = 12  # most classes that a map's legend names
 
 
 def colors(study: Study) -> dict[str, str]:
-    """A color for each group; along a scale where the groups are values of an axis."""
+    """Returns a color per group, along a scale if the groups are values of an axis."""
     if not study.axis:
         return {g.name: _COLOURS[i % len(_COLOURS)] for i, g in enumerate(study.groups)}
     scale = matplotlib.colormaps["plasma"]
@@ -43,7 +43,7 @@ def curves(
     color: Mapping[str, str],
     in_epochs: bool = False,
 ) -> None:
-    """A thin line for each seed, and a thick one for the mean, over steps or epochs."""
+    """Draws a thin line per seed and a thick one for the mean, over steps or epochs."""
     for group in groups:
         lines = [scaled(run, metric) for run in group.runs if metric in run.curves]
         if in_epochs:
@@ -75,16 +75,16 @@ def curves(
 
 
 def scaled(run: Run, metric: str) -> Line:
-    """The curve; the spread times sqrt(d), so that 1 is the whole sphere for every width."""
+    """Returns the curve; spread times sqrt(d), so that 1 is the whole sphere at any width."""
     is_spread = metric == "train/embedding_std"
     factor = math.sqrt(run.config["projector"]["out_dim"]) if is_spread else 1.0
     return [(step, factor * value) for step, value in thin(run.curves[metric])]
 
 
 def mean_curve(found: Sequence[Line]) -> Line:
-    """The mean as far as all curves go, at the places of the shortest, straight between points.
+    """Averages curves where all overlap, at the points of the shortest, interpolating linearly.
 
-    Nothing where one ends before another begins.
+    Empty if one curve ends before another begins.
     """
     last = min(curve[-1][0] for curve in found)
     first = max(curve[0][0] for curve in found)
@@ -100,7 +100,7 @@ def mean_curve(found: Sequence[Line]) -> Line:
 
 
 def over_axis(axes: Axes, study: Study) -> None:
-    """kNN accuracy over the swept setting; groups that are not on it as level lines."""
+    """Draws kNN accuracy over the swept setting; groups not on it are horizontal lines."""
     lines: dict[str, list[tuple[Any, list[float]]]] = {}
     level: dict[str, list[float]] = {}
     for group in study.groups:
@@ -137,7 +137,7 @@ def over_axis(axes: Axes, study: Study) -> None:
 
 
 def histograms(axes: Axes, details: Mapping[str, Any]) -> None:
-    """IoA and psi of the pairs of crops, side by side in each bin."""
+    """Draws histograms of IoA and psi of crop pairs, side by side in each bin."""
     for offset, name, label in ((0.0, "ioa", "IoA"), (0.5, "psi", "psi")):
         counts = np.asarray(details[f"{name}_histogram"])
         left = (np.arange(len(counts)) + offset) / len(counts)
@@ -149,9 +149,9 @@ def histograms(axes: Axes, details: Mapping[str, Any]) -> None:
 
 
 def large_bins(bins: Mapping[str, Any]) -> tuple[list[int], str]:
-    """The bins of a calibration that are worth drawing, and a note on those that are not.
+    """Returns the calibration bins that are worth drawing, and a note on the others.
 
-    Of a tiny run, where none is, all that are not empty.
+    If none is, as in a tiny run, returns all non-empty ones.
     """
     filled = [i for i, count in enumerate(bins["count"]) if count]
     large = [i for i in filled if bins["count"][i] >= _FEWEST]
@@ -163,7 +163,7 @@ def large_bins(bins: Mapping[str, Any]) -> tuple[list[int], str]:
 
 
 def calibration(axes: Axes, bins: Mapping[str, Any], color: str) -> None:
-    """Distance of the embeddings by IoA, beside what graded similarity asks for."""
+    """Draws embedding distance by IoA, next to what graded similarity asks for."""
     rows, _ = large_bins(bins)
     middle = [(bins["ioa_low"][i] + bins["ioa_high"][i]) / 2 for i in rows]
     column = {name: [bins[name][i] for i in rows] for name in bins}
@@ -180,7 +180,7 @@ def calibration(axes: Axes, bins: Mapping[str, Any], color: str) -> None:
 
 
 def plane(axes: Axes, places: Mapping[str, Any]) -> None:
-    """The map of the representations, a color for each label."""
+    """Draws the map of the representations, one color per label."""
     x, y = np.asarray(places["x"]), np.asarray(places["y"])
     labels = np.asarray(places["label"] or [0] * len(x))
     names = places["class_names"] or []
@@ -195,7 +195,7 @@ def plane(axes: Axes, places: Mapping[str, Any]) -> None:
             s=3,
             color=matplotlib.colormaps["tab20"](i % 20),
             label=legend_text(name) if with_legend else None,
-            rasterized=True,  # thousands of points as one picture
+            rasterized=True,  # thousands of points as one image
         )
     axes.set_xticks([])
     axes.set_yticks([])
@@ -204,12 +204,12 @@ def plane(axes: Axes, places: Mapping[str, Any]) -> None:
 
 
 def legend_text(label: str) -> str:
-    """A label that a legend shows: matplotlib leaves out those that begin with a low line."""
+    """Makes a label visible in legends: matplotlib skips those starting with an underscore."""
     return f" {label}" if label.startswith("_") else label
 
 
 def _legend(axes: Axes) -> None:
-    """A legend that leaves room for the lines, also where there are many."""
+    """Draws a legend that leaves room for the lines, even with many entries."""
     names = len(axes.get_legend_handles_labels()[0])
     if names:
         axes.legend(fontsize=6 if names > _FEW else 8, ncols=2 if names > _FEW else 1)

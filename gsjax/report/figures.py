@@ -1,6 +1,6 @@
-"""Figures of a report by matplotlib: each a small SVG for the page and a PNG for elsewhere.
+"""A report's figures, drawn with matplotlib: a small SVG for the page and a PNG for elsewhere.
 
-The SVG takes its text color from the page, so that it is readable on light and dark.
+The SVG takes its text color from the page, so that it is readable in light and dark mode.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from gsjax.report.groups import Group
 from gsjax.sweep.plans import slug
 from gsjax.sweep.runs import Run
 
-_TEXT = "#010203"  # stands for the page's text color in the SVG
+_TEXT = "#010203"  # placeholder for the page's text color in the SVG
 _SIZE = (4.6, 3.2)  # inches
 _KNN = "knn/top1"
 _CURVES = {  # metric: (title, axis)
@@ -39,7 +39,7 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One figure: its title, what to read in it, the SVG and the name of the PNG."""
+    """One figure: its title, how to read it, the SVG and the name of the PNG."""
 
     title: str
     note: str
@@ -48,22 +48,22 @@ class Panel:
 
 
 class Panels:
-    """Draws the figures of a study, all groups in the same colors everywhere.
+    """Draws the figures of a study; each group keeps its color in all of them.
 
     Attributes:
-      damaged: a line for each file that could not be drawn, once `all` is done.
+      damaged: a line for each file that could not be drawn, filled by `all`.
     """
 
     def __init__(self, study: Study, folder: epath.Path, prefix: str) -> None:
-        """Draws into `folder/<prefix>_<name>.png`."""
+        """Writes PNGs to `folder/<prefix>_<name>.png`."""
         self._study, self._folder, self._prefix = study, folder, prefix
         self._colors = draw.colors(study)
-        # Steps of different length would tell nothing beside each other.
+        # With epochs of different length, curves over steps are not comparable.
         self._in_epochs = len({group.epoch_steps for group in study.groups}) > 1
         self.damaged: list[str] = []
 
     def all(self) -> list[Panel]:
-        """Every figure that the study's runs have data for."""
+        """Returns every figure that the study's runs have data for."""
         panels = [self._over_axis()]
         panels += self._accuracies()
         panels += [self._curves(metric) for metric in _CURVES if metric != _KNN]
@@ -79,14 +79,14 @@ class Panels:
         return Panel(title, note, svg, f"{name}.png")
 
     def _accuracies(self) -> list[Panel | None]:
-        """One panel, or one for each method where there are several, as in figures 7 and 8."""
+        """Returns one panel, or one per method if there are several, as in figures 7 and 8."""
         methods = list(dict.fromkeys(group.method for group in self._study.groups))
         if len(methods) < 2:
             return [self._curves(_KNN)]
         return [self._curves(_KNN, method) for method in methods]
 
     def _curves(self, metric: str, method: str = "") -> Panel | None:
-        """The curves of all groups, or of those of a method."""
+        """Draws the curves of all groups, or of one method's groups."""
         title, unit = _CURVES[metric]
         groups = [g for g in self._study.groups if any(metric in run.curves for run in g.runs)]
         name = metric.replace("/", "_")
@@ -117,7 +117,7 @@ class Panels:
         return self._render("axis", title, note, lambda axes: draw.over_axis(axes, self._study))
 
     def _histograms(self) -> list[Panel | None]:
-        """One panel for each law by which crops are drawn and psi follows from them."""
+        """Returns one panel per combination of crop distribution and psi."""
         laws: dict[str, list[tuple[Group, Run, dict]]] = {}
         for group in self._study.groups:
             found = _diagnosed(group.runs)
@@ -181,7 +181,7 @@ class Panels:
         )
 
     def _try(self, make: Callable[[], Panel], run: Run) -> Panel | None:
-        """Draws what a file of the run holds, which may be damaged."""
+        """Draws from one of the run's files; notes it in `damaged` if that fails."""
         try:
             return make()
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -190,14 +190,14 @@ class Panels:
 
 
 def render(name: str, title: str, fill: Callable[[Axes], None]) -> tuple[str, bytes]:
-    """Returns a figure as SVG, for a page that holds others, and as PNG with its title."""
+    """Returns a figure as an SVG to embed in a page with others, and as a PNG with its title."""
     drawn = {}
     for kind, color in (("svg", _TEXT), ("png", "#222222")):
         style: dict[Any, Any] = {
             "svg.fonttype": "none",
             "svg.hashsalt": name,
             "text.color": color,
-            "text.parse_math": False,  # a label may hold $
+            "text.parse_math": False,  # a label may contain $
             "axes.labelcolor": color,
             "axes.edgecolor": color,
             "xtick.color": color,
@@ -209,7 +209,7 @@ def render(name: str, title: str, fill: Callable[[Axes], None]) -> tuple[str, by
             "legend.frameon": False,
         }
         with matplotlib.rc_context(style), warnings.catch_warnings():
-            # The browser has the letters that matplotlib's own font lacks.
+            # The browser has the glyphs that matplotlib's own font lacks.
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
             figure = Figure(figsize=_SIZE, layout="constrained")
             fill(figure.add_subplot())
@@ -225,7 +225,7 @@ def render(name: str, title: str, fill: Callable[[Axes], None]) -> tuple[str, by
 
 
 def _inline(svg: str, name: str) -> str:
-    """The SVG as a part of a page: identifiers of its own, and the page's color and width."""
+    """Makes an SVG embeddable: unique identifiers, and the page's color and width."""
     svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
     svg = re.sub(r' width="[^"]+pt" height="[^"]+pt"', "", svg, count=1)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
@@ -243,7 +243,7 @@ def _seed(run: Run) -> str:
 
 
 def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
-    """The first run that has diagnostics of its newest checkpoint, and they."""
+    """Returns the first run with diagnostics of its newest checkpoint, and that result."""
     for run in found:
         for entry in run.results.get("diagnostics", []):
             if entry["step"] is not None and entry["step"] == run.step:
@@ -252,7 +252,7 @@ def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
 
 
 def _law_of_overlap(entry: Mapping[str, Any]) -> str:
-    """What IoA and psi of the pairs of crops depend on, but for chance."""
+    """Returns all that IoA and psi of crop pairs depend on, apart from chance."""
     protocol = entry.get("protocol", {})
     crops = [protocol.get("augment", {}).get(key) for key in ("crop", "min_scale", "max_scale")]
     return json.dumps([entry["dataset"], crops, protocol.get("psi")])

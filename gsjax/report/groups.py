@@ -1,4 +1,4 @@
-"""Runs that differ in the seed alone, as the groups that a report compares."""
+"""Groups runs that differ only in the seed, for a report to compare."""
 
 import dataclasses
 import json
@@ -9,22 +9,22 @@ from gsjax.config import defaults, settings
 from gsjax.methods import METHODS
 from gsjax.sweep.runs import Run
 
-# They leave the encoder as it is, but not what the kNN monitor measures on it.
+# These do not affect the encoder, but do affect what the kNN monitor measures on it.
 _OF_THE_MONITOR = ("data.labeled_split", "data.test_split", "knn.preset", "knn.k")
 _NOT_OF_THE_PROTOCOL = ("seed", "num_left_out")
-_UNGRADED_SCALE = 0.5  # with psi = 1 the graded NT-Xent is then NT-Xent and a constant
-_OF_THE_METHOD = ("learning_rate",)  # of the linear evaluation, which has one for each
+_UNGRADED_SCALE = 0.5  # with it, graded NT-Xent at psi = 1 is NT-Xent plus a constant
+_OF_THE_METHOD = ("learning_rate",)  # of the linear evaluation; each method has its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone.
+    """Runs that differ only in the seed.
 
     Attributes:
-      label: how tables and figures call them.
-      value: of the swept setting, if there is one.
-      runs: by seed.
-      shaping: {key: value} of every setting but the seed that shapes the training or its kNN
+      label: their name in tables and figures.
+      value: value of the swept setting, if there is one.
+      runs: the runs, sorted by seed.
+      shaping: {key: value} of every setting except the seed that affects training or its kNN
         accuracy, and the number of images.
     """
 
@@ -35,14 +35,14 @@ class Group:
 
     @property
     def finished(self) -> tuple[Run, ...]:
-        """The runs that were trained to their end."""
+        """The runs that were trained to the end."""
         return tuple(run for run in self.runs if run.finished)
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the loss of these runs is that without graded similarity.
+        """Whether these runs train without graded similarity.
 
-        At lambda = 0, where psi is 1, it is so too where the positive term weighs the same.
+        Includes lambda = 0, where psi is 1, if the positive term has the same weight.
         """
         s = self.shaping
         weight = (
@@ -55,22 +55,22 @@ class Group:
 
     @property
     def method(self) -> str:
-        """Its name, with or without graded similarity."""
+        """The method's name, the same with and without graded similarity."""
         return METHODS[self.shaping["method"]].label
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return self.shaping["data.num_images"] // self.shaping["batch_size"]
 
     @property
     def name(self) -> str:
-        """The label, with the value of the swept setting."""
+        """The label, with the value of the swept setting if there is one."""
         return name_of(self.label, self.value)
 
 
 def name_of(label: str, value: settings.Value | None) -> str:
-    """How tables call a group."""
+    """Returns the name of a group in tables."""
     return label if value is None else f"{label} at {settings.text(value)}"
 
 
@@ -89,7 +89,7 @@ def label_of(config: Mapping[str, Any]) -> str:
 
 
 def shaping(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `Group.shaping`, with the defaults of those that a config lacks."""
+    """Returns the settings of `Group.shaping`, with defaults for missing ones."""
     found = settings.shaping(config) | {key: _flat(config)[key] for key in _OF_THE_MONITOR}
     found["data.num_images"] = data.get("num_images")
     return {key: value for key, value in found.items() if key != "seed"}
@@ -100,11 +100,11 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, str], ...]]:
-    """Puts together the runs that differ in the seed alone, in the order of their first ones.
+    """Groups runs that differ only in the seed, in the order of each group's first run.
 
     Returns:
-      The groups; (run, why it is left out) of those that repeat another one's settings and seed,
-      of which the one that got farther, or else has more results, counts.
+      The groups, and (run, why it is left out) for runs that repeat another's settings and seed. Of
+      those, the one that got furthest counts, or else the one with more results.
     """
     together: dict[str, list[Run]] = {}
     for run in protocols_told_apart(found):
@@ -131,7 +131,7 @@ def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, s
 
 
 def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
-    """Adds to equal names the settings in which they differ."""
+    """Adds to identical names the settings in which the groups differ."""
     told = []
     for group in groups:
         twins = [other for other in groups if other.name == group.name]
@@ -144,9 +144,9 @@ def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The group without graded similarity whose settings are the same otherwise.
+    """Returns the group without graded similarity and with otherwise equal settings, or None.
 
-    Of several, one that has no measure of overlap at all.
+    Of several, prefers one with no overlap measure at all.
     """
     if group.is_baseline:
         return None
@@ -159,9 +159,9 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def protocols_told_apart(found: Sequence[Run]) -> list[Run]:
-    """Gives results of one job and data set that were measured in several ways a `variant` each.
+    """Adds a `variant` to results of one job and dataset that were measured in several ways.
 
-    It names the settings in which they differ, so that a table never mixes them.
+    The variant names the settings in which they differ, so that a table never mixes them.
     """
     ways: dict[tuple[str, str], list[dict[tuple[str, ...], Any]]] = {}
     for run in found:
@@ -174,7 +174,7 @@ def protocols_told_apart(found: Sequence[Run]) -> list[Run]:
             own = _protocol(run, entry)
             others = ways[job, entry["dataset"]]
             keys = [k for k in own if any(k in other and other[k] != own[k] for other in others)]
-            # What diagnostics are measured on is told by the training's settings.
+            # The training's settings already say what diagnostics are measured on.
             if keys and job != "diagnostics":
                 detail = ", ".join(f"{key[-1]}={_short(own[key])}" for key in keys)
                 entry = {**entry, "variant": f" ({detail})"}
@@ -188,7 +188,7 @@ def _entries(run: Run) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _protocol(run: Run, entry: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """The settings of a measurement; those that each method has its own of are under its name."""
+    """Returns the settings of a measurement; those specific to a method are keyed by its name."""
     return {
         (run.config["method"], key) if key in _OF_THE_METHOD else (key,): value
         for key, value in entry.get("protocol", {}).items()

@@ -1,4 +1,4 @@
-"""The page, tables.md and the CSV files of a report."""
+"""Writes the page, tables.md and the CSV files of a report."""
 
 import base64
 import csv
@@ -16,8 +16,8 @@ from gsjax.report.figures import Panel
 from gsjax.report.tables import Table
 from gsjax.runtime import files
 
-_ESCAPED = r"\\\1"  # what would end a cell or begin a tag
-_MAX_WIDTH = 1200  # pixels of a picture on the page
+_ESCAPED = r"\\\1"  # escapes what would end a cell or begin a tag
+_MAX_WIDTH = 1200  # of a picture on the page, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What the page shows of a study; `absent` is a line on what it does not."""
+    """What the page shows of a study; `absent` is a line on what it does not show."""
 
     title: str
     shows: Sequence[str]
@@ -49,9 +49,9 @@ def picture(title: str, file: epath.Path) -> Picture:
       UserError: it is damaged.
     """
     try:
-        # No other format: for some of them Pillow runs a program on the file.
+        # No other format: for some of them, Pillow runs a program on the file.
         image = Image.open(io.BytesIO(file.read_bytes()), formats=["PNG"]).convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow's words for what is no picture, or torn
+    except (OSError, SyntaxError) as error:  # not an image, or truncated
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     if image.width > _MAX_WIDTH:
         size = _MAX_WIDTH, round(image.height * _MAX_WIDTH / image.width)
@@ -72,12 +72,12 @@ def write(
     """Writes index.html, tables.md and a CSV file for each table.
 
     Args:
-      folder: of the report.
+      folder: the report's folder.
       sections: the studies.
-      thesis: tables of the thesis, with our figures.
+      thesis: tables of the thesis, with our numbers.
       background: settings and environments.
-      damaged: files that could not be read, a line each.
-      made: by what and when, one line.
+      damaged: a line for each file that could not be read.
+      made: what made the report and when, in one line.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gsjax.report", "."),

@@ -25,12 +25,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes `report/` into the work directory: index.html, tables.md, CSV files and figures/.
 
     Raises:
-      UserError: there is nothing to report on, a setting is given that has no effect here, or a
-        library of the extra `report` is missing.
+      UserError: there is nothing to report on, a setting was given that has no effect here, or a
+        library of the `report` extra is missing.
     """
     _check(config)
     try:
-        from gsjax.report import figures, page  # matplotlib and jinja2, of the extra `report`
+        from gsjax.report import figures, page  # matplotlib and jinja2, from the `report` extra
     except ImportError as error:
         raise UserError(f"--job report: {error}; pip install 'gsjax[report]'") from error
 
@@ -78,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def _clear(folder: epath.Path) -> None:
-    """Makes the folder, without the tables and figures of an earlier report."""
+    """Creates the folder and removes the tables and figures of an earlier report."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = files.with_suffix(folder / "figures", ".png")
     for file in files.with_suffix(folder, ".csv") + drawn:
@@ -95,10 +95,10 @@ def _tables(study: collect.Study, name: str) -> list[tables.Table]:
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-    """Makes sure that no setting is given which trained encoders have already.
+    """Checks that no setting was given that the trained encoders already determine.
 
     Raises:
-      UserError: there is one.
+      UserError: one was given.
     """
     names = [key for key in _given(config) if not _is_handed_on(key)]
     if names:
@@ -109,7 +109,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 
 def _given(config: ml_collections.ConfigDict) -> dict[str, settings.Value]:
-    """The settings that differ from their defaults, but for those of the report itself."""
+    """Returns the settings that differ from their defaults, except the report's own."""
     return {
         key: value
         for key, value in settings.flatten(config).items()
@@ -118,15 +118,15 @@ def _given(config: ml_collections.ConfigDict) -> dict[str, settings.Value]:
 
 
 def _is_handed_on(key: str) -> bool:
-    """Whether diagnostics take a setting from the report; they are of the newest checkpoint."""
+    """Whether to pass a setting on to diagnostics, which always use the newest checkpoint."""
     return SETTINGS[key].kind is Kind.FREE and key != "checkpoint.load"
 
 
 def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDict) -> bool:
-    """Runs the job `diagnostics` where a checkpoint has none; says whether any was made.
+    """Runs the job `diagnostics` on checkpoints that have none; returns whether any succeeded.
 
-    Each in a process of its own, because JAX's number type is one for a whole process, and with
-    the report's settings.
+    Each gets the report's settings and its own process, because JAX's 64-bit mode applies to a
+    whole process.
     """
     given = [f"--config.{key}={v}" for key, v in _given(config).items() if _is_handed_on(key)]
     made = False
@@ -147,7 +147,7 @@ def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDic
 
 
 def _pictures(study: collect.Study) -> list[tuple[str, epath.Path]]:
-    """(title, file) of the pictures of each group's first run that has them."""
+    """Returns (title, file) of the pictures, from each group's first run that has them."""
     found = []
     for group in study.groups:
         for title, name in (
@@ -166,7 +166,7 @@ def _runs(studies: Sequence[collect.Study]) -> list[tuple[groups.Group, Run]]:
 
 
 def _settings(studies: Sequence[collect.Study]) -> tables.Table:
-    """Every setting that differs from the default in the first run of any group."""
+    """Lists every setting that differs from its default in the first run of any group."""
     found = [group for study in studies for group in study.groups]
     values = [settings.flatten(group.runs[0].config) for group in found]
     images = [group.shaping["data.num_images"] for group in found]

@@ -30,7 +30,7 @@ _HIDDEN = ("top5", "mP@1", "mP@5", "positive distance", "negative distance")  # 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of the page, `<name>.csv` and tables.md; the page folds a long one up."""
+    """A table of the page, `<name>.csv` and tables.md; the page collapses a `folded` one."""
 
     name: str
     caption: str
@@ -40,15 +40,15 @@ class Table:
 
 
 def results_table(study: Study, name: str) -> Table:
-    """A row for each group: means and standard deviations over seeds, and the primary difference.
+    """One row per group: means and standard deviations over seeds, and the primary difference.
 
-    Raw pixels and the untrained encoder come first; groups that were not run are there, missing.
+    Raw pixels and the untrained encoder come first; groups that were not run are shown as missing.
     """
     names = [n for n in score_names(study.groups) if not _is_hidden(n)]
     header = ("", "seeds", PRIMARY, "difference to the baseline (95 % interval)", *names[1:])
     rows = []
     for label, found in floors(study.groups).items():
-        is_pixels = label.startswith("raw pixels")  # they have no other score, and no seed
+        is_pixels = label.startswith("raw pixels")  # they have no other score and no seed
         cells = [
             spread_cell(found.get(score, []))
             if score == PRIMARY or (_is_of_encoder(score) and not is_pixels)
@@ -75,7 +75,7 @@ def results_table(study: Study, name: str) -> Table:
 
 
 def _is_of_encoder(score: str) -> bool:
-    """Whether an untrained encoder can have it; diagnostics are of the heads."""
+    """Whether an untrained encoder can have the score; diagnostics measure the heads."""
     return ", " in score
 
 
@@ -84,7 +84,7 @@ def _is_hidden(score: str) -> bool:
 
 
 def runs_table(study: Study, name: str) -> Table:
-    """A row for each finished run, from which everything else can be calculated."""
+    """One row per finished run, from which everything else can be computed."""
     names = score_names(study.groups)
     rows = []
     for group in study.groups:
@@ -107,7 +107,7 @@ def _difference_or_why(group: Group, groups: Sequence[Group]) -> Cell:
 
 
 def differences_table(study: Study, name: str) -> Table | None:
-    """Every score of every graded group against its baseline; None where nothing can be paired."""
+    """Every score of every graded group against its baseline; None if nothing can be paired."""
     rows = []
     for group in study.groups:
         baseline = baseline_of(group, study.groups)
@@ -128,9 +128,9 @@ def differences_table(study: Study, name: str) -> Table | None:
 
 
 def thesis_tables(studies: Sequence[Study]) -> list[Table]:
-    """The thesis' tables that a study repeats or a run has a figure for, its figures beside ours.
+    """The thesis' tables that a study reproduces or a run has a score for, next to our numbers.
 
-    Studies that name a table come first in its cells.
+    Studies that name a table take precedence in its cells.
     """
     tables = []
     for table in thesis.TABLES:
@@ -154,10 +154,10 @@ def thesis_tables(studies: Sequence[Study]) -> list[Table]:
 
 
 def _ours(groups: Sequence[Group], method: str, column: thesis.Column) -> Cell:
-    """The first of our figures for a cell, and how many more there are.
+    """Returns the first of our scores for a cell, and how many more there are.
 
-    In brackets: the group, if its name is not the method alone; encoder, batch and length of its
-    training; the number of seeds; settings of the evaluation that are not its defaults.
+    In brackets: the group, unless its name is just the method; encoder, batch size and length of
+    training; number of seeds; evaluation settings that are not defaults.
     """
     found = list(_matching(groups, method, column))
     if not found:
@@ -175,7 +175,7 @@ def _ours(groups: Sequence[Group], method: str, column: thesis.Column) -> Cell:
 def _matching(
     groups: Sequence[Group], method: str, column: thesis.Column
 ) -> Iterator[tuple[Group, str]]:
-    """The groups, and their scores, that were trained and measured on a column's data."""
+    """Yields the groups, and their scores, that were trained and measured on a column's data."""
     wanted = score_name(column.job, column.dataset, column.score)
     for group in groups:
         is_method = label_of(group.runs[0].config) == method
@@ -186,9 +186,9 @@ def _matching(
 
 
 def _evaluated(group: Group, column: thesis.Column, score: str) -> list[str]:
-    """What a score was measured with, such as linear.num_epochs=1, where that is not the default.
+    """Returns the non-default settings of a score's evaluation, such as linear.num_epochs=1.
 
-    What tells it from the group's other scores of the column is there in any case.
+    Always includes those that distinguish it from the group's other scores in the column.
     """
     wanted = score_name(column.job, column.dataset, column.score)
     changed: dict[str, None] = {}
@@ -202,14 +202,14 @@ def _evaluated(group: Group, column: thesis.Column, score: str) -> list[str]:
 
 
 def _changed(job: str, entry: Mapping[str, Any], method: str) -> list[str]:
-    """The settings in a result's protocol that are not the job's defaults."""
+    """Returns the settings in a result's protocol that are not the job's defaults."""
     protocol = entry.get("protocol", {})
     usual = {
         name: SETTINGS[f"{job}.{name}"].default for name in protocol if f"{job}.{name}" in SETTINGS
     }
     if job == "linear":
         usual["learning_rate"] = METHODS[method].linear_learning_rate
-    if protocol.get("protocol") == "thesis":  # of retrieval, at the size of the training
+    if protocol.get("protocol") == "thesis":  # of retrieval, at the training image size
         usual.pop("image_size", None)
     return [
         f"{job}.{name}={settings.text(protocol[name])}"

@@ -1,7 +1,7 @@
-"""The figures that the thesis prints, each with its place, to stand beside ours.
+"""The numbers printed in the thesis, with their locations, for comparison with ours.
 
 S. Rappange, "Leveraging Graded Similarity in Self-Supervised Learning", University of Twente, 2024.
-The bodies of tables 2 and 3 and the points of figures 7 to 12 are pictures without numbers in its
+The bodies of tables 2 and 3 and the points of figures 7 to 12 are images without numbers in its
 text: their cells stay empty.
 """
 
@@ -11,21 +11,21 @@ METHODS = ("SimCLR", "SimCLR-GS", "SimSiam", "SimSiam-GS")
 
 
 class Column(NamedTuple):
-    """One measurement: how the table calls it, and where its result is found.
+    """One measurement: its name in the table, and where to find its result.
 
-    `values` are the thesis' figures in the order of `METHODS`; none where its text has none.
+    `values` are the thesis' numbers in the order of `METHODS`; empty if its text has none.
     """
 
     label: str
     trained_on: str  # data.source of the pre-training
     job: str
-    dataset: str  # that the job measured on
+    dataset: str  # that the job is evaluated on
     score: str
     values: tuple[float, ...] = ()
 
 
 class Table(NamedTuple):
-    """A table of the thesis, its place, and the recipe behind its figures."""
+    """A table of the thesis, its location, and the recipe behind its numbers."""
 
     name: str
     caption: str

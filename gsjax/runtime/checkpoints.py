@@ -1,6 +1,6 @@
-"""The checkpoints of a run: which are there, which to go on from, which to keep.
+"""A run's checkpoints: finding, saving, restoring and pruning them.
 
-A checkpoint is complete with its manifest, and used only if its bytes are those of the manifest.
+A checkpoint is complete once it has a manifest, and is used only if its bytes match the manifest.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def is_begun(workdir: epath.Path) -> bool:
 
 
 def find(workdir: epath.Path, load: str) -> epath.Path | None:
-    """Returns the checkpoint that an evaluation's `checkpoint.load` names, None for `none`.
+    """Returns the checkpoint that an evaluation's `checkpoint.load` names; None for `none`.
 
-    The first host looks for all. `latest` is the newest that is as it was written.
+    The primary host decides for all hosts. `latest` is the newest undamaged checkpoint.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: the checkpoint does not exist or is damaged.
     """
     if load == "none":
         return None
@@ -66,38 +66,38 @@ def _find(workdir: epath.Path, load: str) -> epath.Path:
 
 
 class Checkpoints:
-    """The checkpoints `workdir/checkpoints/<step>` of a run."""
+    """A run's checkpoints, in `workdir/checkpoints/<step>`."""
 
     def __init__(self, workdir: epath.Path, keep: int, keep_every: int) -> None:
-        """Keeps the `keep` newest, and one every `keep_every` steps unless that is 0.
+        """Keeps the `keep` newest, plus multiples of `keep_every` steps unless that is 0.
 
         Raises:
-          UserError: checkpoints cannot be kept in a folder of that name.
+          UserError: the path of `workdir` rules out storing checkpoints there.
         """
         saved_state.check_path(workdir)
         self._workdir = workdir
         self._keep, self._keep_every = keep, keep_every
-        self._damaged: set[int] = set()  # complete, but passed over
+        self._damaged: set[int] = set()  # complete but damaged, so skipped
 
     def holds(self, step: int) -> bool:
-        """Whether the state after `step` steps is there whole; all hosts ask together."""
+        """Whether there is an undamaged checkpoint of `step`; every host must call it."""
         path = _path(self._workdir, step)
         return parallel.from_primary(lambda: step not in self._damaged and manifest.exists(path))
 
     def save(self, step: int, state: Any, writer: metric_writers.MetricWriter) -> None:
-        """Writes the state after `step` steps, then removes older checkpoints.
+        """Saves the state after `step` steps, then removes older checkpoints.
 
-        The metrics reach the disk first, and a checkpoint counts once its manifest is written,
-        which the first host does when all have written their part.
+        Metrics are synced to disk first. The checkpoint counts once the primary host has written
+        its manifest, after all hosts have written their part.
 
         Raises:
-          UserError: the disk is full or fails; what was there before is still there.
+          UserError: the disk is full or fails; earlier checkpoints are still there.
         """
         path = _path(self._workdir, step)
         writer.flush()
         if parallel.is_primary():
             with files.told(path):
-                manifest.remove(path)  # what was left of a save or has been damaged
+                manifest.remove(path)  # left over from an interrupted save, or damaged
                 path.mkdir(parents=True)
         parallel.sync_hosts(f"checkpoint {step} can be written")
         saved_state.write(path, state)
@@ -126,23 +126,23 @@ class Checkpoints:
     def restore(self, load: str, target: Any) -> Any:
         """Returns the state that `checkpoint.load` names, or None for a fresh start.
 
-        A directory with checkpoints goes on from them, also when `load` is the path that its first
-        start began from: from the newest that is as it was written.
+        A work directory that has checkpoints resumes from its newest undamaged one, even if `load`
+        is the path of the checkpoint that its first start branched from.
 
         Args:
           load: latest, none or a path.
           target: the state's shapes, types and shardings.
 
         Raises:
-          UserError: there is no such checkpoint, or it is damaged or one of another model; `load`
-            is a step, or is `none` and the directory holds checkpoints.
+          UserError: the checkpoint does not exist, is damaged or belongs to another model; or
+            `load` is a step, or is `none` although the directory holds checkpoints.
         """
         chosen = parallel.from_primary(lambda: self._choose(load))
         return None if chosen is None else saved_state.read(epath.Path(chosen), target)
 
     def _choose(self, load: str) -> str | None:
         steps = saved_steps(self._workdir)
-        if load.isdecimal():  # a second start with it would have to go back
+        if load.isdecimal():  # rerunning the command would rewind the run
             raise UserError(
                 f"checkpoint.load={load}: a training goes on from the newest checkpoint of its "
                 "--workdir (latest); to branch off from a step, give a new --workdir and "
@@ -161,7 +161,7 @@ class Checkpoints:
         self._damaged = {step for step in steps if step > first}
         begin = f"going on from step {first}" if chosen else "beginning anew"
         torn = [step for step in _steps(self._workdir) if step > first and step not in steps]
-        # A kill in the first save leaves one, and no metrics of later steps.
+        # A kill during the first save leaves one, and no metrics of later steps.
         if chosen is None and (len(torn) > 1 or self._was_beyond(torn)):
             raise UserError(
                 f"no checkpoint in {self._workdir / 'checkpoints'} has its {manifest.FILE}: bring "
@@ -177,14 +177,14 @@ class Checkpoints:
             path = _path(self._workdir, step)
             metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
             if chosen is None:
-                _put_aside(path)  # what two kills leave would look like lost manifests
+                _put_aside(path)  # two such leftovers would look like lost manifests
         found = chosen or branched
         return found.as_posix() if found else None
 
     def _was_beyond(self, steps: list[int]) -> bool:
-        """Whether the metrics tell of a training that went on after these saves.
+        """Whether the metrics show that training continued past these saves.
 
-        The step after may be there nevertheless: one that was not finite is found a step late.
+        A single step past them proves nothing: non-finite values are detected one step late.
         """
         records = metrics.read_records(self._workdir) if steps else []
         return any(record["step"] > max(steps) + 1 for record in records)
@@ -204,14 +204,14 @@ def _path(workdir: epath.Path, step: int) -> epath.Path:
 
 
 def _steps(workdir: epath.Path) -> list[int]:
-    """Of all checkpoints, also incomplete ones."""
+    """Returns the steps of all checkpoints, including incomplete ones."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _newest(workdir: epath.Path) -> epath.Path | None:
-    """The newest complete checkpoint that is as it was written; names those that are not."""
+    """Returns the newest undamaged checkpoint, with a warning for each damaged one it skips."""
     warnings: list[str] = []
     for step in reversed(saved_steps(workdir)):
         path = _path(workdir, step)
@@ -220,7 +220,7 @@ def _newest(workdir: epath.Path) -> epath.Path | None:
             for warning in warnings:
                 metrics.say(f"warning: {warning}: going on from step {step}")
             return path
-        if not manifest.exists(path):  # a training beside this evaluation has just removed it
+        if not manifest.exists(path):  # a concurrent training run has just removed it
             return _newest(workdir)
         warnings.append(f"checkpoint {path} is damaged ({fault})")
     if warnings:
@@ -232,7 +232,7 @@ def _newest(workdir: epath.Path) -> epath.Path | None:
 
 
 def _checked(path: epath.Path) -> epath.Path:
-    """Returns the path of a checkpoint that is named if it is as it was written."""
+    """Returns the path if it is a complete, undamaged checkpoint; raises UserError otherwise."""
     if not manifest.exists(path):
         raise UserError(f"{path} is no complete checkpoint: it has no {manifest.FILE}")
     fault = manifest.fault(path)

@@ -1,4 +1,4 @@
-"""Who the processes of a run are, as the command line, SLURM or JAX tells it."""
+"""Determines which process of a multi-process run this is, from the flags, SLURM or JAX."""
 
 import dataclasses
 import os
@@ -6,20 +6,20 @@ import re
 
 from gsjax.errors import UserError
 
-START_SECONDS = 300  # for all to come, as in jax.distributed.initialize
+START_SECONDS = 300  # for all processes to connect, as in jax.distributed.initialize
 SINGLE = "to run a single process, add --num_processes=1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A process of a run of several.
+    """One process of a multi-process run.
 
     Attributes:
       address: HOST:PORT of process 0.
-      num_processes: of the run.
-      process_id: of this process, from 0.
+      num_processes: number of processes in the run.
+      process_id: index of this process, from 0.
       origin: where these values came from, for messages.
-      run: names the run, where several could share the address.
+      run: identifies the run, where several could share the address.
     """
 
     address: str
@@ -50,11 +50,11 @@ class Member:
 
 
 def from_slurm() -> Member | None:
-    """Reads the SLURM variables of an `srun` task; returns None outside of a step.
+    """Reads the SLURM variables of an `srun` task; None outside a step or if it has one task.
 
     Raises:
-      UserError: the variables are incomplete, as in a notebook that inherited a part of them, or
-        are no numbers.
+      UserError: variables are missing, as in a notebook that inherited only some of them, or are
+        not numbers.
     """
     if not os.environ.get("SLURM_STEP_NUM_TASKS"):
         return None
@@ -65,11 +65,11 @@ def from_slurm() -> Member | None:
     _slurm_number("SLURM_LOCALID")  # JAX reads it
     step = _slurm_number("SLURM_STEP_ID", "0")
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    # The first of "node[001-015,020],other"
+    # The first node of "node[001-015,020],other".
     first = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", nodes).split(",")[0]
     if not first:
         raise UserError(_unusable("SLURM_STEP_NODELIST", nodes))
-    # JAX's range of ports; two steps of a job may run side by side.
+    # JAX's port range; two steps of a job may run side by side.
     port = os.environ.get("JAX_COORDINATOR_PORT") or 61440 + (job + 97 * step) % 4096
     return Member(f"{first}:{port}", count, process_id, "found through SLURM", f"{job}.{step}")
 
@@ -91,10 +91,10 @@ def _unusable(name: str, text: str) -> str:
 
 
 def from_jax() -> Member:
-    """What JAX finds out by itself: TPU pods, Kubernetes, Open MPI.
+    """Returns what JAX detects by itself: TPU pods, Kubernetes, Open MPI.
 
     Raises:
-      UserError: JAX finds no cluster, or what describes it is incomplete.
+      UserError: JAX detects no cluster, or its description is incomplete.
     """
     from jax._src import clusters  # what jax.distributed.initialize calls
 

@@ -1,4 +1,4 @@
-"""Where and with what a training ran: one entry for each start, in `environment.json`."""
+"""Records where and with what a run trained: one entry per start, in `environment.json`."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "tensorflo
 
 
 def describe() -> dict[str, Any]:
-    """Versions, devices and, where gsjax runs from a clone, its commit."""
+    """Returns versions, devices and, if gsjax runs from a clone, its commit."""
     return {
         "gsjax": gsjax.__version__,
         "commit": _commit(),
@@ -34,9 +34,9 @@ def describe() -> dict[str, Any]:
 
 
 def note_start(workdir: epath.Path, step: int) -> None:
-    """Adds this start, from `step` on, to the run's `environment.json`; the first host writes.
+    """Adds this start, at `step`, to the run's `environment.json`; only the primary host writes.
 
-    Starts whose steps are done anew are forgotten.
+    Drops earlier starts at or after `step`, since their steps are redone.
     """
     if not parallel.is_primary():
         return
@@ -49,7 +49,7 @@ def note_start(workdir: epath.Path, step: int) -> None:
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The starts of a run, the first one first; none where nothing was noted.
+    """Returns a run's starts, oldest first; empty if none were recorded.
 
     Raises:
       UserError: the file is damaged.
@@ -74,7 +74,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the clone that the package lies in, with a + where files were changed."""
+    """Returns the commit of the package's clone, with a + if files were modified; else None."""
     root = pathlib.Path(gsjax.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,7 +1,7 @@
-"""TensorBoard's event files of a work directory, as far as some of their content has to go.
+"""Removes selected values from a work directory's TensorBoard event files.
 
-A file is a row of TFRecords: a length of 8 bytes, its checksum of 4, an `Event` in protobuf, its
-checksum of 4. What stays is copied as it is.
+A file is a sequence of TFRecords: an 8-byte length, its 4-byte checksum, an `Event` protobuf, its
+4-byte checksum. Records that stay are copied verbatim.
 """
 
 import struct
@@ -18,13 +18,13 @@ _HEADER, _FOOTER = 12, 4  # bytes around an event
 
 
 def forget(folder: epath.Path, is_stale: Callable[[int, str], bool]) -> None:
-    """Removes the events that will be written again from all event files of a folder.
+    """Removes events that will be written again from all event files in a folder.
 
-    A file that holds some loses with them a record that a kill has torn.
+    A file that has any also loses a record truncated by a kill.
 
     Args:
-      folder: of the files; it need not exist.
-      is_stale: whether the value of (step, tag) goes; CLU writes one value in an event.
+      folder: holds the files; it need not exist.
+      is_stale: whether to remove the value of (step, tag); CLU writes one value per event.
     """
     for file in folder.iterdir() if folder.exists() else []:
         if "tfevents" not in file.name:
@@ -36,15 +36,15 @@ def forget(folder: epath.Path, is_stale: Callable[[int, str], bool]) -> None:
             for record, event in records
             if not any(is_stale(event.step, value.tag) for value in event.summary.value)
         ]
-        if len(kept) < len(records):  # else the file may be another writer's
-            # TensorBoard would read a name with "tfevents", which a kill could leave.
+        if len(kept) < len(records):  # otherwise the file may be another writer's
+            # Without "tfevents", so that TensorBoard ignores the file if a kill leaves it behind.
             new = file.with_name(f"events.{uuid.uuid4().hex[:8]}.new")
             with files.taking_the_place_of(file, new):
                 new.write_bytes(b"".join(kept))
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:
-    """Each whole record with its event, up to the first that is torn or damaged."""
+    """Yields each complete record with its event, up to the first truncated or damaged one."""
     begin = 0
     while begin + _HEADER <= len(content):
         (length,) = struct.unpack_from("<Q", content, begin)

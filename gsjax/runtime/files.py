@@ -1,4 +1,4 @@
-"""Files of a work directory: paths, writing whole files, errors in one line."""
+"""Files in a work directory: paths, atomic writes, one-line errors."""
 
 import contextlib
 import errno
@@ -13,30 +13,30 @@ from gsjax.errors import UserError
 
 
 def error_types(*others: type[Exception]) -> tuple[type[Exception], ...]:
-    """The errors of reading and writing files: Python's, TensorFlow's for buckets, and others.
+    """Returns the error types of file I/O: Python's, TensorFlow's (for buckets) and `others`.
 
-    To be called when an error is caught, as in `except error_types():`.
-    TensorFlow takes seconds to import, and raises nothing as long as nobody has imported it.
+    Call it in the except clause, as in `except error_types():`. TensorFlow takes seconds to import,
+    and cannot raise anything until something has imported it.
     """
     tensorflow = sys.modules.get("tensorflow")
     return (OSError, *([tensorflow.errors.OpError] if tensorflow else []), *others)
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as a message shows it: bytes that are not UTF-8 and control characters escaped."""
+    """Formats a path for messages, escaping control characters and bytes that are not UTF-8."""
     try:
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # no name that this locale could give to a file
+    except UnicodeEncodeError:  # not a file name that this locale can encode
         text = ascii(os.fspath(path))[1:-1]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def absolute(path: str) -> epath.Path:
-    """Returns a local path made absolute, and gs://... as it is.
+    """Makes a local path absolute; returns gs://... unchanged.
 
     Raises:
-      UserError: it begins with ~, and there is no home folder; or it is relative to a current
-        folder that is gone.
+      UserError: it begins with ~ and there is no home folder, or it is relative and the current
+        folder is gone.
     """
     expanded = epath.Path(path).expanduser()
     if expanded.parts[:1] == ("~",):
@@ -46,43 +46,43 @@ def absolute(path: str) -> epath.Path:
             return expanded.absolute()
         except FileNotFoundError as error:
             raise UserError(f"{shown(path)}: the current folder is gone") from error
-    # Through it epath reads buckets.
+    # epath accesses buckets through TensorFlow.
     from gsjax.runtime import tensorflow_setup  # noqa: F401
 
     return expanded
 
 
 def is_remote(path: epath.Path) -> bool:
-    """Whether it lies in a bucket, as gs://... does."""
+    """Whether a path is in a bucket, such as gs://..."""
     return "://" in path.as_posix()
 
 
 def with_suffix(folder: epath.Path, suffix: str) -> list[epath.Path]:
-    """The sorted files of a folder whose names end so; none where there is no folder.
+    """Returns a folder's files whose names end in `suffix`, sorted; empty if there is no folder.
 
-    `folder.glob` would take brackets in the folder's own name for a pattern.
+    `folder.glob` would treat brackets in the folder's own name as a pattern.
     """
     found = list(folder.iterdir()) if folder.exists() else []
     return sorted(file for file in found if file.name.endswith(suffix))
 
 
 def write_text(file: epath.Path, text: str) -> None:
-    """Writes a file that is there whole, or as it was before, even if two write it together."""
+    """Writes a file atomically, even if two processes write it at the same time."""
     write_bytes(file, text.encode())
 
 
 def write_bytes(file: epath.Path, content: bytes) -> None:
-    """Writes a file as `write_text` does."""
+    """Like `write_text`, for bytes."""
     new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
     with taking_the_place_of(file, new):
         new.write_bytes(content)
 
 
 def check_writable(folder: epath.Path) -> None:
-    """Makes the folder, and writes and removes a small file in it.
+    """Creates the folder, then writes and removes a small file in it.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the folder is not writable.
     """
     probe = folder / f"{uuid.uuid4().hex[:8]}.new"
     with told(folder):
@@ -93,7 +93,7 @@ def check_writable(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def taking_the_place_of(file: epath.Path, new: epath.Path) -> Iterator[None]:
-    """Lets `new`, which is written within, take the file's place at the end, or go."""
+    """Replaces `file` with `new`, which the body writes; deletes `new` if the body fails."""
     try:
         yield
         sync(new)
@@ -106,7 +106,7 @@ def taking_the_place_of(file: epath.Path, new: epath.Path) -> Iterator[None]:
 
 
 def sync(path: epath.Path) -> None:
-    """Waits until a file or the entries of a folder have reached the disk; a bucket needs none."""
+    """Syncs a file, or a folder's entries, to disk; does nothing in a bucket."""
     if is_remote(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -121,7 +121,7 @@ def sync(path: epath.Path) -> None:
 
 @contextlib.contextmanager
 def told(path: epath.Path) -> Iterator[None]:
-    """Turns the errors of writing files into one line that names the path."""
+    """Turns errors from writing files into a one-line UserError that names the path."""
     try:
         yield
     except error_types() as error:
@@ -129,7 +129,7 @@ def told(path: epath.Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong with a file, without its path, in one line."""
+    """Describes a file error in one line, without the path."""
     if isinstance(error, FileExistsError):
         return "a file, or a link that leads nowhere, has that name"
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)

@@ -1,10 +1,10 @@
 """Signals: a training run saves its step first, everything else exits immediately.
 
-Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGUSR2 (SLURM and submitit
-send them before a time limit) and SIGXCPU (a limit of CPU time) are all handled alike. The exit
-status is 128 + the signal's number, as in shells: 130 after Ctrl-C, 143 after SIGTERM. SIGQUIT
-(Ctrl-\\) keeps its default action. No handler raises: an exception from nowhere gets swallowed
-where Python cannot propagate it.
+Ctrl-C (SIGINT), SIGTERM, SIGHUP (terminal closed), SIGUSR1 and SIGUSR2 (sent by SLURM and submitit
+before a time limit) and SIGXCPU (CPU time limit) are all handled alike. The exit status is 128 +
+the signal number, as in shells: 130 after Ctrl-C, 143 after SIGTERM. SIGQUIT (Ctrl-\\) keeps its
+default action. Handlers never raise: an exception out of nowhere gets swallowed wherever Python
+cannot propagate it.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ SIGNALS = (
     signal.SIGUSR2,
     signal.SIGXCPU,
 )
-# A cluster signals every process of a job, and the parent of a sweep's member forwards signals:
-# what follows within this many seconds belongs to the same request.
+# A cluster signals every process of a job, and a sweep forwards signals to its member: signals
+# within this many seconds count as the same request.
 _SAME_REQUEST = 1.0
 _LEAVING = threading.Lock()
 
 
 class Stopped(SystemExit):
-    """Ends the program because a signal asked for it."""
+    """Exits the program in response to a signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -40,24 +40,24 @@ class Stopped(SystemExit):
 
 
 class Request:
-    """What a signal has asked for.
+    """A request to stop, made by a signal.
 
     Attributes:
-      signal: number of the first one, 0 while none came.
+      signal: number of the first signal received; 0 if none.
     """
 
     signal = 0
 
     def check(self) -> None:
-        """Raises Stopped if a signal came."""
+        """Raises Stopped if a signal has arrived."""
         if self.signal:
             raise Stopped(self.signal)
 
 
 class _Patience:
-    """Tells a user who does not want to wait from a scheduler that repeats itself.
+    """Distinguishes an impatient user from a scheduler that repeats its signals.
 
-    SLURM sends SIGUSR1 and later SIGTERM, a limit of CPU time SIGXCPU every second; neither may
+    SLURM sends SIGUSR1 and later SIGTERM; a CPU time limit sends SIGXCPU every second. Neither may
     interrupt a save.
     """
 
@@ -67,7 +67,7 @@ class _Patience:
     def ends(self, number: int) -> bool:
         """Whether this signal asks to exit without saving.
 
-        Ctrl-C does after any other signal, SIGTERM after another SIGTERM, over a second later.
+        Ctrl-C does over a second after any signal, SIGTERM over a second after another SIGTERM.
         """
         now = time.monotonic()
         began = self._began.get(number, now)
@@ -78,26 +78,26 @@ class _Patience:
 
 
 def handled() -> list[int]:
-    """The signals to handle: not those that are ignored (`nohup` ignores SIGHUP).
+    """Returns the signals to handle, without those that are ignored (`nohup` ignores SIGHUP).
 
-    Nor those, other than Ctrl-C and SIGTERM, for which the calling program has a handler of its
-    own, as submitit does for SIGUSR2.
+    Except for Ctrl-C and SIGTERM, also leaves out signals for which the calling program has its own
+    handler, as submitit does for SIGUSR2.
     """
     return [number for number in SIGNALS if _is_ours(number, signal.getsignal(number))]
 
 
 def _is_ours(number: int, handler: Any) -> bool:
     if number in (signal.SIGINT, signal.SIGTERM):
-        return handler not in (signal.SIG_IGN, None)  # None was installed from C
+        return handler not in (signal.SIG_IGN, None)  # None: installed from C
     return handler in (signal.SIG_DFL, _leave_at_once)
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Within, a signal ends the process, even in the middle of a compilation.
+    """While active, a signal ends the process, even in the middle of a compilation.
 
-    Within `deferred` only an impatient one does. Python runs handlers between two lines of the
-    main thread, which may be minutes apart; so a separate thread waits for the signals as well.
+    Inside `deferred`, only an impatient signal does. Python runs handlers between two bytecodes of
+    the main thread, which may be minutes apart, so a separate thread also waits for signals.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -116,9 +116,9 @@ def leaving_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(request: Request) -> Iterator[None]:
-    """Within, the first signal is only noted in `request`; the caller checks, saves and exits.
+    """While active, only records the first signal in `request`; the caller checks, saves and exits.
 
-    Outside of the main thread, which alone receives signals, nothing is noted.
+    Does nothing outside the main thread, which is the only one to receive signals.
     """
     patience = _Patience()
 
@@ -147,7 +147,7 @@ def deferred(request: Request) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling(handler: Any) -> Iterator[dict[int, Any]]:
-    """Installs a handler; yields the former ones."""
+    """Installs a handler for each signal; yields the previous handlers."""
     former: dict[int, Any] = {number: signal.signal(number, handler) for number in handled()}
     try:
         yield former
@@ -158,7 +158,7 @@ def _handling(handler: Any) -> Iterator[dict[int, Any]]:
 
 
 def _hold_off(former: dict[int, Any]) -> None:
-    """Ignores, while this program ends by a signal, all but Ctrl-C: a scheduler repeats itself."""
+    """While the program exits, ignores all signals but Ctrl-C: schedulers repeat theirs."""
     for number, before in former.items():
         if before is _leave_at_once and number != signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)
@@ -169,7 +169,7 @@ def _leave_at_once(number: int, frame: Any) -> NoReturn:
 
 
 def _watch(pipe: int) -> None:
-    """Waits for signals: the pipe carries the number of each as a byte, and closes at the end."""
+    """Waits for signals: the pipe carries each signal's number as a byte and closes at the end."""
     patience = _Patience()
     while numbers := os.read(pipe, 64):
         for number in numbers:
@@ -183,6 +183,6 @@ def _watch(pipe: int) -> None:
 
 
 def _leave(number: int, line: str) -> NoReturn:
-    with _LEAVING:  # for good: the main thread and the watching one may both come here
+    with _LEAVING:  # never released: the main thread and the watcher may both get here
         output.complain(f"gsjax: {line.format(signal.Signals(number).name)}")
         os._exit(128 + number)

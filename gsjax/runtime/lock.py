@@ -1,8 +1,8 @@
-"""One training in a work directory at a time, and one writer of a results file.
+"""Locks: one training run per work directory, and one writer per results file.
 
-On a local disk the lock is the kernel's (`flock`), which ends with its process however that ends.
-Elsewhere nothing of that kind can be relied on: there the training rewrites a file every 20 s, and
-one that has not changed for 120 s belongs to a dead process. No two clocks are compared.
+On a local disk the lock is the kernel's (`flock`), which is released however its process ends.
+Elsewhere no such lock is reliable: there the run rewrites a file every 20 s, and a file unchanged
+for 120 s belongs to a dead process. Clocks of different machines are never compared.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ _MOUNTS = pathlib.Path("/proc/self/mounts")
 _NETWORK = tuple(
     "9p afs beegfs ceph cifs fuse gfs gluster gpfs lustre ncp nfs ocfs orangefs pvfs smb vboxsf "
     "virtiofs wekafs".split()
-)  # how the kinds of such mounts begin
-# Goes on while the machine is suspended, where the system has such a clock.
+)  # prefixes of network file system types
+# Keeps running while the machine is suspended, if the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -41,10 +41,10 @@ class InUse(UserError):
 
 @contextlib.contextmanager
 def held(folder: epath.Path, name: str) -> Iterator[None]:
-    """Holds `<folder>/<name>.lock`, in the first process for all; makes the folder.
+    """Creates the folder and holds `<folder>/<name>.lock`; the primary host does so for all.
 
     Raises:
-      UserError: another training holds it, which is named; or the folder cannot be written.
+      UserError: another run holds the lock (the message says which), or the folder is not writable.
     """
     file = folder / f"{name}.lock"
     with contextlib.ExitStack() as stack:
@@ -63,11 +63,11 @@ def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
     """Holds `<file>.lock` while the file is read, changed and written.
 
     Args:
-      file: in a folder that exists.
+      file: the file to protect; its folder must exist.
       patience: seconds to wait for the current holder.
 
     Raises:
-      UserError: others still hold it after that time, or the folder cannot be written.
+      UserError: the lock is still held after that time, or the folder is not writable.
     """
     own = file.with_name(f"{file.name}.lock")
     shared = is_shared(file.parent)
@@ -89,7 +89,7 @@ def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def flocked(file: epath.Path) -> Iterator[None]:
-    """Holds a file by the kernel's lock."""
+    """Holds a lock file with the kernel's `flock`."""
     with files.told(file):
         descriptor = _flock(file)
     try:
@@ -98,7 +98,7 @@ def flocked(file: epath.Path) -> Iterator[None]:
             os.write(descriptor, json.dumps(_about()).encode())
         yield
     finally:
-        file.unlink(missing_ok=True)  # while it is held: whoever opened it looks once more
+        file.unlink(missing_ok=True)  # while still locked: whoever has it open looks again
         os.close(descriptor)
 
 
@@ -114,22 +114,22 @@ def _flock(file: epath.Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(file)):
                 return descriptor
-        os.close(descriptor)  # of a file that its holder has just removed
+        os.close(descriptor)  # the holder has just removed the file
 
 
 @contextlib.contextmanager
 def beating(
     file: epath.Path, period: float = _PERIOD, stale: float = _STALE, quiet: bool = False
 ) -> Iterator[None]:
-    """Holds a file by rewriting it every `period` seconds.
+    """Holds a lock file by rewriting it every `period` seconds.
 
-    A process that was suspended so long that another took its place ends at once, with status 2.
+    If the process was suspended for so long that another took over, it exits with status 2.
 
     Args:
-      file: the lock.
+      file: the lock file.
       period: seconds between two beats.
-      stale: seconds after which a file that does not change belongs to a dead process.
-      quiet: whether to say nothing when it waits for that.
+      stale: seconds after which an unchanged file belongs to a dead process.
+      quiet: whether to wait for that without printing a line.
     """
     name = uuid.uuid4().hex
     beats, beaten = 0, 0.0
@@ -142,13 +142,13 @@ def beating(
         beaten = _now()
 
     def is_ours(content: bytes | None) -> bool:
-        if content is None:  # another may have taken it meanwhile, and have ended
+        if content is None:  # another process may have taken it and ended since
             return _now() - beaten < stale
         return name.encode() in content
 
     def keep_beating() -> None:
         while not ended.wait(period):
-            with contextlib.suppress(*files.error_types()):  # storage that is away for a while
+            with contextlib.suppress(*files.error_types()):  # storage may be briefly unavailable
                 content = _read(file)
                 if not is_ours(content):
                     output.complain(f"gsjax: error: {_refusal(file, content)}")
@@ -160,7 +160,7 @@ def beating(
         if not files.is_remote(file):
             _create(file, dead)
         beat()
-        time.sleep(period / 10)  # where two have come at once, the later one has overwritten it
+        time.sleep(period / 10)  # if two came at the same time, the later one overwrote it
         content = _read(file)
         if not is_ours(content):
             raise _refusal(file, content)
@@ -180,11 +180,11 @@ def _now() -> float:
 
 
 def _create(file: epath.Path, dead: bytes | None) -> None:
-    """Creates the file, of which only one of several processes is capable.
+    """Creates the lock file exclusively: of several processes, only one succeeds.
 
     Args:
-      file: the lock.
-      dead: content of a dead process's lock, to be removed first; None if there is none.
+      file: the lock file.
+      dead: content of a dead process's lock file to remove first; None if there is none.
 
     Raises:
       InUse: another process was faster.
@@ -198,10 +198,10 @@ def _create(file: epath.Path, dead: bytes | None) -> None:
 
 
 def _watch(file: epath.Path, period: float, stale: float, quiet: bool) -> bytes | None:
-    """Returns None when the file is gone, and its content if that has long been the same.
+    """Returns None once the file is gone, or its content if unchanged for `stale` seconds.
 
     Raises:
-      InUse: it changes.
+      InUse: the file changes, so its holder is alive.
     """
     first = _read(file)
     if first is None:
@@ -227,20 +227,20 @@ def _read(file: epath.Path) -> bytes | None:
 
 
 def is_shared(folder: epath.Path) -> bool:
-    """Whether other machines may see the folder too: a bucket, or a mount of such a kind."""
+    """Whether other machines may see the folder: a bucket or a network file system."""
     if files.is_remote(folder):
         return True
     return _file_system(folder).startswith(_NETWORK)
 
 
 def _file_system(folder: epath.Path) -> str:
-    """The kind of the mount that an existing folder lies on; "" where the system does not tell."""
+    """Returns the file system type of an existing folder; "" if the system does not report it."""
     if not _MOUNTS.exists():
         return ""
     kinds = {}
     for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         _, point, kind, *_ = line.split()
-        # A space is \040 there. Of several mounts on a point the last one counts.
+        # Spaces appear as \040. Of several mounts on one point, the last counts.
         kinds[re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), point)] = kind
     path = pathlib.Path(folder).resolve()
     return next((kinds[str(p)] for p in (path, *path.parents) if str(p) in kinds), "")
@@ -259,7 +259,7 @@ def _refusal(file: epath.Path, content: bytes | None) -> InUse:
     try:
         about = json.loads(content or b"")
         holder = "process {process} on {host} since {started}: {command}".format_map(about)
-    except (ValueError, KeyError, TypeError, AttributeError):  # it has not said so yet
+    except (ValueError, KeyError, TypeError, AttributeError):  # the holder has not written it yet
         holder = "unknown"
     return InUse(
         f"{files.shown(file.parent)} is in use by another process ({holder}): wait for its end, or "

@@ -1,7 +1,7 @@
-"""The SHA-256 manifest of a checkpoint: the mark that it is whole, and the proof of its bytes.
+"""The SHA-256 manifest of a checkpoint, which marks it as complete and verifies its bytes.
 
-`manifest.sha256` has a line `<digest>  <path>` for each file of the folder, in the order of the
-paths, as `sha256sum` prints it: `sha256sum --check manifest.sha256` checks it by hand.
+`manifest.sha256` has one line `<digest>  <path>` per file, sorted by path, in the format of
+`sha256sum`; to check it by hand, run `sha256sum --check manifest.sha256`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 def write(folder: epath.Path) -> None:
-    """Makes sure that all files have reached the disk, then writes their manifest."""
+    """Syncs all files to disk, then writes their manifest."""
     digests = {}
     for file in _files(folder):
         digests[file] = _digest(folder / file)
@@ -27,20 +27,20 @@ def write(folder: epath.Path) -> None:
 
 
 def exists(folder: epath.Path) -> bool:
-    """Whether the folder was completed."""
+    """Whether the folder has a manifest, i.e. is complete."""
     return (folder / FILE).exists()
 
 
 def remove(folder: epath.Path) -> None:
-    """Removes the folder with all that is in it, the mark first."""
+    """Removes the folder and its contents, the manifest first."""
     (folder / FILE).unlink(missing_ok=True)
     folder.rmtree(missing_ok=True)
 
 
 def fault(folder: epath.Path) -> str | None:
-    """Says what a folder differs in from its manifest, None for nothing.
+    """Describes how a folder differs from its manifest; None if it matches.
 
-    Every bit counts: those of the files, their names, and those of the manifest.
+    Every bit counts: in the files, their names and the manifest itself.
     """
     try:
         stored = (folder / FILE).read_bytes()
@@ -66,13 +66,13 @@ def fault(folder: epath.Path) -> str | None:
 
 
 def _is_litter(file: str) -> bool:
-    """Whether desktops and network file systems leave such files in any folder."""
+    """Whether it is a file that desktops and network file systems leave in any folder."""
     name = file.rpartition("/")[2]
     return name.startswith(".") or name in ("desktop.ini", "Thumbs.db")
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """All files but the manifest, as paths relative to the folder, sorted."""
+    """Returns all files except the manifest, as sorted paths relative to the folder."""
     found = [
         (root / name).relative_to(folder).as_posix()
         for root, _, names in folder.walk()

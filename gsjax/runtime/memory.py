@@ -1,4 +1,4 @@
-"""What to do where the memory of a device does not suffice, in words."""
+"""Turns out-of-memory errors into advice on what to do."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ from gsjax.errors import UserError
 
 @contextlib.contextmanager
 def told_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
-    """Turns an allocation that a device or the compiler refuses into one line.
+    """Turns an allocation refused by a device or the compiler into a one-line error.
 
     Args:
-      describe: returns what does not fit and what to do; XLA's own figures are added.
+      describe: returns what does not fit and what to do; XLA's own numbers are appended.
 
     Raises:
-      UserError: instead of RESOURCE_EXHAUSTED; every other error passes.
+      UserError: in place of RESOURCE_EXHAUSTED; all other errors propagate.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run has measured, in `metrics.jsonl`, and what the terminal shows."""
+"""A run's metrics in `metrics.jsonl`, and its terminal output."""
 
 import json
 import os
@@ -19,12 +19,12 @@ FILE = "metrics.jsonl"
 
 
 def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Returns the objects of `metrics.jsonl`, each with its `step`.
+    """Returns the records of `metrics.jsonl`, each with its `step`.
 
-    A line without its end, which a disk that was full may have torn, is left out.
+    Skips truncated lines, which a full disk may leave behind.
 
     Raises:
-      UserError: a line in it is no such object.
+      UserError: the file is not text, or a line is not a valid record.
     """
     file = workdir / FILE
     try:
@@ -47,7 +47,7 @@ def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
-    """Takes the metrics `names` of a step out of the files, because they come anew."""
+    """Removes the metrics `names` of a step from the files, because they will be rewritten."""
     if not parallel.is_primary():
         return
     kept = []
@@ -61,13 +61,13 @@ def forget(workdir: epath.Path, step: int, names: set[str]) -> None:
 
 
 def sync(workdir: epath.Path) -> None:
-    """Waits until what was flushed to `metrics.jsonl` has reached the disk."""
+    """Syncs what was flushed to `metrics.jsonl` to disk."""
     if (workdir / FILE).exists():
         files.sync(workdir / FILE)
 
 
 def rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces the content of `metrics.jsonl` by these records in one step."""
+    """Atomically replaces the content of `metrics.jsonl` with these records."""
     file = workdir / FILE
     text = "".join(json.dumps(record) + "\n" for record in records)
     if file.exists() and file.read_bytes() != text.encode():
@@ -75,37 +75,37 @@ def rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line on the first host, above a live progress line.
+    """Prints a line on the primary host, above any live progress line.
 
-    Where nothing can be printed (`| head`, a log on a full disk), the work goes on in silence.
+    Output that cannot be written (`| head`, a log on a full disk) is silently dropped.
     """
     if not parallel.is_primary() or sys.stdout is None:
         return
     try:
         try:
             tqdm.write(line)
-        except UnicodeEncodeError as error:  # a name of a file that this encoding lacks
+        except UnicodeEncodeError as error:  # a file name that this encoding lacks
             tqdm.write(line.encode(error.encoding, "backslashreplace").decode(error.encoding))
         sys.stdout.flush()
     except ValueError:
         pass  # closed
-    except OSError:  # in a program that has not called output.guard
+    except OSError:  # in a program that did not call output.guard
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class Progress:
-    """One live line with ETA on a terminal, a plain line now and then elsewhere."""
+    """A live progress line with ETA on a terminal; elsewhere, a plain line now and then."""
 
     _SECONDS_BETWEEN_LINES = 15.0
 
     def __init__(self, label: str, total: int, start: int = 0, inner: bool = False) -> None:
-        """Begins at `start` of `total`; an `inner` one leaves nothing behind when it ends."""
+        """Starts at `start` of `total`; an `inner` one leaves no output behind when it ends."""
         self._inner = inner
         self._label, self._total, self._done = label, total, start
         self._live = output.is_terminal()
         self._said = time.monotonic()
-        self._first: tuple[int, float] | None = None  # what is before the first update compiles
+        self._first: tuple[int, float] | None = None  # time before the first update is compilation
         self._bar = tqdm(
             desc=label,
             total=total,
@@ -118,12 +118,12 @@ class Progress:
         self._text = ""
 
     def describe(self, text: str) -> None:
-        """Sets the figures that the line shows."""
+        """Sets the text shown after the count."""
         self._text = text
         self._bar.set_postfix_str(text, refresh=False)
 
     def update(self, done: int) -> None:
-        """Shows that `done` of the total are done."""
+        """Reports that `done` of the total are done."""
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()

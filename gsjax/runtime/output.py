@@ -1,7 +1,7 @@
-"""Standard input, output and error that cannot make a run fail.
+"""Standard streams that cannot make a run fail.
 
-A closed stream, a full disk, a pipe whose reader has gone, a terminal that was closed, or a
-character that the encoding lacks costs output, never the work.
+A closed stream, a full disk, a pipe without a reader, a closed terminal or a character that cannot
+be encoded loses output, but never stops the run.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 
 class _Output(io.FileIO):
-    """A descriptor that accepts everything; what cannot be written is dropped."""
+    """A file descriptor that accepts every write; what cannot be written is dropped."""
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")
@@ -30,8 +30,8 @@ class _Output(io.FileIO):
 def guard() -> None:
     """Makes the standard streams safe; call it first in a program.
 
-    Opens /dev/null for the descriptors 0, 1 and 2 that are closed, or the next file to be opened
-    would receive what is printed. Streams that a caller has replaced (a notebook, a test) are kept.
+    Opens /dev/null for closed descriptors among 0, 1 and 2; otherwise the next file opened would
+    receive printed output. Streams that the caller replaced (a notebook, a test) are kept.
     """
     for number in range(3):
         try:
@@ -72,10 +72,10 @@ def is_terminal() -> bool:
 
 
 def complain(line: str) -> None:
-    """Writes a line to standard error, if it can be written.
+    """Writes a line to standard error if possible.
 
-    It bypasses Python's buffer: a signal may come in the middle of a print, which is not
-    reentrant. A terminal that was stopped (Ctrl-S) is given a second.
+    Bypasses Python's buffer: a signal may arrive in the middle of a print, which is not reentrant.
+    Waits up to a second for a stopped terminal (Ctrl-S).
     """
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Whose a work directory is: the `config.json` of what its checkpoints were trained with."""
+"""Ownership of a work directory: `config.json` records what its checkpoints were trained with."""
 
 import json
 from typing import Any
@@ -16,19 +16,19 @@ from gsjax.runtime import checkpoints, files, metrics, parallel
 def claim(
     workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | str | None]
 ) -> None:
-    """Writes `config.json`, or compares it with that of the checkpoints that are there.
+    """Writes `config.json`, after comparing it with the existing one if there are checkpoints.
 
-    The first host does so for all; the others compare their settings and data with its.
+    The primary host does this; the others compare their settings and data with the primary's.
 
     Args:
-      workdir: made if it is not there.
-      config: the whole configuration.
-      facts: what else decides which images come: their number, a digest of their files' names,
-        the data set's version, and the number of hosts where it matters.
+      workdir: created if missing.
+      config: the full configuration.
+      facts: what else determines the images: their number, a digest of their file names, the
+        dataset version and, where it matters, the number of hosts.
 
     Raises:
-      UserError: the directory cannot be written, or belongs to a run that trains something else;
-        the differences are listed.
+      UserError: the directory is not writable, or belongs to a run that trains something else; the
+        message lists the differences.
     """
     ours = {"config": config.to_dict(), "data": facts}
     compare_hosts(parallel.from_primary(lambda: _claim(workdir, ours)), ours)
@@ -37,12 +37,12 @@ def claim(
 def renew(
     workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict[str, int | str | None]
 ) -> None:
-    """Writes `config.json` again, as `claim` did, if it has gone since; call it before each save.
+    """Rewrites `claim`'s `config.json` if it has been deleted; call it before each save.
 
-    A checkpoint without it belongs to nobody and is refused.
+    Checkpoints without a `config.json` belong to no run and are refused.
 
     Raises:
-      UserError: the directory cannot be written.
+      UserError: the directory is not writable.
     """
     if not parallel.is_primary() or (workdir / "config.json").exists():
         return
@@ -56,13 +56,13 @@ def renew(
 
 
 def compare_hosts(first: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Compares what this host was started with with the first one's.
+    """Checks that this host was started with the same settings and data as the primary.
 
-    Every setting counts: also those that may change with a start decide what hosts do together.
+    Every setting counts: even those that may change with a start affect what hosts do together.
 
     Args:
-      first: `config` and `data` of the first host.
-      ours: those of this one.
+      first: `config` and `data` of the primary host.
+      ours: `config` and `data` of this host.
 
     Raises:
       UserError: they differ.
@@ -93,7 +93,7 @@ def _write(workdir: epath.Path, ours: dict[str, Any]) -> None:
 
 
 def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:
-    """Compares this start with what the checkpoints that are there were trained with."""
+    """Compares this start with what the existing checkpoints were trained with."""
     file = workdir / "config.json"
     if not file.exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Devices and hosts: start-up, the mesh, the data-parallel program, the way onto the devices."""
+"""Devices and hosts: startup, the mesh, data-parallel functions, transfer to the devices."""
 
 import collections
 import contextlib
@@ -24,10 +24,10 @@ from jax.sharding import PartitionSpec as P
 from gsjax.errors import UserError
 from gsjax.runtime import cluster, output, rendezvous
 
-AXIS = "batch"  # the one mesh axis; collectives of the step name it
-_CONNECT_TIMEOUT = 60  # seconds; all are there by then
-_PEER_TIMEOUT = 20  # seconds after which the others end because a process is gone
-LOST_PEER = os.EX_TEMPFAIL  # the status then: a scheduler may start the same command again
+AXIS = "batch"  # the only mesh axis; the collectives of the step refer to it
+_CONNECT_TIMEOUT = 60  # seconds; all processes have met by then
+_PEER_TIMEOUT = 20  # seconds until the others exit because a process is gone
+LOST_PEER = os.EX_TEMPFAIL  # exit status in that case: a scheduler may rerun the command
 _EXTRAS = {
     "gpu": "pip install 'gsjax[cuda12]' (or cuda13)",
     "tpu": "pip install 'gsjax[tpu]'",
@@ -40,22 +40,22 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Prepares JAX: persistent compilation cache, 64 bits where asked, the other processes.
+    """Sets up JAX: persistent compilation cache, 64 bits if requested, the other processes.
 
     Args:
       dtype: `encoder.dtype`; "float64" switches JAX to 64 bits.
-      coordinator: HOST:PORT of process 0; "auto" where the environment names the processes (SLURM,
-        TPU pods, Kubernetes with `jax[k8s]`); or "", as "auto" under `srun` and on TPU pods.
-      num_processes: of the whole run; 1 runs a single process, whatever the environment says.
-      process_id: of this process.
+      coordinator: HOST:PORT of process 0; "auto" if the environment describes the processes (SLURM,
+        TPU pods, Kubernetes with `jax[k8s]`); "" is like "auto" under `srun` and on TPU pods.
+      num_processes: of the whole run; 1 runs a single process regardless of the environment.
+      process_id: index of this process.
 
     Raises:
-      UserError: the flags or the environment are of no use, or the other processes do not come.
+      UserError: the flags or environment are unusable, or the other processes do not connect.
     """
     member = _member(coordinator, num_processes, process_id)
     _cache_compilations(told=not (member and member.process_id))
     jax.config.update("jax_enable_x64", dtype == "float64")
-    # Whatever the environment says: the draws of a seed are the same for any number of devices.
+    # Regardless of the environment, a seed gives the same draws on any number of devices.
     jax.config.update("jax_threefry_partitionable", True)
     jax.config.update("jax_random_seed_offset", 0)
     if not member:
@@ -63,7 +63,7 @@ def start(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update(
         "jax_enable_preemption_service", False
-    )  # it takes SIGTERM; interrupts.py does
+    )  # it catches SIGTERM, which interrupts.py handles
     rendezvous.meet(member)
     try:
         jax.distributed.initialize(
@@ -80,7 +80,7 @@ def start(
 def _member(
     coordinator: str, num_processes: int | None, process_id: int | None
 ) -> cluster.Member | None:
-    """Which process of which run this is; None for a single one."""
+    """Returns which process of which run this is; None for a single process."""
     if coordinator not in ("", "auto"):
         if num_processes is None:
             raise UserError("--coordinator HOST:PORT needs --num_processes and --process_id")
@@ -103,10 +103,10 @@ def _member(
 
 
 def _cache_compilations(told: bool) -> None:
-    """Keeps compiled programs in the user's cache folder; does without where that is impossible."""
+    """Caches compiled programs in the user's cache folder; does without if that is impossible."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # A cache that fails later, as on a disk that has become full, is not worth a line per program.
+    # A cache that fails later, e.g. on a full disk, is not worth a warning per program.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     try:
@@ -117,7 +117,7 @@ def _cache_compilations(told: bool) -> None:
             pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as probe:
                 probe.write(bytes(4096))
-    except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         folder = None
         if told:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
@@ -130,13 +130,13 @@ def _cache_compilations(told: bool) -> None:
 
 
 def choose_platform(platform: str) -> None:
-    """Takes the CPU where `config.platform` is cpu; else makes sure that its devices are there.
+    """Selects the CPU if `config.platform` is cpu; otherwise checks that its devices exist.
 
-    To be called before anything else asks JAX for devices. With "auto" the CPU is fine, but told,
-    unless JAX_PLATFORMS asks for it.
+    Call it before anything else asks JAX for devices. With "auto" the CPU is accepted, with a
+    warning unless JAX_PLATFORMS asks for it.
 
     Raises:
-      UserError: JAX finds other devices than those asked for, or fails to start them.
+      UserError: JAX finds other devices than those requested, or fails to start them.
     """
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
@@ -162,12 +162,12 @@ def choose_platform(platform: str) -> None:
 def create_mesh(
     batch_size: int, devices: Sequence[jax.Device] | None = None, setting: str = "batch_size"
 ) -> Mesh:
-    """Returns the mesh of all devices of all hosts, or of those given, along the axis `batch`.
+    """Returns a mesh along the axis `batch` of `devices`, by default all devices of all hosts.
 
     Raises:
-      UserError: `batch_size`, which the setting gives, cannot be split evenly.
+      UserError: `batch_size`, the value of `setting`, cannot be split evenly.
     """
-    # A host's devices side by side, so that its rows are side by side in the global batch.
+    # Each host's devices are adjacent, so that its rows are contiguous in the global batch.
     devices = devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     if batch_size % len(devices):
         raise UserError(
@@ -181,8 +181,8 @@ def data_parallel(
 ) -> jax.stages.Wrapped:
     """Compiles a per-device function with explicit collectives, as `jax.pmap` did.
 
-    Replication is not checked: a per-device gradient stays that of the local loss, and the function
-    averages it itself.
+    Replication is not checked: each device's gradient is that of its local loss, and the function
+    averages gradients itself.
     """
     mapped = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -197,10 +197,10 @@ def shard(batch: Any, mesh: Mesh) -> Any:
 
 
 def create_any_host(mesh: Mesh) -> Callable[[int], jax.Array]:
-    """Compiles this host's number -> the largest of all hosts, int32 [] on every device.
+    """Compiles this host's number -> the maximum over all hosts, int32 [] on every device.
 
-    Every host has to call it equally often. It only starts the exchange: who reads the answer later
-    does not wait for it.
+    Every host must call it the same number of times. A call only starts the exchange; reading the
+    result later does not wait for it.
     """
     largest = data_parallel(
         lambda numbers: lax.pmax(numbers[0], AXIS), mesh, in_specs=P(AXIS), out_specs=P()
@@ -210,12 +210,12 @@ def create_any_host(mesh: Mesh) -> Callable[[int], jax.Array]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device of every host holds whole."""
+    """Returns the sharding of arrays replicated on every device of every host."""
     return NamedSharding(mesh, P())
 
 
 def prefetch(batches: Iterator[Any], mesh: Mesh, depth: int = 2) -> Iterator[Any]:
-    """Keeps `depth` batches on their way to the devices while one is in use."""
+    """Keeps `depth` batches in transfer to the devices while one is in use."""
     queue: collections.deque = collections.deque()
     for batch in itertools.islice(batches, depth):
         queue.append(shard(batch, mesh))
@@ -226,27 +226,27 @@ def prefetch(batches: Iterator[Any], mesh: Mesh, depth: int = 2) -> Iterator[Any
 
 
 def sync_hosts(name: str) -> None:
-    """Waits until all hosts are here."""
+    """Waits until all hosts reach this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def gather(columns: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Concatenates the hosts' rows of each column, so that every host has all."""
+    """Concatenates each column's rows from all hosts, on every host."""
     if jax.process_count() == 1:
         return columns
     return multihost_utils.process_allgather(columns, tiled=True)
 
 
 def agree(*facts: Any) -> bool:
-    """Whether these, which JSON can hold, are equal on all hosts; all ask together."""
+    """Whether JSON-serializable values are equal on all hosts; every host must call it."""
     digest = hashlib.sha256(json.dumps(facts).encode()).digest()
     digests = gather((np.frombuffer(digest, np.uint8)[None],))[0]
     return bool((digests == digests[:1]).all())
 
 
 def everywhere(flag: bool) -> bool:
-    """Whether it is so on all hosts."""
+    """Whether the flag is true on all hosts; every host must call it."""
     return all(gather((np.array([flag]),))[0])
 
 
@@ -256,10 +256,10 @@ def is_primary() -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process, one of several without the farewell in which it would wait for all."""
+    """Exits; in a multi-process run, skips JAX's shutdown barrier."""
     if jax.distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            with contextlib.suppress(OSError, ValueError):  # its reader is gone
                 if stream is not None:
                     stream.flush()
         os._exit(status)
@@ -267,20 +267,20 @@ def leave(status: int) -> NoReturn:
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether an error tells that another process of the run has gone.
+    """Whether an error means that another process of the run is gone.
 
-    JAX has no type for it: it comes as JaxRuntimeError or, from reading an array, as ValueError.
+    JAX has no type for it: it raises JaxRuntimeError or, when reading an array, ValueError.
     """
     words = r"\bgloo\b|\bnccl|coordination (service|agent)|heartbeat|by peer"
     return jax.process_count() > 1 and bool(re.search(words, str(error), re.IGNORECASE))
 
 
 def from_primary(function: Callable[[], Any]) -> Any:
-    """Calls a function on the first host alone, and returns on all what it returned there.
+    """Calls a function on the primary host only, and returns its result on all hosts.
 
     Args:
-      function: its result can be written as JSON. A UserError of it ends all hosts, with one
-        message.
+      function: returns something JSON-serializable. If it raises a UserError, all hosts exit, with
+        one message.
     """
     if jax.process_count() == 1:
         return function()

@@ -1,9 +1,9 @@
-"""How the processes of one run find each other before JAX connects them.
+"""How the processes of a run find each other before JAX connects them.
 
-JAX waits in silence for processes that never come and then aborts. So the processes first meet over
-plain TCP on the coordinator's port: process 0 listens, all connect and say who they are, and once
-everybody is there process 0 lets them go on. Until then it can say who is missing, and any process
-can be interrupted.
+JAX silently waits for processes that never show up and then aborts. So the processes first meet
+over plain TCP on the coordinator's port: process 0 listens, all connect and identify themselves,
+and once everyone has connected, process 0 releases them. Until then it can say who is missing, and
+any process can be interrupted.
 """
 
 import contextlib
@@ -18,29 +18,29 @@ from gsjax.errors import UserError
 from gsjax.runtime import output
 from gsjax.runtime.cluster import SINGLE, START_SECONDS, Member
 
-_BUSY_SECONDS = 5.0  # a former run may not have left the port yet
-_NAME_SECONDS = 10.0  # a cluster may not know the name of a new machine yet
-_FIRST_LINE = 2.0  # seconds of silence; starting is rarely simultaneous
-_FIRST_LINE_OF_OTHERS = 10.0  # process 0 names them before
+_BUSY_SECONDS = 5.0  # a previous run may not have released the port yet
+_NAME_SECONDS = 10.0  # a cluster's DNS may not know a new machine yet
+_FIRST_LINE = 2.0  # seconds of silence; starts are rarely simultaneous
+_FIRST_LINE_OF_OTHERS = 10.0  # process 0 names the missing ones sooner
 _NEXT_LINE = 30.0
 _MAX_MESSAGE = 4096  # bytes
 
 
 class LostFirst(ConnectionError):
-    """Process 0 ended while the others were still gathering."""
+    """Process 0 exited while the others were still gathering."""
 
 
 def meet(member: Member, seconds: float = START_SECONDS) -> None:
-    """Returns once all processes of the run are there.
+    """Returns once all processes of the run have connected.
 
     Args:
       member: this process.
-      seconds: to wait for the others.
+      seconds: how long to wait for the others.
 
     Raises:
-      UserError: not all came within `seconds`, the address is of no use, or another process has
-        the same number or another number of processes.
-      LostFirst: process 0 has ended.
+      UserError: not all connected within `seconds`, the address is unusable, or another process
+        has the same process id or a different number of processes.
+      LostFirst: process 0 has exited.
     """
     if member.process_id == 0:
         with _listen(member) as listener:
@@ -70,7 +70,7 @@ def _listen(member: Member) -> socket.socket:
 
 
 class _Gathering:
-    """Process 0's side: who has come, and what to tell whom."""
+    """Process 0's side: who has connected, and how to answer each."""
 
     def __init__(self, member: Member, listener: socket.socket) -> None:
         self._member, self._listener = member, listener
@@ -79,12 +79,12 @@ class _Gathering:
         self._arrived: dict[int, socket.socket] = {}
 
     def run(self, seconds: float) -> None:
-        """Waits for all, then lets them go on."""
+        """Waits for all processes, then releases them."""
         began = time.monotonic()
         next_line = began + _FIRST_LINE
         self._selector.register(self._listener, selectors.EVENT_READ)
         try:
-            # The same way as the others, which shows that the address is that of this machine.
+            # Connects as the others do, which verifies that the address is this machine's.
             with _connected_to_itself(self._member) as own:
                 own.setblocking(False)
                 while missing := self._missing():
@@ -123,7 +123,7 @@ class _Gathering:
 
     def _hear(self, source: Any) -> None:
         if source is self._listener:
-            with contextlib.suppress(OSError):  # who was refused connects again
+            with contextlib.suppress(OSError):  # the other side connects again
                 self._accept()
             return
         try:
@@ -153,7 +153,7 @@ class _Gathering:
             hello = json.loads(text)
             number, count, run = int(hello["process"]), int(hello["of"]), str(hello["run"])
         except (ValueError, KeyError, TypeError):
-            self._forget(source)  # something else that looked at the port
+            self._forget(source)  # something else that probed the port
             return
         address = self._member.address
         if run != self._member.run:
@@ -172,7 +172,7 @@ class _Gathering:
             _send(source, {"here": True})
             return
         _send(source, {"refused": refusal})
-        if number:  # else it is told to this very process, or by the other one itself
+        if number:  # a process 0, this one or another, reports its refusal itself
             output.complain(f"gsjax: refused a process: {refusal}")
         self._forget(source)
 
@@ -201,7 +201,7 @@ def _hello(member: Member) -> dict[str, Any]:
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # who has gone is noticed in reading
+    with contextlib.suppress(OSError):  # a lost connection is noticed when reading
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
@@ -223,7 +223,7 @@ def _connected_to_itself(member: Member) -> socket.socket:
 
 
 def _check_answer(own: socket.socket) -> None:
-    """Raises the refusal of another process 0, which listens where this one's address leads."""
+    """Raises UserError if a different process 0 listens at this one's address and refused it."""
     with contextlib.suppress(BlockingIOError, ConnectionError, ValueError):
         for line in own.recv(_MAX_MESSAGE).splitlines():
             if "refused" in (answer := json.loads(line)):
@@ -231,7 +231,7 @@ def _check_answer(own: socket.socket) -> None:
 
 
 def _join(member: Member, deadline: float) -> None:
-    """The side of the other processes."""
+    """The other processes' side."""
     began = time.monotonic()
     next_line = began + _FIRST_LINE_OF_OTHERS
     while True:
@@ -257,7 +257,7 @@ def _join(member: Member, deadline: float) -> None:
 
 
 def _wait_for_go(connection: socket.socket, member: Member, deadline: float) -> bool:
-    """Whether process 0 let this one go on; not if something else answers there."""
+    """Whether process 0 released this one; False if something else answers there."""
     connection.settimeout(1.0)
     text, known = b"", False
     while True:
@@ -277,7 +277,7 @@ def _wait_for_go(connection: socket.socket, member: Member, deadline: float) -> 
         for line in lines:
             try:
                 answer = json.loads(line)
-                if "here" in answer:  # from now on the time is that of process 0
+                if "here" in answer:  # from now on process 0 keeps the time
                     known, deadline = True, time.monotonic() + START_SECONDS + 30
                 if "refused" in answer:
                     raise UserError(str(answer["refused"]))

@@ -1,4 +1,4 @@
-"""The state of a training on the disk, by Orbax."""
+"""Saves and restores the training state with Orbax."""
 
 import glob
 import os
@@ -18,10 +18,10 @@ from gsjax.runtime import files, parallel
 
 
 class _LiteralPath(type(epath.Path())):  # type: ignore[misc]
-    """A path whose own characters never count as a pattern.
+    """A path whose own characters are never treated as a pattern.
 
-    Orbax finds what each process has written with `glob`, and epath would take brackets and
-    asterisks in the names of the parent folders for a part of the pattern.
+    Orbax finds what each process has written with `glob`, and epath would treat brackets and
+    asterisks in the names of parent folders as part of the pattern.
     """
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
@@ -33,10 +33,10 @@ class _LiteralPath(type(epath.Path())):  # type: ignore[misc]
 
 
 def check_path(folder: epath.Path) -> None:
-    """Checks that checkpoints can be kept below a folder of this name.
+    """Checks that checkpoints can be stored under this folder.
 
     Raises:
-      UserError: TensorStore, which writes the arrays, cannot use the name or takes it for another.
+      UserError: TensorStore, which writes the arrays, cannot use the path or misreads it.
     """
     name = os.fspath(folder)
     if "\\" in name:
@@ -62,13 +62,13 @@ def _is_unicode(name: str) -> bool:
 
 
 def write(path: epath.Path, state: Any) -> None:
-    """Writes a state into `checkpoints/<step>` and checks it; all hosts call it together.
+    """Writes a state to `checkpoints/<step>` and verifies it; every host must call it.
 
     Raises:
       UserError: the disk is full or fails, or what was written cannot be restored.
     """
     check_path(path)
-    # Orbax's threads tell a full disk in many words, some of them later.
+    # Orbax's threads report a full disk at length, some of them later.
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _all_but_closed_loops
@@ -100,12 +100,12 @@ def read(path: epath.Path, target: Any, partial: bool = False) -> Any:
     """Returns the state in `checkpoints/<step>`, or a part of it.
 
     Args:
-      path: of the checkpoint.
-      target: shapes, types and shardings of the state; of a part, in nested dictionaries.
-      partial: whether the checkpoint may hold more.
+      path: the checkpoint.
+      target: shapes, types and shardings of the state; for a part, in nested dictionaries.
+      partial: whether the checkpoint may hold more than `target`.
 
     Raises:
-      UserError: it is no checkpoint, one of another model, or cannot be read.
+      UserError: it is not a checkpoint, belongs to another model or cannot be read.
     """
     check_path(path)
     found = _found(path)
@@ -118,17 +118,17 @@ def read(path: epath.Path, target: Any, partial: bool = False) -> Any:
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             return checkpointer.restore(_LiteralPath(path / "default"), args=arguments)
-        except Exception as error:  # Orbax raises that very class
+        except Exception as error:  # Orbax raises Exception itself
             if parallel.is_lost_peer(error):
                 raise
             raise UserError(f"{path} cannot be restored: {_reason(error)}") from error
 
 
 def _check_data(path: epath.Path) -> None:
-    """Checks that what each process has written holds data.
+    """Checks that the part written by each process holds data.
 
     Raises:
-      UserError: files of arrays are missing.
+      UserError: array files are missing.
     """
     parts = list(_LiteralPath(path / "default").glob("ocdbt.process_*"))
     for part in parts or [path / "default"]:
@@ -138,10 +138,10 @@ def _check_data(path: epath.Path) -> None:
 
 
 def _found(path: epath.Path) -> dict[str, str]:
-    """Reads what a checkpoint says of its arrays, as `_leaves` gives it.
+    """Reads the metadata of a checkpoint's arrays, in the format of `_leaves`.
 
     Raises:
-      UserError: its metadata or the index of its arrays is missing or damaged.
+      UserError: the metadata or array index is missing or damaged.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -154,7 +154,7 @@ def _found(path: epath.Path) -> dict[str, str]:
 
 
 def _compare(path: epath.Path, found: dict[str, str], target: Any) -> None:
-    """Compares a checkpoint's arrays with those wanted: Orbax casts another type silently.
+    """Compares a checkpoint's arrays with the target's: Orbax silently casts types.
 
     Raises:
       UserError: they differ.
@@ -169,7 +169,7 @@ def _compare(path: epath.Path, found: dict[str, str], target: Any) -> None:
 
 
 def _leaves(tree: Any) -> dict[str, str]:
-    """Returns {path of a leaf: its type and shape}."""
+    """Returns {leaf path: its dtype and shape}."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -177,18 +177,18 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error of Orbax says, in a line: that of a file as everywhere, others with type."""
+    """Describes an Orbax error in one line, with its type unless it is a file error."""
     if isinstance(error, files.error_types()):
         return files.reason(error)
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number:
         return os.strerror(int(number[1]))
-    if error.__cause__:  # around it Orbax tells the layout of its store
+    if error.__cause__:  # Orbax wraps it in details of its store
         return _reason(error.__cause__)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _all_but_closed_loops(unraisable: Any) -> None:
-    """Prints what threads cannot raise, but for writes that end after the first one has failed."""
+    """Prints unraisable errors, except from writes that end after the first one has failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

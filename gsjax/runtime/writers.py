@@ -1,4 +1,4 @@
-"""Writers of metrics: TensorBoard's event files and `metrics.jsonl`, through CLU."""
+"""Metric writers, built on CLU: TensorBoard event files and `metrics.jsonl`."""
 
 from gsjax.runtime import tensorflow_setup  # noqa: F401  # CLU imports TensorFlow
 
@@ -17,17 +17,17 @@ from etils import epath
 
 from gsjax.runtime import event_files, files, metrics, parallel
 
-KEEP_ALL = sys.maxsize  # as `restored_step`: keeps everything that is there
+KEEP_ALL = sys.maxsize  # as `restored_step`: keeps all existing records
 
 
 class JsonLines(MetricWriter):
-    """Writes scalars to `metrics.jsonl`, an object per call with `step`; leaves out the rest."""
+    """Writes scalars to `metrics.jsonl`, one object with `step` per call; ignores the rest."""
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
-        """Cuts what an interrupted run wrote after the step that training goes on from."""
+        """Drops what an interrupted run wrote after the step that training resumes from."""
         records = metrics.read_records(workdir) if restored_step else []
         metrics.rewrite(workdir, [record for record in records if record["step"] <= restored_step])
-        with contextlib.ExitStack() as stack:  # all that a bucket's file has is its context
+        with contextlib.ExitStack() as stack:  # a bucket's file is only a context manager
             self._file = stack.enter_context((workdir / metrics.FILE).open("a"))
             self._closing = stack.pop_all()
 
@@ -39,28 +39,28 @@ class JsonLines(MetricWriter):
         self._file.write(json.dumps(record) + "\n")
 
     def write_summaries(self, step, values, metadata=None):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_images(self, step, images):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_videos(self, step, videos):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_audios(self, step, audios, *, sample_rate):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_texts(self, step, texts):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_histograms(self, step, arrays, num_buckets=None):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_pointcloud(self, step, point_clouds, *, point_colors=None, configs=None):
-        """Not kept as text."""
+        """Ignored."""
 
     def write_hparams(self, hparams):
-        """The work directory's config.json has them."""
+        """Ignored: the work directory's config.json has them."""
 
     def flush(self) -> None:
         self._file.flush()
@@ -75,7 +75,7 @@ class _Writer(metric_writers.MultiWriter):
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         self._workdir = workdir
         with files.told(self._workdir):
-            if restored_step != KEEP_ALL:  # else every event file would be read for nothing
+            if restored_step != KEEP_ALL:  # otherwise every event file would be read for nothing
                 event_files.forget(
                     workdir, lambda step, _: not restored_step or step > restored_step
                 )
@@ -100,14 +100,14 @@ class _Writer(metric_writers.MultiWriter):
 
 
 def create_writer(workdir: epath.Path, restored_step: int) -> MetricWriter:
-    """Returns the writer of a run; on other hosts than the first it writes nothing.
+    """Returns a run's metric writer; on hosts other than the primary, it writes nothing.
 
     Args:
-      workdir: folder of the run, which exists.
-      restored_step: what its files hold of later steps is removed; 0 removes all.
+      workdir: folder of the run, which must exist.
+      restored_step: records of later steps are removed from its files; 0 removes all.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder is not writable.
     """
     if not parallel.is_primary():
         return metric_writers.MultiWriter([])

@@ -1,1 +1,1 @@
-"""Sweeps over settings, and what their runs leave behind."""
+"""Sweeps over settings, and the records that their runs leave."""

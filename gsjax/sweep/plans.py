@@ -1,4 +1,4 @@
-"""What a file of `configs/sweeps/` returns: an experiment in arms, values of a setting and seeds.
+"""What a file in `configs/sweeps/` returns: arms, seeds and values of a setting to combine.
 
 Imports neither JAX nor TensorFlow, so that every member is checked before anything starts.
 """
@@ -14,19 +14,19 @@ from gsjax.config import config_file, settings
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 
-# The jobs that leave results/<job>.json.
+# The jobs that write results/<job>.json.
 EVALUATIONS = [n for n, job in JOBS.items() if job.configured_by == "run" and n != "features"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What is compared with the other arms.
+    """One of the alternatives that a sweep compares.
 
     Attributes:
-      label: how tables and figures call it.
-      config: a file of the folder above the sweep's, which is `configs/`; without `.py`.
-      overrides: {key: value} on it.
-      is_on_axis: whether it takes every value of the sweep's axis; once and as it is otherwise.
+      label: its name in tables and figures.
+      config: a file, without `.py`, in the folder above the sweep's, i.e. `configs/`.
+      overrides: {key: value} applied to it.
+      is_on_axis: whether it runs at every value of the sweep's axis; otherwise once, unchanged.
     """
 
     label: str
@@ -37,22 +37,22 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """All combinations of seeds, values and arms, in this order from the slowest.
+    """All combinations of seeds, values and arms; seeds vary slowest, arms fastest.
 
-    Members of one seed share initial weights, order of the images and crops, so that their
+    Members with the same seed share initial weights, image order and crops, so that their
     differences can be paired.
 
-    What cannot be is a ValueError, to which `load` adds the file and the line.
+    Invalid arguments raise a ValueError, to which `load` adds the file and line.
 
     Attributes:
-      title: what is asked, in one line.
-      arms: what is compared.
-      seeds: of each arm.
-      overrides: {key: value} on every arm's config, before the arm's own.
+      title: the question it answers, in one line.
+      arms: the alternatives to compare.
+      seeds: seeds of each arm.
+      overrides: {key: value} applied to every arm's config, before the arm's own.
       axis: the setting that takes each of `values`, or "".
-      values: of the axis.
-      jobs: evaluations after each training; diagnostics are always made.
-      shows: figures and tables of the thesis that it repeats, such as "Figure 9".
+      values: values of the axis.
+      jobs: evaluations after each training; diagnostics always run.
+      shows: figures and tables of the thesis that it reproduces, such as "Figure 9".
     """
 
     title: str
@@ -88,7 +88,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One training of a sweep, with its checked configuration."""
+    """One training run of a sweep, with its checked configuration."""
 
     name: str
     label: str
@@ -99,7 +99,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A sweep and its members, in the order of their indices."""
+    """A sweep and its members, in index order."""
 
     sweep: Sweep
     members: tuple[Member, ...]
@@ -117,11 +117,11 @@ class Plan:
 
 
 def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
-    """Reads a file of `configs/sweeps/`; `overrides` of the command line go to every member.
+    """Loads a file of `configs/sweeps/`; command-line `overrides` apply to every member.
 
     Raises:
-      UserError: there is no such file, it returns no sweep, or a member's settings are impossible
-        or those of another member.
+      UserError: the file does not exist or returns no sweep, or a member's settings are impossible
+        or identical to another member's.
     """
     if not path:
         raise UserError("--job sweep needs --config FILE, a file of configs/sweeps/")
@@ -153,7 +153,7 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
         for other in members:
             if other.name == name:
                 raise UserError(f"{path}: two members are called {name}; change a label")
-            if other.config == config:  # such as by an override that is what makes an arm
+            if other.config == config:  # e.g. an override sets what distinguishes an arm
                 raise UserError(f"{path}: the members {other.name} and {name} do not differ")
         members.append(Member(name, arm.label, seed, value, config))
     return Plan(sweep, tuple(members))
@@ -171,5 +171,5 @@ def _in_path(value: settings.Value) -> str:
 
 
 def slug(label: str) -> str:
-    """A label as a part of a file's name."""
+    """Makes a label usable as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")

@@ -1,8 +1,8 @@
 """The job `sweep`: trains and evaluates the members of a sweep.
 
-They run one after another, each in a process of its own; with `--sweep_index` only one does, so
-that the job array of a cluster spreads them over machines. A finished member leaves one small file,
-`<workdir>/<member>.json`, and is not run again where that file is.
+They run one after another, each in its own process; with `--sweep_index` only one runs, so that a
+cluster's job array can spread them over machines. A finished member leaves a small summary file,
+`<workdir>/<member>.json`, and is not rerun while that file exists.
 """
 
 import json
@@ -23,25 +23,25 @@ from gsjax.runtime import checkpoints, files, interrupts, metrics, parallel
 from gsjax.sweep import runs
 from gsjax.sweep.plans import Member, Plan
 
-PLAN_FILE = "sweep.json"  # tells a report what belongs to the sweep
-_JOBS = ("diagnostics",)  # of every sweep
-# Settings of evaluations that leave the scores as they are, and those of the kNN monitor.
+PLAN_FILE = "sweep.json"  # lists the members of the sweep for reports
+_JOBS = ("diagnostics",)  # run in every sweep
+# Evaluation settings that do not affect scores, and those of the kNN monitor.
 _NOT_OF_SCORES = ("data_dir", "memory_gb", "pictures", "neighbors", "every_epochs", "baselines")
 
 
 def run_all(plan: Plan, workdir: str, arguments: Sequence[str]) -> None:
-    """Runs every member that is not finished; one that fails does not keep the others from it.
+    """Runs every unfinished member; if one fails, the others still run.
 
     This process itself never touches a device.
 
     Args:
-      plan: of the sweep.
+      plan: the sweep's plan.
       workdir: holds `<member>/` and `<member>.json`.
-      arguments: the command line of this very call, to which `--sweep_index` is added.
+      arguments: the command line of this call, to which `--sweep_index` is added.
 
     Raises:
-      UserError: a summary is there that is of other settings, before anything runs; or members
-        have failed, which are named.
+      UserError: an existing summary has other settings (raised before anything runs), or members
+        failed (the message names them).
     """
     folder = files.absolute(workdir)
     for member in plan.members:
@@ -65,10 +65,10 @@ def run_all(plan: Plan, workdir: str, arguments: Sequence[str]) -> None:
 
 
 def run_member(plan: Plan, member: Member, workdir: str) -> None:
-    """Trains, evaluates and sums up one member; goes on where an earlier start has stopped.
+    """Trains, evaluates and summarizes one member, resuming where an earlier start stopped.
 
     Raises:
-      UserError: as the pre-training and the evaluations.
+      UserError: as in pre-training and the evaluations.
     """
     folder = files.absolute(workdir)
     own, summary = folder / member.name, folder / f"{member.name}.json"
@@ -95,10 +95,10 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
 
 
 def finished(plan: Plan, member: Member, folder: epath.Path) -> bool:
-    """Whether the member's summary is there, of the same settings and with all results.
+    """Whether the member has a summary with the same settings and all results.
 
     Raises:
-      UserError: a summary is there that is of other settings.
+      UserError: its summary has other settings.
     """
     file = folder / f"{member.name}.json"
     if not file.exists():
@@ -119,7 +119,7 @@ def _evaluations(plan: Plan) -> list[str]:
 
 
 def _missing(plan: Plan, member: Member, run: runs.Run) -> list[str]:
-    """The jobs that a summary has no result of, or one by other settings."""
+    """Returns the jobs whose results a summary lacks or has with other settings."""
     training = [] if run.finished else ["pretrain"]
     return training + [
         job
@@ -130,7 +130,7 @@ def _missing(plan: Plan, member: Member, run: runs.Run) -> list[str]:
 
 
 def _protocol(config: Mapping[str, Any], job: str) -> dict[str, Any]:
-    """The settings that an evaluation's scores depend on; their defaults where there are none."""
+    """Returns the settings that affect an evaluation's scores, with defaults for missing ones."""
     known = settings.flatten(defaults.get_config())
     return {
         key: value
@@ -141,7 +141,7 @@ def _protocol(config: Mapping[str, Any], job: str) -> dict[str, Any]:
 
 
 def write_plan(plan: Plan, folder: epath.Path) -> None:
-    """Writes what belongs to the sweep, for its reports; two members may do so at a time."""
+    """Writes the list of members for reports; several members may do so at the same time."""
     content = {
         "title": plan.sweep.title,
         "shows": list(plan.sweep.shows),
@@ -161,9 +161,9 @@ def write_plan(plan: Plan, folder: epath.Path) -> None:
 
 
 def _run_process(arguments: Sequence[str]) -> int:
-    """Runs gsjax; forwards signals, and exits after one that asks to stop.
+    """Runs gsjax and returns its exit status; forwards signals, and exits after a request to stop.
 
-    It is suspended and continued together with the member, as by Ctrl-Z and `fg`.
+    This process and the member are suspended and continued together, as by Ctrl-Z and `fg`.
     """
     command = [sys.executable, "-m", "gsjax.main", *arguments]
     asked: list[int] = []
@@ -186,13 +186,13 @@ def _run_process(arguments: Sequence[str]) -> int:
     if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
         former[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, suspend)
     try:
-        # In a process group of its own the terminal's signals reach it through us alone.
+        # In its own process group, it gets the terminal's signals only through us.
         process = subprocess.Popen(command, process_group=0)
-        for number in asked:  # while it started
+        for number in asked:  # while it was starting
             process.send_signal(number)
         status = process.wait()
     finally:
-        for number, handler in former.items():  # a scheduler may repeat itself until the end
+        for number, handler in former.items():  # a scheduler may repeat its signal until we exit
             repeats = asked and number not in (signal.SIGINT, signal.SIGTSTP)
             signal.signal(number, signal.SIG_IGN if repeats else handler)
     if asked:

@@ -1,7 +1,7 @@
-"""What a run has left behind, read from its work directory or from the one file that sums it up.
+"""Reads a run's settings, curves and results from its work directory or its summary file.
 
-A finished member of a sweep leaves `<member>.json`: its settings, curves and results, without
-which a report or a sweep needs no checkpoint.
+A finished member of a sweep leaves a summary, `<member>.json`, so that a report or a sweep does not
+need its checkpoints.
 """
 
 import dataclasses
@@ -21,29 +21,29 @@ from gsjax.runtime import checkpoints, environment, files, metrics
 
 Curve = list[tuple[int, float]]  # (step, value), ascending
 
-_POINTS = 100  # of a curve in a summary, at most
-_DIGITS = 6  # significant ones of its measured values
-# Settings without which nobody knows what a run was; others have their defaults.
+_POINTS = 100  # at most, per curve in a summary
+_DIGITS = 6  # significant digits of measured values in a summary
+# Settings that every run must have recorded; others fall back to their defaults.
 _NEEDED = ("seed", "method", "data.source", "data.image_size", "encoder.name")
-_NAMING = ("method", "similarity.measure")  # reports have names for the choices of this version
+_NAMING = ("method", "similarity.measure")  # reports only name this version's choices
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, UserError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training and what was measured on it.
+    """One training run and its measurements.
 
     Attributes:
-      name: of its work directory.
-      config: every setting, nested as in the config, with the defaults of those it lacked.
+      name: name of its work directory.
+      config: every setting, nested as in the config, with defaults for missing ones.
       data: facts about the images: `num_images`.
-      member: what a sweep says of it: `label`, `seed`, `value` of the swept setting; or nothing.
+      member: its place in a sweep: `label`, `seed`, `value` of the swept setting; or empty.
       starts: entries of `environment.json`.
-      step: of the newest checkpoint.
-      num_steps: length of the training.
+      step: step of the newest checkpoint.
+      num_steps: length of the training in steps.
       curves: {metric: curve}.
       results: {job: entries of its `results/<job>.json`}.
-      folder: the work directory, where it is at hand.
+      folder: the work directory, if available.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the whole training was done."""
+        """Whether the run was trained to the end."""
         return self.step >= self.num_steps
 
 
-# What a summary holds: all but the place of the work directory.
+# The fields of a summary: all but the path of the work directory.
 _WRITTEN = [field.name for field in dataclasses.fields(Run) if field.name != "folder"]
 
 
@@ -71,7 +71,7 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
     """Reads a work directory.
 
     Raises:
-      UserError: it holds no run, or a file of it is damaged.
+      UserError: it holds no run, or one of its files is damaged.
     """
     file = workdir / "config.json"
     try:
@@ -105,7 +105,7 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
 
 
 def write_summary(run: Run, file: epath.Path) -> None:
-    """Writes the one small file of a finished run."""
+    """Writes the summary file of a finished run."""
     content = {name: getattr(run, name) for name in _WRITTEN}
     content["config"] = _without_folders(run.config)
     content["curves"] = {metric: _rounded(thin(curve)) for metric, curve in run.curves.items()}
@@ -118,10 +118,10 @@ def write_summary(run: Run, file: epath.Path) -> None:
 
 
 def read_summary(file: epath.Path) -> Run:
-    """Reads what `write_summary` wrote.
+    """Reads a summary written by `write_summary`.
 
     Raises:
-      UserError: it is no such file.
+      UserError: it is not a valid summary.
     """
     try:
         content = json.loads(file.read_text())
@@ -154,11 +154,11 @@ def is_summary(file: epath.Path) -> bool:
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with the defaults of those that are lacking.
+    """Returns the settings, with defaults for missing ones.
 
     Raises:
-      KeyError: one is lacking that has to be there.
-      TypeError, AttributeError, UserError: one has another type or cannot be.
+      KeyError: a required setting is missing.
+      TypeError, AttributeError, UserError: a setting has the wrong type or an impossible value.
     """
     known = settings.flatten(config)
     lacking = [key for key in _NEEDED if key not in known]
@@ -171,17 +171,17 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
             complete[group] = {**default, **complete[group]}
     flat = settings.flatten(complete)
     for key, setting in defaults.SETTINGS.items():
-        if key not in _NAMING:  # another version of gsjax may have further choices
+        if key not in _NAMING:  # another version of gsjax may have more choices
             setting = dataclasses.replace(setting, choices=())
         setting.check(key, flat.get(key))
     return complete
 
 
 def _check(run: Run) -> None:
-    """Makes sure that all but the config, which `_complete` checks, has its type.
+    """Checks the types of everything but the config, which `_complete` checks.
 
     Raises:
-      KeyError, TypeError, ValueError, AttributeError: something has another one.
+      KeyError, TypeError, ValueError, AttributeError: something is missing or has the wrong type.
     """
     _expect("name", run.name, str)
     _expect("data.num_images", run.data["num_images"], int)
@@ -202,10 +202,10 @@ def _check(run: Run) -> None:
 
 
 def check_member(member: Mapping[str, Any]) -> None:
-    """Makes sure of the types in `Run.member`.
+    """Checks the types in `Run.member`.
 
     Raises:
-      TypeError, AttributeError: something has another one.
+      TypeError, AttributeError: something has the wrong type.
     """
     _expect("label of the member", member.get("label", ""), str)
     _expect("value of the member", member.get("value"), (int, float, str, NoneType))
@@ -226,7 +226,7 @@ def _curves(workdir: epath.Path) -> dict[str, Curve]:
 
 
 def _measured(points: Iterable[tuple[int, str, float]]) -> dict[str, Curve]:
-    """{metric: curve} of (step, metric, value) without what is not finite."""
+    """Groups (step, metric, value) into {metric: curve}, skipping non-finite values."""
     curves: dict[str, Curve] = {}
     for step, metric, value in points:
         if math.isfinite(value):
@@ -235,9 +235,9 @@ def _measured(points: Iterable[tuple[int, str, float]]) -> dict[str, Curve]:
 
 
 def thin(curve: Curve) -> Curve:
-    """At most `_POINTS` points: both ends as they are, between them means of consecutive points.
+    """Returns at most `_POINTS` points: both ends unchanged, means of consecutive points between.
 
-    A mean stands at the last of its steps, and all but the last are of equally many points.
+    Each mean is placed at the last of its steps; all but the last average equally many points.
     """
     if len(curve) <= _POINTS:
         return curve
@@ -249,7 +249,7 @@ def thin(curve: Curve) -> Curve:
 
 
 def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without the folders of data, which are others on every machine."""
+    """Returns the settings without data folders, which differ between machines."""
     return {
         name: _without_folders(value)
         if isinstance(value, Mapping)
@@ -259,7 +259,7 @@ def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _portable(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A result in short, without the place of the checkpoint, which is gone where it goes."""
+    """Returns a result, rounded and without its checkpoint's path, which is machine-specific."""
     short = {name: value for name, value in entry.items() if name != "checkpoint"}
     return short | {name: _rounded(entry.get(name, {})) for name in ("scores", "details")}
 

@@ -1,7 +1,8 @@
 """The training state, the step, the loop and the job `pretrain`; the table of optimizers.
 
-Importing it loads no optimizer, nor JAX. An optimizer is a function (settings, learning_rate) ->
-optax.GradientTransformation, which takes the group `optimizer` and a number or schedule.
+Importing it loads neither an optimizer nor JAX. An optimizer is a function (settings,
+learning_rate) -> optax.GradientTransformation; it takes the settings group `optimizer` and a number
+or schedule.
 """
 
 from gsjax.config.schema import Row, shapes

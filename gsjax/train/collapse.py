@@ -1,28 +1,28 @@
-"""A warning in words where the embeddings collapse."""
+"""Warns when the embeddings collapse."""
 
 import ml_collections
 
 from gsjax.methods import METHODS
 from gsjax.runtime import metrics
 
-# embedding_std * sqrt(D): healthy runs have 0.35 and more, also at their lowest
+# embedding_std * sqrt(D); healthy runs never fall below 0.35
 _COLLAPSED = 0.1
 _COLLAPSED_READINGS = 3
 
 
 class CollapseWarning:
-    """Says once, in words, that the embeddings have shrunk to a point."""
+    """Warns once when the embeddings have nearly shrunk to a point."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
         self._full = config.projector.out_dim**-0.5
         scaled = "similarity.scale" in METHODS[config.method].settings
         graded = config.similarity.measure != "none"
         self._also = ", or similarity.scale=0.5" if graded and scaled else ""
-        self._low = 0  # readings in a row
+        self._low = 0  # consecutive low readings
         self._said = False
 
     def look(self, done: int, spread: float) -> None:
-        """Takes a reading of `embedding_std`."""
+        """Checks a reading of `embedding_std`."""
         self._low = self._low + 1 if spread < _COLLAPSED * self._full else 0
         if self._low == _COLLAPSED_READINGS and not self._said:
             self._said = True

@@ -1,4 +1,4 @@
-"""The training loop, which pre-training and every trained head share."""
+"""The training loop, shared by pre-training and every trained head."""
 
 import contextlib
 import dataclasses
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What `fit` needs to know about a training besides its steps.
+    """What `fit` needs to know about a training run besides its steps.
 
     Attributes:
-      label: of the progress line.
-      folder: of the run, where a step that is not finite leaves its images.
-      batch_size: images of a step, over all devices.
-      learning_rate: per step.
-      log_every: steps between two lines of metrics.
-      save_every: steps between two checkpoints; the end is always saved.
-      writer: of the metrics.
-      holds: whether the checkpoint after so many steps is there.
-      save: writes the checkpoint after so many steps.
-      advice: against values that are not finite.
-      describe_memory: what to say where the memory of the devices does not suffice, of the compiled
-        step or of None before there is one.
+      label: label of the progress line.
+      folder: folder of the run, where a non-finite step's images are listed.
+      batch_size: images per step, over all devices.
+      learning_rate: learning rate per step.
+      log_every: steps between metrics.
+      save_every: steps between checkpoints; the end is always saved.
+      writer: writes the metrics.
+      holds: whether the checkpoint of a step exists.
+      save: saves the checkpoint of a step.
+      advice: what to try against non-finite values.
+      describe_memory: what to say when device memory runs out, given the compiled step, or None
+        before there is one.
       before_step: called with the number of the upcoming step, from 1, and the state.
-      on_log: takes the metrics that were just written.
-      evaluate_after: whether to call `evaluate` after so many steps.
-      evaluate: (state, check) -> metrics; `check` may raise to break it off.
+      on_log: receives the metrics just written.
+      evaluate_after: whether to call `evaluate` after a step.
+      evaluate: (state, check) -> metrics; `check` may raise to abort it.
     """
 
     label: str
@@ -71,26 +71,26 @@ def fit(
     columns: tuple[str, ...],
     *arguments: Any,
 ) -> TrainState:
-    """Trains until `num_steps`; a signal saves the state and stops.
+    """Trains up to step `num_steps`; on a signal, saves the state and stops.
 
     Args:
-      state: to start from; it is donated.
+      state: state to start from; it is donated.
       step_fn: compiled (state, batch, *arguments) -> (state, metrics), with `finite` among the
         metrics.
-      batches: of this host, from the step of the state on; each has `index`.
-      num_steps: steps of the whole training.
+      batches: this host's batches from the state's step on; each has `index`.
+      num_steps: total steps of the training run.
       run: everything else.
       mesh: the devices.
-      columns: of a batch, for the step.
-      *arguments: for the step.
+      columns: columns of a batch that the step takes.
+      *arguments: further arguments of the step.
 
     Returns:
       The state after the last step.
 
     Raises:
-      UserError: a step was not finite, or does not fit into the memory of the devices; the last
-        good state is saved.
-      Stopped: a signal asked for it; the state is saved.
+      UserError: a step was not finite, or does not fit into device memory; the last good state is
+        saved.
+      Stopped: a signal requested it; the state is saved.
     """
     first = int(state.step)
     compiled: jax.stages.Compiled | None = None
@@ -143,7 +143,7 @@ def fit(
 
 
 def _log(run: Run, clock: "Clock", progress: metrics.Progress, done: int, values: Mapping) -> None:
-    """Writes a step's values, its learning rate and what the clock reads."""
+    """Writes a step's values, its learning rate and the clock's readings."""
     scalars = {f"train/{name}": float(value) for name, value in values.items()}
     scalars["train/learning_rate"] = float(run.learning_rate(done - 1))
     scalars.update(clock.read(done))
@@ -158,7 +158,7 @@ def _log(run: Run, clock: "Clock", progress: metrics.Progress, done: int, values
 
 
 def _evaluate(run: Run, watch: Watch, done: int, state: TrainState) -> None:
-    """Saves, whatever becomes of the measurement; then measures. A stop leaves it to a restart."""
+    """Saves first, then evaluates; if stopped while evaluating, leaves that to a restart."""
     assert run.evaluate
     watch.settle()
     run.save(done, state)
@@ -183,11 +183,11 @@ class Clock:
         self.restart(done)
 
     def restart(self, done: int) -> None:
-        """Begins anew after `done` steps; what has passed since the last reading is left out."""
+        """Restarts at step `done`; the time since the last reading is not counted."""
         self._began, self._done, self._waited = time.monotonic(), done, 0.0
 
     def after_step(self, done: int, values: Any) -> None:
-        """Leaves out the first step, whose time is that of the compilation."""
+        """Excludes the first step, whose time is that of compilation."""
         if done == self._first + 1:
             jax.block_until_ready(values)
             self.restart(done)
@@ -199,7 +199,7 @@ class Clock:
         self._waited += time.monotonic() - before
 
     def read(self, done: int) -> dict[str, float]:
-        """Returns both figures and restarts; nothing when no step has been timed."""
+        """Returns both figures and restarts; empty if no step has been timed."""
         seconds = time.monotonic() - self._began
         images = (done - self._done) * self._batch_size
         if not images:
@@ -213,7 +213,7 @@ class Clock:
 
 
 class Trace:
-    """The profiler's trace of the steps that the group `profile` names."""
+    """A profiler trace of the steps chosen by the `profile` settings."""
 
     def __init__(self, settings: ml_collections.ConfigDict, folder: epath.Path) -> None:
         self._steps = range(settings.first_step, settings.first_step + settings.num_steps)
@@ -224,7 +224,7 @@ class Trace:
         return self
 
     def before(self, upcoming: int, state: TrainState) -> None:
-        """Starts or ends the trace before the step number `upcoming`."""
+        """Starts or stops the trace before step `upcoming`."""
         wanted = upcoming in self._steps
         if wanted and not self._running:
             jax.profiler.start_trace(self._folder.as_posix())

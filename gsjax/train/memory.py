@@ -1,15 +1,15 @@
-"""How much memory the training step needs, in words."""
+"""Describes how much memory the training step needs."""
 
 import jax
 import ml_collections
 
 
 def of_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | None) -> str:
-    """Names the training step's size, and what makes it smaller without changing the recipe.
+    """Describes the training step's size and how to shrink it without changing the recipe.
 
     Args:
       config: the whole configuration.
-      compiled: the step; None where it is not compiled, which leaves its memory out.
+      compiled: the step, or None before it is compiled, which omits its memory.
     """
     ways = [
         "" if config.remat else "--config.remat=true (more time)",

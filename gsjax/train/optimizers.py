@@ -28,14 +28,14 @@ def scaled_learning_rate(config: ml_collections.ConfigDict) -> float:
 def create_schedule(
     config: ml_collections.ConfigDict, num_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Builds the learning rate per step: linear warm-up from 0, then cosine to 0.
+    """Creates the learning rate schedule: linear warmup from 0, then cosine decay to 0.
 
     At step k = 0, 1, ... it is lr * k / warm for k < warm, then
     lr * (1 + cos(pi * (k - warm) / (num_steps - warm))) / 2 (google-research/simclr, model.py).
     A run shortened by `config.num_steps` warms up for at most a tenth of its steps.
 
     Raises:
-      UserError: the warm-up is as long as the run.
+      UserError: the warmup is not shorter than the run.
     """
     warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
     if config.num_steps > 0:
@@ -56,13 +56,13 @@ def create_optimizer(
     schedule: optax.Schedule,
     param_groups: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer that `optimizer.name` names.
+    """Creates the optimizer named by `optimizer.name`.
 
     Args:
       config: the whole configuration.
       schedule: the learning rate per step.
       param_groups: parameters -> a label for each, as `gsjax.methods.base.Method.param_groups`;
-        those labeled `constant` keep the scaled learning rate. None: all follow the schedule.
+        those labeled `constant` keep the scaled learning rate. If None, all follow the schedule.
     """
     create = functools.partial(OPTIMIZERS[config.optimizer.name].load(), config.optimizer)
     if param_groups is None:
@@ -74,8 +74,8 @@ def create_optimizer(
 def lars(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.GradientTransformation:
     """LARS (google-research/simclr, lars_optimizer.py).
 
-    Decays and trust-scales weights of two or more dimensions only; its momentum accumulates updates
-    that contain the learning rate.
+    Weight decay and trust ratios apply only to weights with two or more dimensions; the momentum
+    accumulates updates already multiplied by the learning rate.
     """
     return optax.lars(
         learning_rate,
@@ -88,7 +88,7 @@ def lars(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.Grad
 
 
 def sgd(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.GradientTransformation:
-    """SGD as PyTorch's: every parameter decays, and the rate multiplies the momentum."""
+    """SGD as in PyTorch: every parameter decays, and the rate multiplies the momentum."""
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay),
         optax.sgd(learning_rate, momentum=settings.momentum),

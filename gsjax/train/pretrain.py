@@ -49,19 +49,19 @@ _AGAINST_DIVERGENCE = (
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
-    """Trains until the configured length, from the newest checkpoint if there is one.
+    """Trains for the configured length, resuming from the newest checkpoint if there is one.
 
     Args:
       config: as `gsjax.config.settings.check` returns it.
-      workdir: folder of the run; holds `config.json`, `checkpoints`, `metrics.jsonl`, TensorBoard
+      workdir: work directory; holds `config.json`, `checkpoints`, `metrics.jsonl`, TensorBoard
         files and `examples.png`.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: devices, data or the work directory do not fit the settings; or another training
-        holds the work directory.
+      UserError: the devices, data or work directory do not match the settings, or another training
+        run holds the work directory.
     """
     folder = files.absolute(workdir)
     with lock.held(folder, "pretrain"):
@@ -89,12 +89,12 @@ class _Training:
     monitor: Monitor | None
 
     def measures_after(self, done: int) -> bool:
-        """Whether the kNN monitor measures after so many steps."""
+        """Whether the kNN monitor measures after `done` steps."""
         every = math.ceil(self.config.knn.every_epochs * self.epoch_steps)
         return bool(self.monitor) and (done == self.num_steps or bool(every and done % every == 0))
 
     def owes_measurement(self, done: int) -> bool:
-        """Whether a signal has cut short the measurement of a restored step."""
+        """Whether a signal cut short the measurement of the restored step."""
         return (
             done > 0
             and self.measures_after(done)
@@ -103,7 +103,7 @@ class _Training:
 
 
 def _open(config: ml_collections.ConfigDict, folder: epath.Path) -> _Training:
-    """Opens data and work directory, and builds the method."""
+    """Opens the data and the work directory, and creates the method."""
     mesh = parallel.create_mesh(config.batch_size)
     saved = checkpoints.Checkpoints(folder, config.checkpoint.keep, config.checkpoint.keep_every)
     source = sources.open_source(config.data, config.data.split)
@@ -130,7 +130,7 @@ def _open(config: ml_collections.ConfigDict, folder: epath.Path) -> _Training:
 
 
 def _finish(training: _Training) -> TrainState:
-    """Takes what steps and measurements are missing; returns the final state."""
+    """Runs the remaining steps and measurements; returns the final state."""
     config, folder, num_steps = training.config, training.folder, training.num_steps
     create = step.create_state_fn(config, training.method, training.optimizer, training.mesh)
     init_key, key = step.keys(config)
@@ -138,7 +138,7 @@ def _finish(training: _Training) -> TrainState:
     if state is None:
         state = create(init_key)
     first = int(state.step)
-    if first >= num_steps and not training.saved.holds(first):  # that of another directory
+    if first >= num_steps and not training.saved.holds(first):  # from another directory
         raise UserError(
             f"checkpoint.load={config.checkpoint.load} is of step {first}, and this training "
             f"ends at step {num_steps}: make num_steps or num_epochs larger to go on from there"
@@ -159,7 +159,7 @@ def _finish(training: _Training) -> TrainState:
 def _train(
     training: _Training, state: TrainState, key: jax.Array, writer: writers.MetricWriter
 ) -> TrainState:
-    """Takes the steps from that of the state on."""
+    """Trains from the state's step on."""
     config, folder, monitor = training.config, training.folder, training.monitor
     first = int(state.step)
 

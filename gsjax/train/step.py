@@ -1,4 +1,4 @@
-"""The compiled data-parallel step of pre-training."""
+"""The compiled data-parallel pre-training step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,20 +21,20 @@ from gsjax.runtime import parallel
 from gsjax.runtime.parallel import AXIS
 from gsjax.train.state import TrainState, create_state, update
 
-# Folded into the key of a step; the places of images, which are folded in too, are smaller.
+# Folded into the step's key; image positions, which are folded in too, are smaller.
 _NETWORK = np.uint32(2**31)
 
 
 def keys(config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """Returns the keys of the initial weights and of the steps."""
+    """Returns the keys for the initial weights and for the steps."""
     init_key, step_key = jax.random.split(seed_key(config.seed))
     return init_key, step_key
 
 
 def seed_key(seed: int) -> jax.Array:
-    """Returns the key of a seed.
+    """Returns the key for a seed.
 
-    Of Threefry, whatever JAX_DEFAULT_PRNG_IMPL says: the draws of others depend on the devices.
+    Always Threefry, whatever JAX_DEFAULT_PRNG_IMPL says: other draws depend on the devices.
     """
     return jax.random.key(seed, impl="threefry2x32")
 
@@ -45,7 +45,7 @@ def create_state_fn(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> Any:
-    """Compiles a key of the initial weights -> the state, the same on every device of `mesh`."""
+    """Compiles (key for the initial weights) -> state, replicated over the devices of `mesh`."""
 
     def create(key: jax.Array) -> TrainState:
         return create_state(*method.init(key, config.data.image_size), optimizer)
@@ -54,7 +54,7 @@ def create_state_fn(
 
 
 def normalization(config: ml_collections.ConfigDict) -> tuple[tuple, tuple]:
-    """Returns the channels' means and standard deviations, in [0, 1]."""
+    """Returns the per-channel means and standard deviations, in [0, 1]."""
     return (
         settings.triple("data.mean", config.data.mean),
         settings.triple("data.std", config.data.std),
@@ -62,9 +62,9 @@ def normalization(config: ml_collections.ConfigDict) -> tuple[tuple, tuple]:
 
 
 def pixels(config: ml_collections.ConfigDict) -> tuple[tuple, tuple, Any]:
-    """Returns mean, standard deviation and type of normalized pixels.
+    """Returns mean, standard deviation and dtype of normalized pixels.
 
-    The type is float32, or float64 when all is.
+    The dtype is float32, or float64 if the encoder's is.
     """
     return *normalization(config), at_least_float32(config.encoder.dtype)
 
@@ -75,14 +75,14 @@ def augment_views(
     """Augments all views of a batch, each with its own key.
 
     Args:
-      crops: images uint8 [B, V, S, S, 3] for each size.
-      key: of the step.
-      position: [B] places in the global batch, which make an image's augmentation independent of
-        the number of devices.
+      crops: uint8 images [B, V, S, S, 3] per size.
+      key: the step's key.
+      position: [B] positions in the global batch, so that an image's augmentation does not
+        depend on the number of devices.
       config: the whole configuration.
 
     Returns:
-      Normalized views [B, V, S, S, 3] for each size.
+      Normalized views [B, V, S, S, 3] per size.
     """
     mean, std, dtype = pixels(config)
     num_views = sum(part.images.shape[1] for part in crops.values())
@@ -110,11 +110,10 @@ def create_train_step(
 ) -> jax.stages.Wrapped:
     """Compiles (state, batch, key) -> (state, metrics) over the devices of `mesh`.
 
-    `metrics["finite"]` is `state.finite`, which cannot be read once the state is donated on. The
-    batch holds `gsjax.crops.Crops` for each size, split over the devices; state, key and metrics
-    are replicated, the state is donated. Every device differentiates the mean loss of its own
-    anchors, then the gradients are averaged, which gives the gradient of the mean over the global
-    batch.
+    `metrics["finite"]` is `state.finite`, which cannot be read once the next step takes the state.
+    The batch holds `gsjax.crops.Crops` per size, split over the devices; state, key and
+    metrics are replicated, and the state is donated. Each device differentiates the mean loss of
+    its own anchors; averaging the gradients gives that of the mean over the global batch.
     """
 
     def train_step(state: TrainState, batch: dict[str, Crops], key: jax.Array):

@@ -1,4 +1,4 @@
-"""The watch over every step: whether all was finite, and whether a signal asks to stop."""
+"""Checks every step for non-finite values and stop requests."""
 
 import collections
 import json
@@ -13,16 +13,16 @@ from gsjax.errors import UserError
 from gsjax.runtime import files, parallel
 from gsjax.runtime.interrupts import Request
 
-_NAMED = 8  # images that a message names
+_NAMED = 8  # images named in a message
 
 
 class NotFinite(Exception):
-    """Something in a step was not finite; the state is still the one before it.
+    """A step was not finite; the state is still the one before it.
 
     Attributes:
       step: number of that step, from 1.
-      metric: which was not: `loss`, `grad_norm` or, if they were finite, `parameters`.
-      index: int64 [B] of the step's images in their source, over all hosts.
+      metric: what was not finite: `loss`, `grad_norm` or, if both were, `parameters`.
+      index: int64 [B] indices of the step's images in their source, over all hosts.
     """
 
     def __init__(self, step: int, metric: str, index: np.ndarray) -> None:
@@ -30,7 +30,7 @@ class NotFinite(Exception):
         self.step, self.metric, self.index = step, metric, index
 
     def told(self, folder: epath.Path, advice: str) -> UserError:
-        """Writes the images of the step to a file and returns what to tell the user."""
+        """Writes the step's image indices to a file and returns the error for the user."""
         file = folder / "not_finite.json"
         found = {"step": self.step, "metric": self.metric, "images": self.index.tolist()}
         if parallel.is_primary():
@@ -47,8 +47,8 @@ class NotFinite(Exception):
 class Watch:
     """Checks for non-finite values and stop requests of any host, one step behind.
 
-    One step behind, because reading the values of a step waits for it: meanwhile the devices work
-    on the next one.
+    Reading a step's values waits for it; lagging one step behind keeps the devices busy with the
+    next one.
     """
 
     def __init__(self, asked: Request, mesh: Mesh) -> None:
@@ -59,19 +59,19 @@ class Watch:
         self._signal = 0
 
     def feed(self, batches: Iterable[dict], *names: str) -> Iterator[dict]:
-        """The columns `names` of the batches that the steps will be taken on, in their order."""
+        """Yields the columns `names` of the batches, which the steps must use in this order."""
         for batch in batches:
             self._indices.append(batch["index"])
             yield {name: batch[name] for name in names}
 
     def after_step(self, done: int, values: dict[str, jax.Array]) -> int:
-        """Takes `finite` out of the values of the step just started.
+        """Pops `finite` from the values of the step just started.
 
         Returns:
           `signal`.
 
         Raises:
-          NotFinite: the step before was not.
+          NotFinite: the previous step was not.
         """
         vote = self._any_host(self._asked.signal) if self._any_host else None
         self._unread.append((done, values.pop("finite"), values, self._indices.popleft(), vote))
@@ -80,25 +80,25 @@ class Watch:
 
     @property
     def signal(self) -> int:
-        """The signal that asks to stop, the same on every host after the same step; or 0."""
+        """The signal to stop, or 0; the same on every host after the same step."""
         return self._signal if self._any_host else self._asked.signal
 
     def last_signal(self) -> int:
-        """`signal`, also of what came after the last step; all hosts ask together."""
+        """`signal`, including one after the last step; all hosts must call this together."""
         if self._any_host and not self._signal:
             self._signal = int(self._any_host(self._asked.signal))
         return self.signal
 
     def check(self) -> None:
-        """Raises Stopped if a signal came, to break off a measurement.
+        """Raises Stopped if a signal came, to abort a measurement.
 
-        One of several hosts cannot break off what the others take part in: there it never raises.
+        Never raises with several hosts: one cannot leave what the others take part in.
         """
         if not self._any_host:
             self._asked.check()
 
     def settle(self) -> None:
-        """Looks at the last step as well, before its state is measured or saved.
+        """Checks the last step as well, before its state is measured or saved.
 
         Raises:
           NotFinite: it was not.
