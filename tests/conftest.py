@@ -19,6 +19,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # A shell without job control starts what it puts into the background with Ctrl-C ignored, which the
 # processes of tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# So does nohup with SIGHUP; what has a handler here has the default there.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
 

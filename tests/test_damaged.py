@@ -79,8 +79,7 @@ def _assert_equal(batches, expected):
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
         assert batch.keys() == other.keys()
-        for name in batch:
-            np.testing.assert_array_equal(batch[name], other[name])
+        jax.tree.map(np.testing.assert_array_equal, batch, other)
 
 
 def _substitute(seed, position):

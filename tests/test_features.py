@@ -8,7 +8,7 @@ from PIL import Image
 from gsjax.config import defaults
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import features
+from gsjax.evaluate import features, monitor
 from gsjax.models import resnet
 from gsjax.runtime import parallel
 
@@ -18,7 +18,7 @@ SMALL = transforms.central(8)
 
 def extract(source, devices, batch_size, transform=SMALL, indices=None):
     mesh = parallel.create_mesh(devices, jax.devices()[:devices])
-    pixels_fn = features.create_pixels_fn(MEAN, STD, np.float32, mesh)
+    pixels_fn = features.create_encode_fn(monitor.Pixels(), MEAN, STD, np.float32, mesh)
     return features.extract(pixels_fn, {}, source, transform, batch_size, mesh, "test", indices)
 
 

@@ -82,7 +82,7 @@ def test_tensorflow_is_imported_where_its_notices_are_silenced(repo_root):
         if re.search(r"^\s*(import|from) (tensorflow|clu)\b", path.read_text(), re.MULTILINE)
     }
     setup, writers = "runtime/tensorflow_setup.py", "runtime/writers.py"
-    typed = {"runtime/checkpoints.py", "train/loop.py"}  # for the type checker alone
+    typed = {"runtime/checkpoints.py", "train/fit.py"}  # for the type checker alone
     assert {name for name in found if not name.startswith("data/")} == {setup, writers} | typed
     first = "from gsjax.runtime import tensorflow_setup"
     assert (package / writers).read_text().split("\n")[2].startswith(first)

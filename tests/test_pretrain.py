@@ -215,8 +215,8 @@ def recorded(config, use):
     ml_collections.ConfigDict.to_dict = whole
 
 def lower(config):
-    optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
     method = methods.create_method(config)
+    optimizer = optimizers.create_optimizer(config, lambda count: 0.1, method.param_groups)
     mesh = parallel.create_mesh(config.batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = step.create_state_fn(config, method, optimizer, mesh).eval_shape(key)

@@ -240,7 +240,7 @@ CODE = {
 ALLOWED = {
     ("config_file.py", "exec_module"): "runs --config",
     ("ground_truth.py", "pickle"): "its reader of plain data",
-    ("jobs.py", "import_module"): "names of the table of jobs",
+    ("schema.py", "import_module"): "names of the tables",
     ("__init__.py", "import_module"): "names of gsjax's own modules",
 }
 

@@ -198,5 +198,5 @@ def embed_in_plane(representations: np.ndarray, seed: int) -> np.ndarray:
     mapper = umap.UMAP(n_neighbors=_UMAP_NEIGHBORS, metric="cosine", random_state=seed, n_jobs=1)
     with warnings.catch_warnings():
         # Similar images can leave the initial layout undetermined; it is random then.
-        warnings.filterwarnings("ignore", "Spectral initialization failed", UserWarning)
+        warnings.filterwarnings("ignore", "Spectral initiali.ation failed", UserWarning)
         return mapper.fit_transform(np.asarray(representations, np.float32))

@@ -19,7 +19,7 @@ from gsjax.train import step
 from gsjax.train.state import TrainState
 
 
-class _Pixels(nn.Module):
+class Pixels(nn.Module):
     """Raw pixels, the baseline of every table."""
 
     @nn.compact
@@ -54,7 +54,7 @@ class Monitor:
     def baselines(self, state: TrainState) -> dict[str, float]:
         """Returns the same plus `knn/pixels_top1`, of raw pixels."""
         accuracy = self._top1(
-            dataclasses.replace(self.encoder, module=_Pixels(), variables={}, label="kNN: pixels")
+            dataclasses.replace(self.encoder, module=Pixels(), variables={}, label="kNN: pixels")
         )
         metrics.say(f"step 0: kNN accuracy of raw pixels {accuracy:.2f} %")
         return {"knn/pixels_top1": accuracy, **self.measure(state)}
