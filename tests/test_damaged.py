@@ -126,7 +126,7 @@ def test_a_resume_and_more_hosts_change_nothing(case):
     if not source.shards:
         parts = [_train(config, source, 0, STEPS, host, 4) for host in range(4)]
         joined = [
-            {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+            jax.tree.map(lambda *columns: np.concatenate(columns), *batches)
             for batches in zip(*parts, strict=True)
         ]
         _assert_equal(joined, whole)

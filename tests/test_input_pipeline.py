@@ -130,8 +130,8 @@ def test_two_hosts_give_the_batches_of_one(case):
     whole = _train(case, 2, 7)
     hosts = [_train(case, 2, 7, host, 2) for host in range(2)]
     joined = [
-        {name: np.concatenate([a[name], b[name]]) for name in a}
-        for a, b in zip(*hosts, strict=True)
+        jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts)
+        for parts in zip(*hosts, strict=True)
     ]
     if not source.shards:
         _assert_equal(joined, whole)

@@ -74,19 +74,22 @@ def test_imports_print_nothing_and_only_the_pipeline_loads_tensorflow(repo_root)
 
 
 def test_tensorflow_is_imported_where_its_notices_are_silenced(repo_root):
-    """By `gsjax.data` or after it; CLU's writers import TensorFlow as well."""
+    """In one module, from which others take it; TFDS and CLU, which import it, come after that."""
     package = repo_root / "gsjax"
-    found = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if re.search(r"^\s*(import|from) (tensorflow|clu)\b", path.read_text(), re.MULTILINE)
-    }
-    setup, writers = "runtime/tensorflow_setup.py", "runtime/writers.py"
+
+    def importing(libraries):
+        pattern = re.compile(rf"^\s*(import|from) ({libraries})\b", re.MULTILINE)
+        files = package.rglob("*.py")
+        return {f.relative_to(package).as_posix() for f in files if pattern.search(f.read_text())}
+
+    assert importing("tensorflow") == {"runtime/tensorflow_setup.py"}
+    after = {"runtime/writers.py", "data/prepared.py", "data/columns.py"}
     typed = {"runtime/checkpoints.py", "train/fit.py"}  # for the type checker alone
-    assert {name for name in found if not name.startswith("data/")} == {setup, writers} | typed
-    first = "from gsjax.runtime import tensorflow_setup"
-    assert (package / writers).read_text().split("\n")[2].startswith(first)
-    assert first in (package / "data" / "__init__.py").read_text()
+    assert importing("tensorflow_datasets|clu") == after | typed
+    for name in after:
+        lines = (package / name).read_text().split("\n")
+        first = next(line for line in lines if line.startswith(("import ", "from ")))
+        assert first.startswith("from gsjax.runtime") and "tensorflow_setup" in first, name
 
 
 def test_submodules_load_when_named(repo_root):

@@ -1,5 +1,8 @@
 """Which features of a TFDS data set hold its image and its label."""
 
+from gsjax.runtime import tensorflow_setup  # noqa: F401  # TFDS imports TensorFlow
+
+# isort: split
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -1,5 +1,8 @@
 """Opens TFDS data sets, preparing them if necessary."""
 
+from gsjax.runtime.tensorflow_setup import tf  # before TFDS, which imports TensorFlow
+
+# isort: split
 import dataclasses
 import difflib
 import functools
@@ -25,7 +28,6 @@ from gsjax.data.shards import (
 from gsjax.data.source import Source, in_memory
 from gsjax.errors import UserError
 from gsjax.runtime.files import shown
-from gsjax.runtime.tensorflow_setup import tf
 
 _RETRIES = 7  # of TFDS downloads; offline, these take 25 s, its default of 10 takes 3.5 minutes
 
