@@ -64,13 +64,19 @@ class BatchNorm(nn.Module):
             x,
             scale,
             bias,
-            cpu=lambda x, scale, bias: batch_norm_closed_form(x, scale, bias, self.relu, axis_name),
-            default=lambda x, scale, bias: batch_norm(x, scale, bias, self.relu, axis_name),
+            cpu=_branch(batch_norm_closed_form, self.relu, axis_name),
+            default=_branch(batch_norm, self.relu, axis_name),
         )
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_var, var)):
                 running.value = DECAY * running.value + (1 - DECAY) * new
         return y
+
+
+@functools.cache
+def _branch(norm, relu, axis_name):
+    """Returns (x, scale, bias) -> `norm`: one function per setting, so JAX traces a shape once."""
+    return lambda x, scale, bias: norm(x, scale, bias, relu, axis_name)
 
 
 def _normalize(x, mean, variance):
