@@ -113,10 +113,10 @@ def test_other_errors_pass():
     def fail(x):
         raise ValueError("RESOURCE_EXHAUSTED: not XLA's")
 
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.told_out_of_memory(lambda: "never"):
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_out_of_memory(lambda: "never"):
         shape = jax.ShapeDtypeStruct((), jnp.float32)
         jax.jit(lambda x: jax.pure_callback(fail, shape, x))(1.0).block_until_ready()
-    with pytest.raises(ZeroDivisionError), memory.told_out_of_memory(lambda: "never"):
+    with pytest.raises(ZeroDivisionError), memory.explain_out_of_memory(lambda: "never"):
         raise ZeroDivisionError
 
 

@@ -93,7 +93,7 @@ SAYS = """
 import os, sys
 from gsjax.runtime import metrics
 {before}
-metrics.say("caf\u00e9 \udcff")
+metrics.log("caf\u00e9 \udcff")
 progress = metrics.Progress("label", 3)
 for step in range(1, 4):
     progress.describe("figures")
@@ -134,7 +134,7 @@ print("ready", flush=True)
 time.sleep(2)  # the terminal goes
 for step in range(1, 101):
     progress.update(step)
-    metrics.say("a line")
+    metrics.log("a line")
     print("an error", file=sys.stderr)
     output.complain("a complaint")
     time.sleep(0.005)

@@ -30,13 +30,13 @@ def test_one_row_per_pair():
     assert three.shape[0] - 12 == 3 * (one.shape[0] - 12)
 
 
-GREEN, RED, GREY = (0, 140, 60), (205, 35, 35), (130, 130, 130)
+GREEN, RED, GRAY = (0, 140, 60), (205, 35, 35), (130, 130, 130)
 
 
 def _frames(picture):
     """The colors of the frames along the middle line, from left to right, without repeats."""
     line = [tuple(pixel) for pixel in picture[picture.shape[0] // 3].tolist()]
-    colored = [pixel for pixel in line if pixel in (GREEN, RED, GREY)]
+    colored = [pixel for pixel in line if pixel in (GREEN, RED, GRAY)]
     return colored[:: 2 * 4]  # two sides of four pixels a frame
 
 
@@ -47,7 +47,7 @@ def test_a_ranking_shows_the_marks_in_order():
     query = np.full((50, 50, 3), 255, np.uint8)
     picture = pictures.draw_ranking(query, results, names)
     assert picture.dtype == np.uint8
-    colors = {"right": GREEN, "wrong": RED, "junk": GREY}
+    colors = {"right": GREEN, "wrong": RED, "junk": GRAY}
     assert _frames(picture) == [colors[name] for name in names[:10]]
     line = picture[picture.shape[0] // 3, :, 0].tolist()
     places = [line.index(10 * i) for i in range(1, 10)]

@@ -358,7 +358,7 @@ def test_a_full_disk_leaves_a_file_as_it_was(tmp_path):
         files.write_text(file, "before")
         fill(disk, 8192)
         with pytest.raises(UserError, match="config.json cannot be written: No space left"):
-            with files.told(file):
+            with files.write_errors(file):
                 files.write_text(file, "x" * 100000)
         assert file.read_text() == "before"
         assert {path.name for path in disk.iterdir()} == {"config.json", "filler"}
@@ -380,7 +380,7 @@ def test_an_evaluation_on_a_read_only_disk_says_so_before_it_begins(tmp_path):
             pytest.fail("it has begun")
 
 
-SAYS = "from gsjax.runtime import metrics\nmetrics.say('one')\nmetrics.say('two')\nopen('end', 'w')"
+SAYS = "from gsjax.runtime import metrics\nmetrics.log('one')\nmetrics.log('two')\nopen('end', 'w')"
 
 
 @pytest.mark.parametrize("kind", ["full", "closed"])

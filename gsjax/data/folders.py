@@ -257,7 +257,7 @@ def report_ignored(name: str, listing: Listing) -> None:
 @functools.cache
 def _say_once(line: str) -> None:
     """Prints a line on the first host, once per process however often a folder is opened."""
-    metrics.say(line)
+    metrics.log(line)
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -96,11 +96,11 @@ def _draw_neighbors(
         lines.append(pictures.draw_ranking(query, images, marks, words=words))
     picture = pictures.stack(lines)
     path = job.folder / "neighbors.png"
-    with files.told(path):
+    with files.write_errors(path):
         pictures.save(picture, path)
     with contextlib.closing(job.writer()) as writer:
         writer.write_images(job.step or 0, {"neighbors": picture[None]})
-    metrics.say(f"nearest neighbors of {len(lines)} pictures drawn into {path}")
+    metrics.log(f"nearest neighbors of {len(lines)} pictures drawn into {path}")
 
 
 def neighbors(
@@ -137,17 +137,17 @@ def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> No
     if not parallel.is_primary():
         return
     path = job.folder / "map.json"
-    with files.told(path):
+    with files.write_errors(path):
         path.unlink(missing_ok=True)
     if len(rows.indices) <= _UMAP_NEIGHBORS:
-        metrics.say(
+        metrics.log(
             f"no map: {len(rows.indices)} pictures are too few, it needs {_UMAP_NEIGHBORS + 1}"
         )
         return
     try:
         places = embed_in_plane(rows.feature, job.config.seed)
     except ImportError as error:
-        metrics.say(f"no map: {error}; pip install 'gsjax[report]' brings what it needs")
+        metrics.log(f"no map: {error}; pip install 'gsjax[report]' brings what it needs")
         return
     columns = {
         "x": [round(float(x), 3) for x in places[:, 0]],
@@ -155,9 +155,9 @@ def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> No
         "label": rows.label.tolist() if source.labeled else None,
         "class_names": list(source.class_names or ()) if source.labeled else None,
     }
-    with files.told(path):
+    with files.write_errors(path):
         files.write_text(path, json.dumps(columns) + "\n")
-    metrics.say(f"map of {len(places)} pictures written to {path}")
+    metrics.log(f"map of {len(places)} pictures written to {path}")
 
 
 def _import_umap() -> ModuleType:

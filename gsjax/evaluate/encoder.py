@@ -83,7 +83,7 @@ class Encoder:
         key = self._key(source, transform, indices) if self.folder else ""
         kept = store.load(self.folder, key) if self.folder else None
         if parallel.everywhere(kept is not None) and kept is not None:
-            metrics.say(f"features of {source.name} are taken from an earlier job")
+            metrics.log(f"features of {source.name} are taken from an earlier job")
             return report(source, kept, need_all)
         if shapes is None:
             rows = self._extract(source, transform, self.batch_size, indices)

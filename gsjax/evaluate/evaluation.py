@@ -101,7 +101,7 @@ class Evaluation:
 
     def writer(self, restored_step: int = writers.KEEP_ALL) -> writers.MetricWriter:
         """Creates a CLU writer for the job's folder; cuts off what it holds of later steps."""
-        with files.told(self.folder):
+        with files.write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             return writers.create_writer(self.folder, restored_step)
 
@@ -138,17 +138,17 @@ class Evaluation:
             with lock.turn(file):
                 known = results.read(file)
                 others = [other for other in known if not results.same(other, entry)]
-                with files.told(file):
+                with files.write_errors(file):
                     files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
                 self._write_scores(scores, (self.step or 0) if at is None else at)
         except lock.InUse as error:
             raise UserError(f"{error}; not written: {json.dumps(entry['scores'])}") from error
         if len(others) < len(known):
-            metrics.say(f"replaces the earlier result of the same checkpoint on {dataset}")
+            metrics.log(f"replaces the earlier result of the same checkpoint on {dataset}")
         self._recorded.append(entry)
 
     def _write_scores(self, scores: Mapping[str, float], at: int) -> None:
-        with files.told(self.folder):
+        with files.write_errors(self.folder):
             metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer()) as writer:
             writer.write_scalars(at, scores)
@@ -171,8 +171,8 @@ class Evaluation:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         for row in rows:
             cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-            metrics.say(f"  {cells}  {row[3]:>7}".rstrip())
-        metrics.say(f"written to {file}")
+            metrics.log(f"  {cells}  {row[3]:>7}".rstrip())
+        metrics.log(f"written to {file}")
 
 
 class _Restored:
@@ -274,9 +274,9 @@ def open_evaluation(
         config.features.batch_size,
         folder=folder / "features" / "kept" if config.features.keep else None,
     )
-    metrics.say(f"devices  {metrics.device_line()}")
-    metrics.say(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
-    metrics.say(f"workdir  {folder}")
+    metrics.log(f"devices  {metrics.device_line()}")
+    metrics.log(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
+    metrics.log(f"workdir  {folder}")
     job = Evaluation(config, name, folder, checkpoint, encoder)
     try:
         yield job

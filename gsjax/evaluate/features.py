@@ -121,7 +121,7 @@ def extract(
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     with contextlib.closing(batches), contextlib.closing(progress):
         for i, batch in enumerate(batches):
-            with memory.told_out_of_memory(lambda: _smaller(batch_size, devices)):
+            with memory.explain_out_of_memory(lambda: _smaller(batch_size, devices)):
                 encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
                 part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
             feature, labels, index = (column[part[2] >= 0] for column in part)
@@ -166,7 +166,7 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
         damaged = rows.indices[~rows.valid]
         names = ", ".join(source.picture_name(int(i)) for i in damaged[:_NAMED])
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
-        metrics.say(
+        metrics.log(
             f"left out {len(damaged)} of {len(rows.valid)} pictures that cannot be decoded: "
             f"{names}{more}"
         )

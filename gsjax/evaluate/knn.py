@@ -52,7 +52,7 @@ def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> d
     if protocol.k > len(bank.label):
         raise UserError(_too_few(protocol.k, len(bank.label)))
     shown = metrics.Progress("nearest neighbors", len(bank.label), inner=True)
-    with memory.told_out_of_memory(lambda: _too_many(bank.feature, queries.feature)):
+    with memory.explain_out_of_memory(lambda: _too_many(bank.feature, queries.feature)):
         predicted = nearest.predict(
             bank.feature, bank.label, queries.feature, protocol, progress=shown.update
         )

@@ -82,7 +82,7 @@ class Linear:
         _claim(self._folder, encoder, protocol, hosts)
         head = self._fit(encoder, protocol["learning_rate"])
         if parallel.is_primary():
-            with files.told(self._folder):
+            with files.write_errors(self._folder):
                 store.write_npz(self._folder / "head.npz", head)
         rows = encoder.features(self._test, self._transform)
         left_out = rows.left_out
@@ -118,13 +118,13 @@ class Linear:
         )
         data = _train_config(config)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(memory.told_out_of_memory(lambda: _smaller(batch_size)))
+            stack.enter_context(memory.explain_out_of_memory(lambda: _smaller(batch_size)))
             saved = checkpoints.Checkpoints(self._folder, keep=2, keep_every=0)
             state = saved.restore("latest", create.eval_shape(init_key))
             if state is None:
                 state = create(init_key)
             first = int(state.step)
-            metrics.say(
+            metrics.log(
                 f"head     {num_steps} steps of {batch_size} of {self._train.num_examples} images, "
                 f"from step {first}"
             )
@@ -176,13 +176,13 @@ def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | No
     file = folder / "config.json"
 
     def claim() -> None:
-        with files.told(folder):
+        with files.write_errors(folder):
             if folder.exists() and not (file.exists() and file.read_text() == text):
                 numbers = itertools.count(1)
                 asides = (folder.with_name(f"{folder.name}.{n}") for n in numbers)
                 aside = next(path for path in asides if not path.exists())
                 folder.rename(aside)
-                metrics.say(f"the head of another encoder or settings is put aside in {aside}")
+                metrics.log(f"the head of another encoder or settings is put aside in {aside}")
             folder.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 files.write_text(file, text)

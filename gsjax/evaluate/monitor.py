@@ -48,7 +48,7 @@ class Monitor:
         """Returns `knn/top1` of the encoder, in percent; `check` may raise between batches."""
         variables = self.method.encoder_variables(state.params, state.extra)
         accuracy = self._top1(self.encoder.with_variables(variables, check))
-        metrics.say(f"step {int(state.step)}: kNN accuracy {accuracy:.2f} %")
+        metrics.log(f"step {int(state.step)}: kNN accuracy {accuracy:.2f} %")
         return {"knn/top1": accuracy}
 
     def baselines(self, state: TrainState) -> dict[str, float]:
@@ -56,7 +56,7 @@ class Monitor:
         accuracy = self._top1(
             dataclasses.replace(self.encoder, module=Pixels(), variables={}, label="kNN: pixels")
         )
-        metrics.say(f"step 0: kNN accuracy of raw pixels {accuracy:.2f} %")
+        metrics.log(f"step 0: kNN accuracy of raw pixels {accuracy:.2f} %")
         return {"knn/pixels_top1": accuracy, **self.measure(state)}
 
     def report(self, workdir: epath.Path) -> None:
@@ -67,9 +67,9 @@ class Monitor:
         rows += [("untrained encoder", r["knn/top1"]) for r in encoders if r["step"] == 0]
         rows += [("trained encoder", r["knn/top1"]) for r in encoders[-1:] if r["step"]]
         k, queries = self.evaluator.protocol.k, self.evaluator.queries.name
-        metrics.say(f"kNN accuracy (k = {k}) on {queries}")
+        metrics.log(f"kNN accuracy (k = {k}) on {queries}")
         for name, accuracy in rows:
-            metrics.say(f"  {name:18} {accuracy:6.2f} %")
+            metrics.log(f"  {name:18} {accuracy:6.2f} %")
 
     def _top1(self, encoder: Encoder) -> float:
         (result,) = self.evaluator(encoder)
@@ -98,7 +98,7 @@ def create_monitor(
       UserError: a split is missing or unlabeled, or smaller than the number of neighbors.
     """
     if not config.data.labeled_split:
-        metrics.say("monitor  none: data.labeled_split is empty, there are no labels to measure")
+        metrics.log("monitor  none: data.labeled_split is empty, there are no labels to measure")
         return None
     encoder = Encoder(
         method.networks["encoder"],

@@ -7,7 +7,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the figure
-_COLOURS = ((255, 140, 0), (0, 160, 255))  # first and second view
+_COLORS = ((255, 140, 0), (0, 160, 255))  # first and second view
 _HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved image, its frame and the line below
 _NUM_RESULTS, _FONT, _MAX_WORD = 10, 14, 20  # the last in characters
 _SIGN = 11  # side of the sign next to the word, so that color is not the only cue
@@ -50,12 +50,12 @@ def draw_pairs(
             view = Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.NEAREST)
             canvas.paste(view, (left, top))
             draw.rectangle(
-                (left, top, left + _CELL - 1, top + _CELL - 1), outline=_COLOURS[i], width=3
+                (left, top, left + _CELL - 1, top + _CELL - 1), outline=_COLORS[i], width=3
             )
         line = f"psi 1>2: {psi[row, 0]:.2f}\npsi 2>1: {psi[row, 1]:.2f}"
         draw.text((_GAP, top + _CELL + 2), line, fill="black")
-        draw.text((2 * _GAP + _CELL, top + _CELL + 2), "view 1", fill=_COLOURS[0])
-        draw.text((3 * _GAP + 2 * _CELL, top + _CELL + 2), "view 2", fill=_COLOURS[1])
+        draw.text((2 * _GAP + _CELL, top + _CELL + 2), "view 1", fill=_COLORS[0])
+        draw.text((3 * _GAP + 2 * _CELL, top + _CELL + 2), "view 2", fill=_COLORS[1])
     return np.asarray(canvas)
 
 
@@ -87,7 +87,7 @@ def draw_ranking(
     if box is not None:
         scale = asked.height / len(query)
         x0, y0, x1, y1 = box
-        _draw_box(asked, (y0, x0, y1 - y0, x1 - x0), scale, _COLOURS[0])
+        _draw_box(asked, (y0, x0, y1 - y0, x1 - x0), scale, _COLORS[0])
     words = [word[:_MAX_WORD] for word in words or ("query", *marks)]
     pictures = [asked, *(_shrunk(image, _HEIGHT, 2 * _HEIGHT) for image in results[:_NUM_RESULTS])]
     widths = [
@@ -130,7 +130,7 @@ def save(picture: np.ndarray, path: epath.Path) -> None:
 def _draw_original(canvas, original, boxes, place) -> None:
     small = _shrunk(original, _CELL, _CELL)
     scale = _CELL / max(original.shape[:2])
-    for box, color in zip(boxes, _COLOURS, strict=True):
+    for box, color in zip(boxes, _COLORS, strict=True):
         _draw_box(small, box, scale, color)
     canvas.paste(small, place)
 

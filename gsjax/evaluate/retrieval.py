@@ -63,7 +63,7 @@ def _evaluate(
     for difficulty in ground_truth.DIFFICULTIES:
         values, counts[difficulty] = score(ranking, truth, difficulty)
         if not counts[difficulty]:
-            metrics.say(
+            metrics.log(
                 f"{name}: no query has a picture to be found at the difficulty {difficulty}"
             )
         for metric, value in values.items():
@@ -189,13 +189,13 @@ def _draw(
         )
         shown = files.shown(query.name)
         path = job.folder / f"{base.dataset}_{_shortened(shown, i)}.png"
-        with files.told(path):
+        with files.write_errors(path):
             pictures.save(picture, path)
         drawn[f"{base.dataset}/{shown}"] = picture[None]
     if drawn:
         with contextlib.closing(job.writer()) as writer:
             writer.write_images(job.step or 0, drawn)
-        metrics.say(f"first results of {len(drawn)} queries drawn into {files.shown(job.folder)}")
+        metrics.log(f"first results of {len(drawn)} queries drawn into {files.shown(job.folder)}")
 
 
 def _shortened(name: str, number: int) -> str:

@@ -55,14 +55,14 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
         with lock.turn(path):
             write_npz(path, {"key": np.array(key), **features._asdict()})
     except files.error_types(UserError) as error:
-        metrics.say(f"features are not kept in {files.shown(folder)}: {files.reason(error)}")
+        metrics.log(f"features are not kept in {files.shown(folder)}: {files.reason(error)}")
 
 
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")  # a fixed name: what a kill leaves behind is large
-    with files.taking_the_place_of(path, new), new.open("wb") as file:
+    with files.replacing(path, new), new.open("wb") as file:
         np.savez(_OneWay(file), allow_pickle=False, **arrays)
 
 

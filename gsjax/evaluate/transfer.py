@@ -114,7 +114,7 @@ def _fit(
         )
 
     def fit(feature, label, l2, progress):
-        with memory.told_out_of_memory(lambda: _smaller(name, feature, settings)):
+        with memory.explain_out_of_memory(lambda: _smaller(name, feature, settings)):
             return logistic.fit(
                 feature,
                 label,
@@ -135,7 +135,7 @@ def _fit(
     chosen, at_end = logistic.select(np.array(validation))
     l2 = logistic.GRID[chosen]
     if at_end:
-        metrics.say(f"{name}: warning: the best l2 value, {l2:.3g}, lies at the end of the grid")
+        metrics.log(f"{name}: warning: the best l2 value, {l2:.3g}, lies at the end of the grid")
     final = fit(
         np.concatenate([train.feature, held_out.feature]),
         np.concatenate([train.label, held_out.label]),
@@ -145,7 +145,7 @@ def _fit(
     value = score(
         metric, logistic.logits(test.feature, final.weights[0], final.biases[0]), test.label
     )
-    metrics.say(
+    metrics.log(
         f"{name}: {metric} {value:.2f} % at l2 = {l2:.3g}; "
         f"{int(grid.converged.sum())} of {len(logistic.GRID)} values converged in "
         f"{settings.max_iterations} steps"

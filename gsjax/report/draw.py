@@ -16,9 +16,9 @@ from gsjax.sweep.runs import Run, thin
 
 Line = list[tuple[float, float]]  # (step or epoch, value), ascending
 
-GREY = "#888888"
+GRAY = "#888888"
 # Readable on white and on black.
-_COLOURS = ("#3b82c4", "#e07b39", "#3f9b5c", "#b65fc2", "#c9a227", "#35a3b5", "#d1495b", GREY)
+_COLORS = ("#3b82c4", "#e07b39", "#3f9b5c", "#b65fc2", "#c9a227", "#35a3b5", "#d1495b", GRAY)
 _FEWEST = 20  # smallest calibration bin to draw; a pair of views counts in both directions
 _FEW = 5  # most legend entries at full size
 _MOST_CLASSES = 12  # most classes that a map's legend names
@@ -27,7 +27,7 @@ _MOST_CLASSES = 12  # most classes that a map's legend names
 def colors(study: Study) -> dict[str, str]:
     """Returns a color per group, along a scale if the groups are values of an axis."""
     if not study.axis:
-        return {g.name: _COLOURS[i % len(_COLOURS)] for i, g in enumerate(study.groups)}
+        return {g.name: _COLORS[i % len(_COLORS)] for i, g in enumerate(study.groups)}
     scale = matplotlib.colormaps["plasma"]
     last = max(len(study.groups) - 1, 1)
     return {
@@ -69,7 +69,7 @@ def curves(
         for label, found in compare.floors(groups).items():
             if label.startswith("raw pixels"):
                 value = found[compare.PRIMARY][0]
-                axes.axhline(value, color=GREY, linestyle=":", label=legend_text(label))
+                axes.axhline(value, color=GRAY, linestyle=":", label=legend_text(label))
     axes.set_xlabel("epoch" if in_epochs else "step")
     _legend(axes)
 
@@ -119,13 +119,13 @@ def over_axis(axes: Axes, study: Study) -> None:
         else:
             points = [(str(at), values) for at, values in points]
         means = [float(np.mean(values)) for _, values in points]
-        color = _COLOURS[i % len(_COLOURS)]
+        color = _COLORS[i % len(_COLORS)]
         text = legend_text(label)
         axes.plot([at for at, _ in points], means, marker="o", label=text, color=color)
         for at, values in points:
             axes.scatter([at] * len(values), values, s=8, color=color)
     for i, (label, values) in enumerate(level.items()):
-        color = _COLOURS[-1 - i % len(_COLOURS)]
+        color = _COLORS[-1 - i % len(_COLORS)]
         mean = float(np.mean(values))
         axes.axhline(mean, color=color, linestyle="--", label=legend_text(label))
     if study.axis == "batch_size":
@@ -171,7 +171,7 @@ def calibration(axes: Axes, bins: Mapping[str, Any], color: str) -> None:
         label = f"{low[1:]} to {high[1:]} %"
         axes.fill_between(middle, column[low], column[high], color=color, alpha=alpha, label=label)
     axes.plot(middle, column["mean"], color=color, marker="o", markersize=3, label="mean")
-    axes.plot(middle, column["target"], color=GREY, linestyle="--", label="1 - psi")
+    axes.plot(middle, column["target"], color=GRAY, linestyle="--", label="1 - psi")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, max([1.5, *(1.05 * value for value in column["q90"])]))
     axes.set_xlabel("IoA of the two crops")

@@ -107,7 +107,7 @@ def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, s
       those, the one that got furthest counts, or else the one with more results.
     """
     together: dict[str, list[Run]] = {}
-    for run in protocols_told_apart(found):
+    for run in separate_protocols(found):
         about = [run.member.get("label") or label_of(run.config), run.member.get("value")]
         key = json.dumps([about, shaping(run.config, run.data)], sort_keys=True)
         together.setdefault(key, []).append(run)
@@ -127,10 +127,10 @@ def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, s
                 shaping(first.config, first.data),
             )
         )
-    return _told_apart(groups), tuple(repeated)
+    return _disambiguate(groups), tuple(repeated)
 
 
-def _told_apart(groups: list[Group]) -> tuple[Group, ...]:
+def _disambiguate(groups: list[Group]) -> tuple[Group, ...]:
     """Adds to identical names the settings in which the groups differ."""
     told = []
     for group in groups:
@@ -158,7 +158,7 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
     return min(found, key=lambda other: other.shaping["similarity.measure"] != "none", default=None)
 
 
-def protocols_told_apart(found: Sequence[Run]) -> list[Run]:
+def separate_protocols(found: Sequence[Run]) -> list[Run]:
     """Adds a `variant` to results of one job and dataset that were measured in several ways.
 
     The variant names the settings in which they differ, so that a table never mixes them.

@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if config.report.diagnostics and _diagnose(studies, config):
         studies, damaged = collect.find(paths)
     folder = files.absolute(workdir) / "report"
-    with files.told(folder):
+    with files.write_errors(folder):
         _clear(folder)
         sections = []
         for i, study in enumerate(studies):
@@ -70,11 +70,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         background = [_settings(studies), _environments(studies)]
         page.write(folder, sections, tables.thesis_tables(studies), background, damaged, made)
     for line in damaged:
-        metrics.say(f"left out: {line}")
+        metrics.log(f"left out: {line}")
     for section in sections:
         for line in section.lines:
-            metrics.say(line)
-    metrics.say(f"written to {folder / 'index.html'}")
+            metrics.log(line)
+    metrics.log(f"written to {folder / 'index.html'}")
 
 
 def _clear(folder: epath.Path) -> None:
@@ -136,12 +136,12 @@ def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDic
             continue
         if found.step not in checkpoints.saved_steps(found.folder):
             continue
-        metrics.say(f"diagnostics of {found.name}")
+        metrics.log(f"diagnostics of {found.name}")
         command = [sys.executable, "-m", "gsjax.main", "--job", "diagnostics"]
         command += ["--workdir", found.folder.as_posix(), *given]
         status = subprocess.run(command, check=False).returncode
         if status:
-            metrics.say(f"no diagnostics of {found.name}: the job ended with status {status}")
+            metrics.log(f"no diagnostics of {found.name}: the job ended with status {status}")
         made = made or not status
     return made
 

@@ -96,14 +96,14 @@ class Checkpoints:
         path = _path(self._workdir, step)
         writer.flush()
         if parallel.is_primary():
-            with files.told(path):
+            with files.write_errors(path):
                 manifest.remove(path)  # left over from an interrupted save, or damaged
                 path.mkdir(parents=True)
         parallel.sync_hosts(f"checkpoint {step} can be written")
         saved_state.write(path, state)
         parallel.sync_hosts(f"checkpoint {step} is written")
         if parallel.is_primary():
-            with files.told(path):
+            with files.write_errors(path):
                 metrics.sync(self._workdir)
                 manifest.write(path)
             self._damaged.discard(step)
@@ -121,7 +121,7 @@ class Checkpoints:
                 try:
                     manifest.remove(path)
                 except files.error_types() as error:
-                    metrics.say(f"warning: {path} cannot be removed: {files.reason(error)}")
+                    metrics.log(f"warning: {path} cannot be removed: {files.reason(error)}")
 
     def restore(self, load: str, target: Any) -> Any:
         """Returns the state that `checkpoint.load` names, or None for a fresh start.
@@ -155,7 +155,7 @@ class Checkpoints:
                     f"checkpoints up to step {steps[-1]}; choose another --workdir, or "
                     "checkpoint.load=latest to go on"
                 )
-            metrics.say("checkpoint.load is none: leave it out to go on after an interruption")
+            metrics.log("checkpoint.load is none: leave it out to go on after an interruption")
         chosen = _newest(self._workdir)
         first = int(chosen.name) if chosen else 0
         self._damaged = {step for step in steps if step > first}
@@ -175,7 +175,7 @@ class Checkpoints:
             branched = _checked(path)
         for step in torn:
             path = _path(self._workdir, step)
-            metrics.say(f"warning: {path} is incomplete (killed in its save): {begin}")
+            metrics.log(f"warning: {path} is incomplete (killed in its save): {begin}")
             if chosen is None:
                 _put_aside(path)  # two such leftovers would look like lost manifests
         found = chosen or branched
@@ -192,8 +192,8 @@ class Checkpoints:
 
 def _put_aside(path: epath.Path) -> None:
     aside = path.with_name(f"{path.name}.incomplete")
-    metrics.say(f"put aside as {aside}")
-    with files.told(path):
+    metrics.log(f"put aside as {aside}")
+    with files.write_errors(path):
         if aside.exists():
             aside.rmtree()
         path.rename(aside)
@@ -218,7 +218,7 @@ def _newest(workdir: epath.Path) -> epath.Path | None:
         fault = manifest.fault(path)
         if fault is None:
             for warning in warnings:
-                metrics.say(f"warning: {warning}: going on from step {step}")
+                metrics.log(f"warning: {warning}: going on from step {step}")
             return path
         if not manifest.exists(path):  # a concurrent training run has just removed it
             return _newest(workdir)

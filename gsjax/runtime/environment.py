@@ -44,7 +44,7 @@ def note_start(workdir: epath.Path, step: int) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     kept = [start for start in read(workdir) if start["step"] < step]
     starts = [*kept, {"step": step, "time": now, **describe()}]
-    with files.told(file):
+    with files.write_errors(file):
         files.write_text(file, json.dumps(starts, indent=1) + "\n")
 
 

@@ -39,7 +39,7 @@ def forget(folder: epath.Path, is_stale: Callable[[int, str], bool]) -> None:
         if len(kept) < len(records):  # otherwise the file may be another writer's
             # Without "tfevents", so that TensorBoard ignores the file if a kill leaves it behind.
             new = file.with_name(f"events.{uuid.uuid4().hex[:8]}.new")
-            with files.taking_the_place_of(file, new):
+            with files.replacing(file, new):
                 new.write_bytes(b"".join(kept))
 
 

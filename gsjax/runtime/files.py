@@ -74,7 +74,7 @@ def write_text(file: epath.Path, text: str) -> None:
 def write_bytes(file: epath.Path, content: bytes) -> None:
     """Like `write_text`, for bytes."""
     new = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.new")
-    with taking_the_place_of(file, new):
+    with replacing(file, new):
         new.write_bytes(content)
 
 
@@ -85,14 +85,14 @@ def check_writable(folder: epath.Path) -> None:
       UserError: the folder is not writable.
     """
     probe = folder / f"{uuid.uuid4().hex[:8]}.new"
-    with told(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
 
 
 @contextlib.contextmanager
-def taking_the_place_of(file: epath.Path, new: epath.Path) -> Iterator[None]:
+def replacing(file: epath.Path, new: epath.Path) -> Iterator[None]:
     """Replaces `file` with `new`, which the body writes; deletes `new` if the body fails."""
     try:
         yield
@@ -120,7 +120,7 @@ def sync(path: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def told(path: epath.Path) -> Iterator[None]:
+def write_errors(path: epath.Path) -> Iterator[None]:
     """Turns errors from writing files into a one-line UserError that names the path."""
     try:
         yield

@@ -50,7 +50,7 @@ def held(folder: epath.Path, name: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
 
         def take() -> None:
-            with files.told(folder):
+            with files.write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(beating(file) if is_shared(folder) else flocked(file))
 
@@ -90,10 +90,10 @@ def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
 @contextlib.contextmanager
 def flocked(file: epath.Path) -> Iterator[None]:
     """Holds a lock file with the kernel's `flock`."""
-    with files.told(file):
+    with files.write_errors(file):
         descriptor = _flock(file)
     try:
-        with files.told(file):
+        with files.write_errors(file):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps(_about()).encode())
         yield
@@ -155,7 +155,7 @@ def beating(
                     os._exit(2)
                 beat()
 
-    with files.told(file):
+    with files.write_errors(file):
         dead = _watch(file, period, stale, quiet)
         if not files.is_remote(file):
             _create(file, dead)
@@ -207,7 +207,7 @@ def _watch(file: epath.Path, period: float, stale: float, quiet: bool) -> bytes 
     if first is None:
         return None
     if not quiet:
-        metrics.say(f"{file} is there: {stale:.0f} s show whether its training is alive")
+        metrics.log(f"{file} is there: {stale:.0f} s show whether its training is alive")
     end = _now() + stale
     while _now() < end:
         time.sleep(period / 10)

@@ -9,7 +9,7 @@ from gsjax.errors import UserError
 
 
 @contextlib.contextmanager
-def told_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(describe: Callable[[], str]) -> Iterator[None]:
     """Turns an allocation refused by a device or the compiler into a one-line error.
 
     Args:

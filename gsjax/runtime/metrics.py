@@ -74,7 +74,7 @@ def rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
         files.write_text(file, text)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints a line on the primary host, above any live progress line.
 
     Output that cannot be written (`| head`, a log on a full disk) is silently dropped.
@@ -136,7 +136,7 @@ class Progress:
         if done > self._first[0] and done < self._total:
             left = (now - self._first[1]) / (done - self._first[0]) * (self._total - done)
             line += f"  {tqdm.format_interval(left)} left"
-        say(line.rstrip())
+        log(line.rstrip())
 
     def close(self) -> None:
         """Ends the live line."""

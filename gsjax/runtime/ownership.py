@@ -46,11 +46,11 @@ def renew(
     """
     if not parallel.is_primary() or (workdir / "config.json").exists():
         return
-    metrics.say(
+    metrics.log(
         f"warning: {files.shown(workdir)} was moved or deleted during the training: it is made "
         "again with the checkpoints from now on"
     )
-    with files.told(workdir):
+    with files.write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         _write(workdir, {"config": config.to_dict(), "data": facts})
 

@@ -102,7 +102,7 @@ def _member(
     return None
 
 
-def _cache_compilations(told: bool) -> None:
+def _cache_compilations(warn: bool) -> None:
     """Caches compiled programs in the user's cache folder; does without if that is impossible."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -119,7 +119,7 @@ def _cache_compilations(told: bool) -> None:
                 probe.write(bytes(4096))
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         folder = None
-        if told:
+        if warn:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             output.complain(
                 "gsjax: warning: compiled programs are not kept, so every start compiles anew: "

@@ -74,7 +74,7 @@ class _Writer(metric_writers.MultiWriter):
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
         self._workdir = workdir
-        with files.told(self._workdir):
+        with files.write_errors(self._workdir):
             if restored_step != KEEP_ALL:  # otherwise every event file would be read for nothing
                 event_files.forget(
                     workdir, lambda step, _: not restored_step or step > restored_step
@@ -83,19 +83,19 @@ class _Writer(metric_writers.MultiWriter):
             super().__init__([board, JsonLines(workdir, restored_step)])
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        with files.told(self._workdir):
+        with files.write_errors(self._workdir):
             super().write_scalars(step, scalars)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        with files.told(self._workdir):
+        with files.write_errors(self._workdir):
             super().write_images(step, images)
 
     def flush(self) -> None:
-        with files.told(self._workdir):
+        with files.write_errors(self._workdir):
             super().flush()
 
     def close(self) -> None:
-        with files.told(self._workdir):
+        with files.write_errors(self._workdir):
             super().close()
 
 

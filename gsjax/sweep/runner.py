@@ -73,7 +73,7 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
     folder = files.absolute(workdir)
     own, summary = folder / member.name, folder / f"{member.name}.json"
     if finished(plan, member, folder):
-        metrics.say(f"finished: {summary} is there, nothing to do")
+        metrics.log(f"finished: {summary} is there, nothing to do")
         return
     if summary.exists() and not checkpoints.saved_steps(own):
         missing = ", ".join(_missing(plan, member, runs.read_summary(summary)))
@@ -87,7 +87,7 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
     config = ml_collections.ConfigDict(member.config.to_dict())
     config.checkpoint.load = "latest"
     for job in _evaluations(plan):
-        metrics.say(f"job      {job}")
+        metrics.log(f"job      {job}")
         JOBS[job].load()(settings.check(config), own.as_posix())
     if parallel.is_primary():
         about = {"label": member.label, "seed": member.seed, "value": member.value}
@@ -154,7 +154,7 @@ def write_plan(plan: Plan, folder: epath.Path) -> None:
     }
     text = json.dumps(content, indent=1) + "\n"
     file = folder / PLAN_FILE
-    with files.told(folder):
+    with files.write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists() or file.read_text() != text:
             files.write_text(file, text)

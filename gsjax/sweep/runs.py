@@ -113,7 +113,7 @@ def write_summary(run: Run, file: epath.Path) -> None:
         job: [_portable(entry) for entry in entries] for job, entries in run.results.items()
     }
     content["gsjax"] = gsjax.__version__
-    with files.told(file):
+    with files.write_errors(file):
         files.write_text(file, json.dumps(content, sort_keys=True) + "\n")
 
 

@@ -26,7 +26,7 @@ class CollapseWarning:
         self._low = self._low + 1 if spread < _COLLAPSED * self._full else 0
         if self._low == _COLLAPSED_READINGS and not self._said:
             self._said = True
-            metrics.say(
+            metrics.log(
                 f"warning: at step {done} the embeddings have nearly collapsed: their spread is "
                 f"{spread:.2g}, where {self._full:.2g} fills the sphere. Try a lower "
                 f"optimizer.learning_rate or a longer schedule.warmup_epochs{self._also}"

@@ -95,12 +95,12 @@ def fit(
     first = int(state.step)
     compiled: jax.stages.Compiled | None = None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(memory.told_out_of_memory(lambda: run.describe_memory(compiled)))
+        stack.enter_context(memory.explain_out_of_memory(lambda: run.describe_memory(compiled)))
         asked = interrupts.Request()
         watch = Watch(asked, mesh)
         stream: Iterator = parallel.prefetch(watch.feed(batches, *columns), mesh)
         batch = next(stream)
-        metrics.say("compiling the step; a second start takes it from the cache")
+        metrics.log("compiling the step; a second start takes it from the cache")
         compiled = step_fn.lower(state, batch, *arguments).compile()
         stream = itertools.chain([batch], stream)
         progress = metrics.Progress(run.label, num_steps, first)
@@ -135,7 +135,7 @@ def fit(
             good = int(state.step)
             if good and not run.holds(good):
                 run.save(good, marked_finite(state))
-            raise error.told(run.folder, run.advice) from error
+            raise error.report(run.folder, run.advice) from error
         stopping = watch.last_signal()
     if stopping:
         _leave(done, stopping)
@@ -171,7 +171,7 @@ def _evaluate(run: Run, watch: Watch, done: int, state: TrainState) -> None:
 
 
 def _leave(done: int, number: int) -> NoReturn:
-    metrics.say(f"stopped and saved at step {done}; the same command goes on from there")
+    metrics.log(f"stopped and saved at step {done}; the same command goes on from there")
     raise interrupts.Stopped(number)
 
 

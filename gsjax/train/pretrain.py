@@ -66,7 +66,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     folder = files.absolute(workdir)
     with lock.held(folder, "pretrain"):
         training = _open(config, folder)
-        with memory.told_out_of_memory(lambda: of_step(config, None)):
+        with memory.explain_out_of_memory(lambda: of_step(config, None)):
             state = _finish(training)
     if training.monitor:
         training.monitor.report(folder)
@@ -120,9 +120,9 @@ def _open(config: ml_collections.ConfigDict, folder: epath.Path) -> _Training:
         "hosts": jax.process_count() if source.shards else None,
     }
     ownership.claim(folder, config, facts)
-    metrics.say(f"devices  {metrics.device_line()}")
-    metrics.say(f"data     {source.name}, {source.num_examples} images")
-    metrics.say(f"workdir  {folder}")
+    metrics.log(f"devices  {metrics.device_line()}")
+    metrics.log(f"data     {source.name}, {source.num_examples} images")
+    metrics.log(f"workdir  {folder}")
     return _Training(
         config, folder, mesh, saved, source, facts, num_steps, epoch_steps,
         schedule, method, optimizer, monitor,
@@ -145,10 +145,10 @@ def _finish(training: _Training) -> TrainState:
         )
     owes = training.owes_measurement(first)
     if first >= num_steps and not owes:
-        metrics.say(f"finished: the encoder after {first} steps is there, nothing to do")
+        metrics.log(f"finished: the encoder after {first} steps is there, nothing to do")
         return state
     environment.note_start(folder, first)
-    metrics.say(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
+    metrics.log(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
     with contextlib.closing(writers.create_writer(folder, first)) as writer:
         if owes and training.monitor:
             writer.write_scalars(first, training.monitor.measure(state))
@@ -233,6 +233,6 @@ def _write_examples(
     originals = input_pipeline.load_images(training.source, batch["index"][:n].tolist())
     psi = np.asarray(training.method.psi({"global": boxes}))[:, (0, 1), (1, 0)]
     picture = pictures.draw_pairs(originals, boxes, views, psi)
-    with files.told(folder):
+    with files.write_errors(folder):
         pictures.save(picture, folder / "examples.png")
     writer.write_images(0, {"examples": picture[None]})

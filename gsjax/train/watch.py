@@ -29,12 +29,12 @@ class NotFinite(Exception):
         super().__init__(step, metric, index)
         self.step, self.metric, self.index = step, metric, index
 
-    def told(self, folder: epath.Path, advice: str) -> UserError:
+    def report(self, folder: epath.Path, advice: str) -> UserError:
         """Writes the step's image indices to a file and returns the error for the user."""
         file = folder / "not_finite.json"
         found = {"step": self.step, "metric": self.metric, "images": self.index.tolist()}
         if parallel.is_primary():
-            with files.told(file):
+            with files.write_errors(file):
                 files.write_text(file, json.dumps(found) + "\n")
         some = ", ".join(map(str, self.index[:_NAMED]))
         kept = f"; the state of step {self.step - 1} is saved" if self.step > 1 else ""
