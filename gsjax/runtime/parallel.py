@@ -53,7 +53,7 @@ def start(
       UserError: the flags or environment are unusable, or the other processes do not connect.
     """
     member = _member(coordinator, num_processes, process_id)
-    _cache_compilations(told=not (member and member.process_id))
+    _cache_compilations(warn=not (member and member.process_id))
     jax.config.update("jax_enable_x64", dtype == "float64")
     # Regardless of the environment, a seed gives the same draws on any number of devices.
     jax.config.update("jax_threefry_partitionable", True)
