@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-import types
 import warnings
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from etils import epath
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
@@ -20,6 +18,7 @@ from gsjax.config import settings
 from gsjax.data import input_pipeline, photos, sources
 from gsjax.errors import UserError
 from gsjax.evaluate import diagnostics, evaluation, pairs, results
+from gsjax.evaluate.encoder import Pretrained
 from gsjax.evaluate.features import Features
 from gsjax.runtime import parallel
 from gsjax.train import step
@@ -82,13 +81,13 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     changes = {"similarity.threshold": "0.7", "features.batch_size": "16", **overrides}
     config = configured(UNTRAINED | changes)
     source = sources.open_source(config.data, "test", labeled=True)
-    with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
+    with evaluation.open_evaluation(config, str(tmp_path), "diagnostics", heads=True) as job:
         # Running statistics other than the initial ones, so that the mode of BatchNorm matters.
         keys = iter(jax.random.split(jax.random.key(3), 500))
-        method, params, extra = job.pretrained()
+        method, params, extra = job.encoder.pretrained
         extra = jax.tree.map(lambda x: x + 0.1 * jax.random.uniform(next(keys), x.shape), extra)
-        trained = evaluation.Pretrained(method, params, extra)
-        drawn = pairs.draw(job, trained, source, 30)
+        encoder = dataclasses.replace(job.encoder, pretrained=Pretrained(method, params, extra))
+        drawn = pairs.draw(encoder, config, source, 30)
         scores, details = pairs.measure(drawn, pairs.graded_settings(config))
     assert len(drawn.indices) == 30 == len(set(drawn.indices.tolist()))
     drawing = config.copy_and_resolve_references()
@@ -269,10 +268,13 @@ def test_one_and_four_devices_draw_the_same_whatever_the_batches(tmp_path):
     for devices, batch_size in ((1, 30), (4, 7)):
         config = configured(UNTRAINED | {"features.batch_size": str(batch_size)})
         source = sources.open_source(config.data, "test")
-        with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
+        with evaluation.open_evaluation(config, str(tmp_path), "diagnostics", heads=True) as job:
             mesh = parallel.create_mesh(devices, jax.devices()[:devices])
-            job.encoder = dataclasses.replace(job.encoder, mesh=mesh)
-            drawn.append(pairs.draw(job, job.pretrained(), source, 30))
+            _, *variables = job.encoder.pretrained
+            placed = jax.device_put(variables, parallel.replicated(mesh))
+            trained = job.encoder.pretrained._replace(params=placed[0], extra=placed[1])
+            encoder = dataclasses.replace(job.encoder, mesh=mesh, pretrained=trained)
+            drawn.append(pairs.draw(encoder, config, source, 30))
     for other in drawn[1:]:
         np.testing.assert_array_equal(other.indices, drawn[0].indices)
         np.testing.assert_array_equal(other.boxes, drawn[0].boxes)
@@ -283,7 +285,7 @@ def test_one_and_four_devices_draw_the_same_whatever_the_batches(tmp_path):
 def test_broken_encoders_and_single_pictures_are_refused(tmp_path, monkeypatch):
     write_pictures(tmp_path / "one", 1)
     config = configured(UNTRAINED | unlabeled(tmp_path / "one"))
-    with pytest.raises(UserError, match=r"/one.*at least two pictures"):
+    with pytest.raises(UserError, match=r"/one.*at least two images"):
         run(config, tmp_path / "run")
 
     def embed(params, extra, images, place, key):
@@ -291,10 +293,14 @@ def test_broken_encoders_and_single_pictures_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pairs, "_create_embed_fn", lambda *_: jax.jit(embed))
     config = configured(UNTRAINED)
-    with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
+    source = sources.open_source(config.data, "test")
+    with evaluation.open_evaluation(config, str(tmp_path), "diagnostics", heads=True) as job:
         with pytest.raises(UserError, match="photos.*not finite"):
-            pairs.draw(job, job.pretrained(), sources.open_source(config.data, "test"), 8)
-        drawn = pairs.draw(job, job.pretrained(), sources.open_source(config.data, "test"), 4)
+            pairs.draw(job.encoder, config, source, 8)
+        drawn = pairs.draw(job.encoder, config, source, 4)
+        headless = dataclasses.replace(job.encoder, pretrained=None)
+        with pytest.raises(UserError, match="no heads"):
+            pairs.draw(headless, config, source, 4)
     assert len(drawn.indices) == 4
 
 
@@ -380,25 +386,30 @@ def test_job_on_a_run(tmp_path):
     assert json.loads(line) == {"step": 2, **result["scores"]}
 
 
-def test_what_has_no_map_is_told_and_an_old_map_goes(tmp_path, capsys, monkeypatch):
+def test_why_there_is_no_map_is_reported(capsys, monkeypatch):
     config = configured(UNTRAINED)
-    job = types.SimpleNamespace(folder=epath.Path(tmp_path), config=config)
     source = sources.open_source(config.data, "test")
     rows = Features(
         np.random.default_rng(0).normal(size=(16, 8)), np.zeros(16), np.arange(16), np.ones(16)
     )
-    file = tmp_path / "map.json"
-    diagnostics._write_map(job, source, rows)
-    assert len(json.loads(file.read_text())["x"]) == 16
+    assert len(json.loads(diagnostics.map_in_plane(source, rows, 0))["x"]) == 16
     capsys.readouterr()
-    diagnostics._write_map(job, source, Features(*(column[:15] for column in rows)))
-    assert "no map: 15 pictures are too few, it needs 16" in capsys.readouterr().out
-    assert not file.exists()
-    file.write_text("{}")
+    fewer = Features(*(column[:15] for column in rows))
+    assert diagnostics.map_in_plane(source, fewer, 0) is None
+    assert "no map: it needs 16 images, not 15" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
-    diagnostics._write_map(job, source, rows)
+    assert diagnostics.map_in_plane(source, rows, 0) is None
     output = capsys.readouterr().out
     assert "no map: " in output and "pip install 'gsjax[report]'" in output
+
+
+def test_the_map_of_another_encoder_is_removed(tmp_path):
+    result = evaluation.Result("photos", {"diagnostics/positive_distance": 1.0}, {})
+    file = tmp_path / "diagnostics_untrained/map.json"
+    with evaluation.open_evaluation(configured(UNTRAINED), str(tmp_path), "diagnostics") as job:
+        job.record(dataclasses.replace(result, files={"map.json": "{}"}))
+        assert file.read_text() == "{}"
+        job.record(dataclasses.replace(result, files={"map.json": None}))
     assert not file.exists()
 
 
@@ -421,8 +432,8 @@ def test_pictures_without_labels(tmp_path):
         assert 3 * 140 < picture.height < 4 * 200
 
 
-def test_neighbors_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
-    config = configured(UNTRAINED | {"diagnostics.neighbors": "4"})
+def test_neighbors_are_drawn_with_their_marks_and_names(monkeypatch):
+    config = configured(UNTRAINED)
     generator = np.random.default_rng(0)
     bank, source = sources.open_labeled(config.data)
     known, asked = (
@@ -442,9 +453,7 @@ def test_neighbors_are_drawn_with_their_marks_and_names(tmp_path, monkeypatch):
         return draw(*args, **named)
 
     monkeypatch.setattr(diagnostics.pictures, "draw_ranking", draw_ranking)
-    with evaluation.open_evaluation(config, str(tmp_path), "diagnostics") as job:
-        job.folder.mkdir()
-        diagnostics._draw_neighbors(job, bank, known, source, asked)
+    assert len(diagnostics.draw_neighbors(bank, known, source, asked, 4)) == 4
     seen = []
     for label, index, feature in zip(asked.label, asked.indices, asked.feature, strict=True):
         if label in seen or len(seen) == 4:

@@ -413,10 +413,10 @@ def test_retrieval_says_what_has_no_answer_or_lies_outside(workdir, tmp_path, ca
     changes = {"retrieval__data_dir": tmp_path, "retrieval__datasets": "toy"}
     (result,) = evaluate(retrieval, workdir, **changes)
     assert "retrieval/hard_mAP" not in result["scores"]
-    assert "no query has a picture to be found at the difficulty hard" in capsys.readouterr().out
+    assert "no query has positives at the difficulty hard" in capsys.readouterr().out
     truth["gnd"][1]["bbx"] = [60, 10, 90, 30]
     file.write_text(json.dumps(truth))
-    with pytest.raises(UserError, match=r"lies outside of .*query1.jpg"):
+    with pytest.raises(UserError, match=r"is outside the image .*query1.jpg"):
         evaluate(retrieval, workdir, **changes)
 
 

@@ -5,13 +5,13 @@ maps images to the plane.
 """
 
 import atexit
-import contextlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
 from types import ModuleType
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -19,10 +19,10 @@ import numpy as np
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.data.source import Source
 from gsjax.evaluate import evaluation, nearest, pairs, pictures
+from gsjax.evaluate.encoder import Encoder
 from gsjax.evaluate.evaluation import Result
 from gsjax.evaluate.features import Features
-from gsjax.methods.base import Method
-from gsjax.runtime import files, metrics, parallel
+from gsjax.runtime import metrics, parallel
 
 _RESULTS = 8  # drawn per query
 _UMAP_NEIGHBORS = 15  # of each image in the map; umap-learn's default
@@ -30,77 +30,95 @@ _UMAP_NEIGHBORS = 15  # of each image in the map; umap-learn's default
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """The job `diagnostics`: pairs of views, nearest neighbors and a map of the test split."""
-    with evaluation.open_evaluation(config, workdir, "diagnostics") as job:
-        bank, source = _open(config.data)
-        trained = job.pretrained()
-        drawn = pairs.draw(job, trained, source, config.diagnostics.num_images)
-        job.record(_result(config, trained.method, source, drawn))
+    with evaluation.open_evaluation(config, workdir, "diagnostics", heads=True) as job:
+        job.record_all(Diagnostics(config))
+
+
+class Diagnostics:
+    """Measures pairs of views, draws nearest neighbors, maps images; an `Evaluator`."""
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        """Opens the images: the test split, or else all.
+
+        Their neighbors come from the labeled split if there is one.
+        """
+        self._config, data = config, config.data
+        self._bank: Source | None = None
+        if data.labeled_split:
+            self._bank, self._source = sources.open_labeled(data)
+        else:
+            self._source = sources.open_source(data, data.test_split or data.split)
+
+    def __call__(self, encoder: Encoder) -> list[Result]:
+        """Measures `diagnostics/...` as `pairs.summarize` does, with figures and `map.json`."""
+        config, source = self._config, self._source
+        drawn = pairs.draw(encoder, config, source, config.diagnostics.num_images)
+        scores, details = pairs.measure(drawn, pairs.graded_settings(config))
         transform = transforms.central(config.data.image_size)
         chosen = None if len(drawn.indices) == source.num_examples else np.sort(drawn.indices)
-        rows = job.encoder.features(source, transform, chosen)
+        rows = encoder.features(source, transform, chosen)
+        figures = {}
         if config.diagnostics.neighbors:
-            known = job.encoder.features(bank, transform) if bank else rows
-            _draw_neighbors(job, bank or source, known.decoded(), source, rows.decoded())
-        _write_map(job, source, rows.decoded())
+            bank = self._bank or source
+            known = encoder.features(bank, transform) if self._bank else rows
+            lines = draw_neighbors(
+                bank, known.decoded(), source, rows.decoded(), config.diagnostics.neighbors
+            )
+            figures = {"neighbors": pictures.stack(lines)} if lines else {}
+        texts = {"map.json": map_in_plane(source, rows.decoded(), config.seed)}
+        protocol = self._protocol(encoder, len(drawn.indices))
+        return [Result(source.dataset, scores, protocol, details, figures, texts)]
+
+    def _protocol(self, encoder: Encoder, num_images: int) -> dict[str, Any]:
+        config, source = self._config, self._source
+        graded = pairs.graded_settings(config)
+        assert encoder.pretrained is not None  # or no pairs could have been drawn
+        method = encoder.pretrained.method
+        return {
+            "pictures": source.name,
+            "version": source.version,
+            "num_images": num_images,
+            "seed": config.seed,
+            "augment": config.augment.to_dict(),
+            "distance": method.distance,
+            "batch_norm": "inference",
+            "similarity": config.similarity.measure,
+            "psi": f"min({graded.measure} / {graded.threshold:g}, 1)",
+            "psi_from": "the run" if method.is_graded else "the defaults: the run has no psi",
+        }
 
 
-def _open(data: ml_collections.ConfigDict) -> tuple[Source | None, Source]:
-    """Opens the labeled split, if any, and the images to use: the test split, or else all."""
-    if data.labeled_split:
-        return sources.open_labeled(data)
-    return None, sources.open_source(data, data.test_split or data.split)
+def draw_neighbors(
+    bank: Source, known: Features, source: Source, queries: Features, num_queries: int
+) -> list[np.ndarray]:
+    """Draws the nearest neighbors of the first image of each class; only on the primary host.
 
+    Args:
+      bank: the images searched; `source` itself if there are no others.
+      known: representations of the bank.
+      source: the images whose neighbors are sought.
+      queries: their representations.
+      num_queries: maximum number of figures.
 
-def _result(
-    config: ml_collections.ConfigDict, method: Method, source: Source, drawn: pairs.Pairs
-) -> Result:
-    graded = pairs.graded_settings(config)
-    scores, details = pairs.measure(drawn, graded)
-    protocol = {
-        "pictures": source.name,
-        "version": source.version,
-        "num_images": len(drawn.indices),
-        "seed": config.seed,
-        "augment": config.augment.to_dict(),
-        "distance": method.distance,
-        "batch_norm": "inference",
-        "similarity": config.similarity.measure,
-        "psi": f"min({graded.measure} / {graded.threshold:g}, 1)",
-        "psi_from": "the run" if method.is_graded else "the defaults: the run has no psi",
-    }
-    return Result(source.dataset, scores, protocol, details)
-
-
-def _draw_neighbors(
-    job: evaluation.Evaluation,
-    bank: Source,
-    known: Features,
-    source: Source,
-    asked: Features,
-) -> None:
-    """Draws the nearest neighbors of the first image of each class, to a file and to CLU."""
-    places = _first_of_classes(source, asked)[: job.config.diagnostics.neighbors]
-    own = asked.indices[places] if bank is source else None
-    found = neighbors(known, asked.feature[places], own)
+    Returns:
+      A figure uint8 [H, W, 3] per query.
+    """
+    places = _first_of_classes(source, queries)[:num_queries]
+    own = queries.indices[places] if bank is source else None
+    found = neighbors(known, queries.feature[places], own)
     if not parallel.is_primary():
-        return
+        return []
     lines = []
     for place, similar in zip(places, found, strict=True):
-        (query,) = input_pipeline.load_images(source, [asked.indices[place]])
+        (query,) = input_pipeline.load_images(source, [queries.indices[place]])
         images = input_pipeline.load_images(bank, known.indices[similar].tolist())
-        label, others = asked.label[place], known.label[similar]
+        label, others = queries.label[place], known.label[similar]
         marks, words = [""] * len(similar), ["query"] + [""] * len(similar)
         if source.labeled:
             marks = ["right" if other == label else "wrong" for other in others]
             words = [_class_name(source, number) for number in (label, *others)]
         lines.append(pictures.draw_ranking(query, images, marks, words=words))
-    picture = pictures.stack(lines)
-    path = job.folder / "neighbors.png"
-    with files.write_errors(path):
-        pictures.save(picture, path)
-    with contextlib.closing(job.writer()) as writer:
-        writer.write_images(job.step or 0, {"neighbors": picture[None]})
-    metrics.log(f"nearest neighbors of {len(lines)} pictures drawn into {path}")
+    return lines
 
 
 def neighbors(
@@ -129,35 +147,29 @@ def _class_name(source: Source, label: int) -> str:
     return source.class_names[label] if source.class_names else str(label)
 
 
-def _write_map(job: evaluation.Evaluation, source: Source, rows: Features) -> None:
-    """Writes `map.json`: positions in the plane, labels and class names (null if there are none).
+def map_in_plane(source: Source, rows: Features, seed: int) -> str | None:
+    """Returns JSON with positions in the plane, labels and class names (null if there are none).
 
-    If there can be no map, says why. An older map, of another encoder, is removed in any case.
+    On other hosts than the primary, and if there can be no map, returns None.
     """
     if not parallel.is_primary():
-        return
-    path = job.folder / "map.json"
-    with files.write_errors(path):
-        path.unlink(missing_ok=True)
+        return None
     if len(rows.indices) <= _UMAP_NEIGHBORS:
-        metrics.log(
-            f"no map: {len(rows.indices)} pictures are too few, it needs {_UMAP_NEIGHBORS + 1}"
-        )
-        return
+        metrics.log(f"no map: it needs {_UMAP_NEIGHBORS + 1} images, not {len(rows.indices)}")
+        return None
     try:
-        places = embed_in_plane(rows.feature, job.config.seed)
+        places = embed_in_plane(rows.feature, seed)
     except ImportError as error:
-        metrics.log(f"no map: {error}; pip install 'gsjax[report]' brings what it needs")
-        return
+        metrics.log(f"no map: {error}; pip install 'gsjax[report]' installs what it needs")
+        return None
     columns = {
         "x": [round(float(x), 3) for x in places[:, 0]],
         "y": [round(float(y), 3) for y in places[:, 1]],
         "label": rows.label.tolist() if source.labeled else None,
         "class_names": list(source.class_names or ()) if source.labeled else None,
     }
-    with files.write_errors(path):
-        files.write_text(path, json.dumps(columns) + "\n")
-    metrics.log(f"map of {len(places)} pictures written to {path}")
+    metrics.log(f"map of {len(places)} images drawn")
+    return json.dumps(columns) + "\n"
 
 
 def _import_umap() -> ModuleType:

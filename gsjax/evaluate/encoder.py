@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,16 @@ from gsjax.data.transforms import Transform
 from gsjax.errors import UserError
 from gsjax.evaluate import store
 from gsjax.evaluate.features import EncodeFn, Features, create_encode_fn, extract, report
+from gsjax.methods.base import Method
 from gsjax.runtime import metrics, parallel
+
+
+class Pretrained(NamedTuple):
+    """A method with its trained variables, on every device."""
+
+    method: Method
+    params: Any
+    extra: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Encoder:
       label: label of progress lines.
       folder: where representations are kept for later jobs, or None.
       check: called between batches; may raise to end an extraction.
+      pretrained: the method that trained it, with its heads, or None if they are not loaded.
     """
 
     module: nn.Module
@@ -45,6 +55,7 @@ class Encoder:
     label: str = "features"
     folder: epath.Path | None = None
     check: Callable[[], None] = lambda: None
+    pretrained: Pretrained | None = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -123,7 +134,7 @@ class Encoder:
     def _extract_by_shape(self, source, transform, shapes) -> Features:
         """Compiles one program per image shape; one image per device at a time."""
         if jax.process_count() > 1:  # a host without an image would not know the shape
-            raise UserError("pictures of various shapes are encoded by one process alone")
+            raise UserError("images of several shapes can be encoded by a single process only")
         groups: dict[Any, list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)

@@ -6,20 +6,20 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
 
 import gsjax
 from gsjax.errors import UserError
-from gsjax.evaluate import results
-from gsjax.evaluate.encoder import Encoder
+from gsjax.evaluate import pictures, results
+from gsjax.evaluate.encoder import Encoder, Pretrained
 from gsjax.methods import create_method
-from gsjax.methods.base import Method
 from gsjax.runtime import (
     checkpoints,
     files,
@@ -42,24 +42,20 @@ class Result:
       scores: {`<job>/...`: percentage or other figure}.
       protocol: every setting and count that the scores depend on.
       details: anything else worth knowing.
+      figures: {name: uint8 [H, W, 3]}, needed on the primary host only.
+      files: {file name: text}, needed on the primary host only; None removes an older file.
     """
 
     dataset: str
     scores: Mapping[str, float]
     protocol: Mapping[str, Any]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 Evaluator = Callable[[Encoder], Iterable[Result]]
 """Measures an encoder, in a job or during training."""
-
-
-class Pretrained(NamedTuple):
-    """A method with its trained variables, on every device."""
-
-    method: Method
-    params: Any
-    extra: Any
 
 
 class Evaluation:
@@ -89,11 +85,6 @@ class Evaluation:
         self._checkpoint = checkpoint
         self._recorded: list[dict] = []
 
-    def pretrained(self) -> "Pretrained":
-        """Returns the pre-training method with its parameters and everything else it holds."""
-        restored = _Restored(self.config, self.encoder.mesh)
-        return Pretrained(restored.method, *restored.read(self._checkpoint))
-
     def record_all(self, evaluator: Evaluator) -> None:
         """Runs an evaluator; records each result as it arrives."""
         for result in evaluator(self.encoder):
@@ -106,9 +97,9 @@ class Evaluation:
             return writers.create_writer(self.folder, restored_step)
 
     def record(self, result: Result, at: int | None = None) -> None:
-        """Records a result in `workdir/results/<job>.json` and, through CLU, in the job's folder.
+        """Records a result in `workdir/results/<job>.json`, replacing that of the same measurement.
 
-        Replaces one with the same encoder, data set and protocol.
+        Scores and figures are also written to the job's folder, for TensorBoard.
 
         Args:
           result: result of the job.
@@ -141,6 +132,7 @@ class Evaluation:
                 with files.write_errors(file):
                     files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
                 self._write_scores(scores, (self.step or 0) if at is None else at)
+                self._write_figures(result)
         except lock.InUse as error:
             raise UserError(f"{error}; not written: {json.dumps(entry['scores'])}") from error
         if len(others) < len(known):
@@ -152,6 +144,23 @@ class Evaluation:
             metrics.forget(self.folder, at, set(scores))
         with contextlib.closing(self.writer()) as writer:
             writer.write_scalars(at, scores)
+
+    def _write_figures(self, result: Result) -> None:
+        for name, text in result.files.items():
+            with files.write_errors(self.folder / name):
+                if text is None:
+                    (self.folder / name).unlink(missing_ok=True)
+                else:
+                    files.write_text(self.folder / name, text)
+        if not result.figures:
+            return
+        with contextlib.closing(self.writer()) as writer:
+            for i, (name, figure) in enumerate(result.figures.items()):
+                path = self.folder / f"{_file_name(name, i)}.png"
+                with files.write_errors(path):
+                    pictures.save(figure, path)
+                writer.write_images(self.step or 0, {name: figure[None]})
+        metrics.log(f"figures written to {files.shown(self.folder)}: {len(result.figures)}")
 
     def print_table(self) -> None:
         """Prints the recorded results, with the untrained encoder's and comparable earlier ones."""
@@ -175,29 +184,41 @@ class Evaluation:
         metrics.log(f"written to {file}")
 
 
-class _Restored:
-    """Reads requested parts of a checkpoint, without the optimizer state."""
+def _file_name(name: str, number: int) -> str:
+    """Turns a figure's name into a file name, leaving room for more in the 255 bytes allowed."""
+    name = name.replace("/", "_")
+    return name if len(name.encode()) <= 150 else f"{name[:30]}_{number}"
 
-    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+
+class _Checkpoints:
+    """Reads encoders from checkpoints, with the method's heads on request.
+
+    The optimizer state is never read.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> None:
         self.method = create_method(config)
         # No optimizer state is needed; that of the identity is empty.
         self._create = step.create_state_fn(config, self.method, optax.identity(), mesh)
         self._key, _ = step.keys(config)
         state = self._create.eval_shape(self._key)
         self._abstract = {"params": state.params, "extra": state.extra}
+        self._heads = heads
 
-    def read(self, checkpoint: epath.Path | None) -> tuple[Any, Any]:
-        """Returns (params, extra); without a checkpoint, those at step 0."""
+    def read(self, checkpoint: epath.Path | None) -> tuple[Any, Pretrained | None]:
+        """Returns the encoder's variables and, with heads, the method; at step 0 if None."""
+        if checkpoint is not None and not self._heads:
+            return self._read_encoder(checkpoint), None
         if checkpoint is None:
             state = self._create(self._key)
-            return state.params, state.extra
-        parts = saved_state.read(checkpoint, self._abstract, partial=True)
-        return parts["params"], parts["extra"]
+            params, extra = state.params, state.extra
+        else:
+            parts = saved_state.read(checkpoint, self._abstract, partial=True)
+            params, extra = parts["params"], parts["extra"]
+        variables = self.method.encoder_variables(params, extra)
+        return variables, Pretrained(self.method, params, extra) if self._heads else None
 
-    def read_encoder(self, checkpoint: epath.Path | None) -> Any:
-        """Returns only the encoder's variables."""
-        if checkpoint is None:
-            return self.method.encoder_variables(*self.read(None))
+    def _read_encoder(self, checkpoint: epath.Path) -> Any:
         named = jax.tree_util.tree_map_with_path(_Leaf, self._abstract)
         chosen = self.method.encoder_variables(named["params"], named["extra"])
         target: dict[str, Any] = {}
@@ -205,6 +226,25 @@ class _Restored:
             leaf.put(target, leaf.value)
         parts = saved_state.read(checkpoint, target, partial=True)
         return jax.tree.map(lambda leaf: leaf.get(parts), chosen)
+
+    def read_existing(
+        self, look: Callable[[], epath.Path | None]
+    ) -> tuple[epath.Path | None, Any, Pretrained | None]:
+        """Returns the checkpoint that `look` finds and what `read` gives, the same on all hosts.
+
+        If a concurrent training run deletes it meanwhile, restores the one `look` returns then.
+        """
+        checkpoint, restored, error = look(), None, None
+        try:
+            restored = self.read(checkpoint)
+        except UserError as reason:
+            error = reason
+        if parallel.everywhere(restored is not None) and restored is not None:
+            return checkpoint, *restored
+        newer = look()
+        if newer is None or newer == checkpoint:
+            raise error or UserError(f"another process cannot restore {checkpoint}")
+        return newer, *self.read(newer)
 
 
 class _Leaf:
@@ -222,32 +262,20 @@ class _Leaf:
         return functools.reduce(lambda part, key: part[key], self._keys, tree)
 
 
-def _read_encoder(
-    restored: _Restored, checkpoint: epath.Path | None, look: Callable[[], epath.Path | None]
-) -> tuple[epath.Path | None, Any]:
-    """Returns a checkpoint and its encoder's variables, the same on all hosts.
-
-    If a concurrent training run has deleted it, restores the one that `look` returns.
-    """
-    variables: Any = None
-    error = None
-    try:
-        variables = restored.read_encoder(checkpoint)
-    except UserError as told:
-        error = told
-    if parallel.everywhere(error is None):
-        return checkpoint, variables
-    newer = look()
-    if newer is None or newer == checkpoint:
-        raise error or UserError(f"another process cannot restore {checkpoint}")
-    return newer, restored.read_encoder(newer)
-
-
 @contextlib.contextmanager
 def open_evaluation(
-    config: ml_collections.ConfigDict, workdir: str, name: str
+    config: ml_collections.ConfigDict, workdir: str, name: str, heads: bool = False
 ) -> Iterator[Evaluation]:
     """Loads the encoder named by `checkpoint.load`; prints the results at the end.
+
+    Args:
+      config: the whole configuration.
+      workdir: work directory of the run.
+      name: name of the job.
+      heads: whether to load the method's heads as well, as `Encoder.pretrained`.
+
+    Yields:
+      The evaluation.
 
     Raises:
       UserError: the checkpoint is missing, damaged or from another model; the work directory cannot
@@ -263,16 +291,17 @@ def open_evaluation(
 
     ownership.compare_hosts(parallel.from_primary(begin), ours)
     look = functools.partial(checkpoints.find, folder, config.checkpoint.load)
-    restored = _Restored(config, mesh)
-    checkpoint, variables = _read_encoder(restored, look(), look)
+    saved = _Checkpoints(config, mesh, heads)
+    checkpoint, variables, pretrained = saved.read_existing(look)
     encoder = Encoder(
-        restored.method.networks["encoder"],
+        saved.method.networks["encoder"],
         variables,
         step.pixels(config),
         mesh,
         config.encoder.to_dict(),
         config.features.batch_size,
         folder=folder / "features" / "kept" if config.features.keep else None,
+        pretrained=pretrained,
     )
     metrics.log(f"devices  {metrics.device_line()}")
     metrics.log(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")

@@ -21,7 +21,8 @@ from gsjax.crops import Crops
 from gsjax.data import input_pipeline
 from gsjax.data.source import Source
 from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, features
+from gsjax.evaluate import features
+from gsjax.evaluate.encoder import Encoder
 from gsjax.methods.base import Method
 from gsjax.runtime import metrics, parallel
 from gsjax.train import step
@@ -48,10 +49,7 @@ class Pairs(NamedTuple):
 
 
 def draw(
-    job: evaluation.Evaluation,
-    trained: evaluation.Pretrained,
-    source: Source,
-    num_images: int,
+    encoder: Encoder, config: ml_collections.ConfigDict, source: Source, num_images: int
 ) -> Pairs:
     """Draws a pair of views of each of some images, as in training, and embeds them.
 
@@ -59,28 +57,31 @@ def draw(
     the number of devices or the batches.
 
     Args:
-      job: the devices and the settings.
-      trained: the encoder with its heads.
+      encoder: the encoder with its heads.
+      config: the whole configuration.
       source: the images.
       num_images: number of images, drawn without repetition, so at most those of the source;
         rounded down to equal batches, by less than the number of batches.
 
     Raises:
-      UserError: there are fewer than two images, one cannot be decoded, or embeddings are not
-        finite.
+      UserError: there are fewer than two images, one cannot be decoded, embeddings are not
+        finite, or the heads are missing.
     """
     features.check_hosts(source)
     hosts, host = jax.process_count(), jax.process_index()
     num_images = min(num_images, source.num_examples)
-    num_steps = math.ceil(num_images / job.config.features.batch_size)
+    num_steps = math.ceil(num_images / encoder.batch_size)
     local = num_images // num_steps // hosts
     if local * hosts * num_steps < 2:
-        raise UserError(f"{source.name}: there must be at least two pictures to compare")
-    config = job.config.copy_and_resolve_references()
+        raise UserError(f"{source.name}: a comparison needs at least two images")
+    if encoder.pretrained is None:
+        raise UserError("the encoder has no heads: only a checkpoint of gsjax has them")
+    method, params, extra = encoder.pretrained
+    config = config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size = local * hosts
-    mesh = job.encoder.mesh
-    embed_fn = _create_embed_fn(config, trained.method, mesh)
+    mesh = encoder.mesh
+    embed_fn = _create_embed_fn(config, method, mesh)
     _, key = step.keys(config)
     # Rows that pad the devices' shares are cut off again.
     missing = -local % (mesh.devices.size // hosts)
@@ -92,7 +93,7 @@ def draw(
             place = np.arange(local, dtype=np.int32) + (i * hosts + host) * local
             columns = [_padded(column, missing) for column in (batch["global"].images, place)]
             inputs = parallel.shard(columns, mesh)
-            outputs = embed_fn(trained.params, trained.extra, *inputs, key)
+            outputs = embed_fn(params, extra, *inputs, key)
             embedded = [features.local_rows(output)[:local] for output in outputs]
             parts.append(parallel.gather((batch["index"], batch["global"].boxes, *embedded)))
             progress.update(i + 1)
