@@ -71,7 +71,7 @@ STATUS = {
 TOLD = {
     "error": "ValueError: of the caller",
     "interrupt": "KeyboardInterrupt",
-    "pipeline": "gsjax.errors.UserError: 1 of the 40 pictures",
+    "pipeline": "gsjax.errors.UserError: 1 of the 40 images",
 }
 
 

@@ -138,7 +138,7 @@ def test_other_labels_are_none(tmp_path, kind, memory_gb):
     with pytest.raises(UserError, match="^tiny has no labels, which a labeled split needs") as e:
         opened(tmp_path, memory_gb=memory_gb)
     assert "\n" not in str(e.value)
-    assert ("its feature label is no class label" in str(e.value)) == (kind != "a dict")
+    assert ("its feature label is not a class label" in str(e.value)) == (kind != "a dict")
     data = defaults.get_config().data  # as for the kNN of a training on the same split
     data.source, data.data_dir = "tiny", str(tmp_path)
     with pytest.raises(UserError, match="^tiny has no labels, which a labeled split needs"):
@@ -186,7 +186,7 @@ def test_pictures_of_other_types(tmp_path, kind):
 REFUSED = {
     "several pictures": (
         {"left": A_PICTURE, "right": A_PICTURE, "label": A_LABEL},
-        r"^tiny has several features of type Image \(left, right\), and neither",
+        r"^tiny has several Image features \(left, right\), and neither",
     ),
     "real numbers": (
         {
@@ -195,11 +195,11 @@ REFUSED = {
                 [m.astype(np.float32) for m in MASKS],
             )
         },
-        r"^tiny: its Image feature 'image' holds real numbers \(Image, float32\)",
+        r"^tiny: Image feature 'image' has floating-point values \(Image, float32\)",
     ),
     "a sequence of pictures": (
         {"image": (Sequence(RGB), [[p] for p in PICTURES]), "label": A_LABEL},
-        "^tiny has no feature of type Image: image, label",
+        "^tiny has no Image feature, only image, label",
     ),
     "a mask alone": (
         {
@@ -208,11 +208,11 @@ REFUSED = {
                 MASKS,
             ),
         },
-        "^tiny has no feature of type Image: mask",
+        "^tiny has no Image feature, only mask",
     ),
     "a tensor": (
         {"image": (tfds.features.Tensor(shape=(6, 5, 3), dtype=np.uint8), PICTURES)},
-        "^tiny has no feature of type Image: image",
+        "^tiny has no Image feature, only image",
     ),
 }
 

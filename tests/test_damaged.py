@@ -137,7 +137,7 @@ def test_each_is_named_once(case, capfd):
     _train(config, source, 0, STEPS)
     lines = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
     for number, line in enumerate(lines, 1):
-        assert f"takes its place ({number} of 23 pictures so far)" in line
+        assert f" instead ({number} of 23 images so far)" in line
     for index in DAMAGED:
         name = f"damaged  {source.picture_name(index)} cannot be decoded: "
         assert sum(name in line for line in lines) == 1
@@ -152,8 +152,8 @@ def test_training_stops_above_the_share(case):
     with pytest.raises(UserError) as error:
         _train(config, source, 0, STEPS)
     message = str(error.value)
-    assert "3 of the 23 pictures" in message and "(13.04%)" in message
-    assert "--config.data.max_damaged" in message and "mend or remove them" in message
+    assert "3 of the 23 images" in message and "(13.04%)" in message
+    assert "--config.data.max_damaged" in message and "fix or remove them" in message
     assert all(source.picture_name(index) in message for index in DAMAGED)
 
 
@@ -172,7 +172,7 @@ def test_nothing_but_damaged_pictures_ends(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(b"")
     config, source = _open("folder", tmp_path)
     config.data.max_damaged = 1.0
-    with pytest.raises(UserError, match="6 of the 6 pictures.* and 1 more"):
+    with pytest.raises(UserError, match="6 of the 6 images.* and 1 more"):
         _train(config, source, 0, 1)
 
 
@@ -264,7 +264,7 @@ def test_long_pictures_are_not_damaged(sound_folder, capfd, shape):
 def test_what_is_not_the_pictures_fault_is_not_taken_for_damage(sound_folder):
     config, source = sound_folder
     _failing(source, MemoryError("none left"), times=99)
-    told = r"05.png.* not be its fault \(MemoryError: none"
+    told = r"05.png.* may be intact \(MemoryError: none"
     with pytest.raises(UserError, match=told):
         _train(config, source, 0, STEPS)
     with pytest.raises(UserError, match=told):
@@ -304,7 +304,7 @@ def test_a_damaged_file_of_the_data_set_is_named(tmp_path, damage, when):
             _test(source, 4)
     message = str(error.value)
     assert message.startswith(f"{path} is missing or damaged (")
-    assert f"delete {folder} and start again" in message
+    assert f"delete {folder} and rerun" in message
     assert "\n" not in message and "{{" not in message and "[Op:" not in message
 
 

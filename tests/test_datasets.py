@@ -109,7 +109,7 @@ def test_voc_labels(tmp_path, memory_gb):
     dataset, opened = open_dataset("objects", data, str(tmp_path))
     assert dataset.metric == "map11"
     source = opened["test"]
-    with pytest.raises(UserError, match="several labels a picture"):
+    with pytest.raises(UserError, match="several labels per image"):
         check_one_label(source)
     assert bool(source.shards) == (memory_gb == 0)
     assert source.class_names == tuple(names)
@@ -152,9 +152,13 @@ ONLY = "differ only in"
 FORMS = f"{ONLY} Unicode normalization (NFC, NFD)"
 DIFFERENCES = [
     ("a b", "a b", ""),
-    ("b a c", "b c a", "3 names in another order: number 1 is 'a' in the first and 'c' in the sec"),
-    ("a", None, "only the first names them"),
-    (None, "a", "only the second names them"),
+    (
+        "b a c",
+        "b c a",
+        "in a different order: number 1 is 'a' in the first and 'c' in the sec",
+    ),
+    ("a", None, "only the first has class names"),
+    (None, "a", "only the second has class names"),
     ("a b", "a", "2 and 1 of them; only the first has 'b'"),
     ("a", "a b c d e f g h", "8 of them; only the second has 'b', 'c', 'd', 'e', 'f' and 2 more"),
     ("Cat", "cat", f"'Cat' and 'cat' {ONLY} case: rename one"),
@@ -178,7 +182,7 @@ def test_a_folder_with_one_split_is_not_taken_for_a_tfds_set(tmp_path):
     with pytest.raises(UserError, match="own has a folder train, but not both train and test"):
         open_dataset("own", DATA, str(tmp_path))
     write_classes(tmp_path / "pictures", "training")
-    with pytest.raises(UserError, match="no TFDS data set") as error:
+    with pytest.raises(UserError, match="a TFDS data set") as error:
         open_dataset("pictures", DATA, str(tmp_path))
     assert "delete" not in str(error.value)
 
@@ -197,7 +201,7 @@ def test_a_tfds_set_outside_of_the_table(shared_data):
     assert (dataset.validation, dataset.test) == ("", "validation")
     dataset, _ = datasets.find_dataset("stl10", DATA, str(shared_data / "standin"))
     assert (dataset.validation, dataset.test) == ("", "test")
-    with pytest.raises(UserError, match="no TFDS data set"):
+    with pytest.raises(UserError, match="a TFDS data set"):
         datasets.find_dataset("nowhere", DATA, str(shared_data))
 
 

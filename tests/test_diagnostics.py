@@ -475,7 +475,7 @@ def test_damaged_pictures_are_replaced_up_to_a_share(tmp_path, capsys):
     write_pictures(tmp_path / "pictures", 20)
     (tmp_path / "pictures/007.png").write_bytes(b"damaged")
     settings = UNTRAINED | unlabeled(tmp_path / "pictures")
-    with pytest.raises(UserError, match=r"1 of the 20 pictures .*007.png"):
+    with pytest.raises(UserError, match=r"1 of the 20 images .*007.png"):
         run(configured(settings), tmp_path / "run")
     run(configured(settings | {"data.max_damaged": "0.05"}), tmp_path / "run")
     assert "007.png cannot be decoded" in capsys.readouterr().err

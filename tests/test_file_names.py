@@ -90,7 +90,7 @@ def test_a_local_folder_may_look_like_a_bucket(tmp_path):
     path = f"{tmp_path}/gs://bucket"
     source = sources.open_source(config_of("folder", path), "train", labeled=True)
     assert input_pipeline.load_images(source, [0])[0][0, 0, 0] == 40
-    with pytest.raises(UserError, match="holds ://, which TFDS takes for a bucket"):
+    with pytest.raises(UserError, match="contains ://, which TFDS treats as a bucket"):
         sources.open_source(config_of("tiny", path), "train")
     for unknown in ("nothing://bucket", path):
         config = defaults.get_config()
@@ -134,7 +134,7 @@ def test_a_damaged_file_in_a_directory_of_another_encoding(tmp_path, tiny):
     message = r"caf\\xe9/tiny/1.0.0/tiny-train.tfrecord-00001-of-00003 is missing or damaged"
     with pytest.raises(UserError, match=message):
         sources.open_source(config_of("tiny", root), "train")
-    with pytest.raises(UserError, match="cannot prepare it, because the path is not UTF-8"):
+    with pytest.raises(UserError, match="cannot prepare it there because the path is not UTF-8"):
         sources.open_source(config_of("cifar10", root), "train")
 
 

@@ -42,7 +42,7 @@ def test_folders_that_link_to_each_other(tmp_path, capsys):
     assert list(source.paths) == real
     assert source.class_names == ("a", "b")
     np.testing.assert_array_equal(source.labels, [0] * 12 + [1] * 12)
-    assert "a/more links to b, whose class counts (2 such links)" in capsys.readouterr().out
+    assert "a/more links to b, whose class is used (2 such links)" in capsys.readouterr().out
 
 
 LOOPS = {
@@ -104,7 +104,7 @@ def test_labeled_folders_of_links(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     link(tmp_path / "train/owl/3.jpg", tmp_path / "pool/x.jpg")
     np.testing.assert_array_equal(opened(tmp_path / "train").labels, [0, 0, 1, 2])
-    assert "owl/3.jpg links to dog/1.jpg, whose class counts\n" in capsys.readouterr().out
+    assert "owl/3.jpg links to dog/1.jpg, whose class is used\n" in capsys.readouterr().out
 
 
 def test_hard_links_are_separate_files_and_links_to_nowhere_missing_ones(tmp_path):
@@ -226,8 +226,8 @@ def test_extensions(tmp_path, capsys):
     opened(tmp_path, labeled=False)
     opened(tmp_path, labeled=False)
     assert capsys.readouterr().out == (
-        f"ignored 6 files in {tmp_path} that are no pictures by their extension: "
-        ".txt 3, without one 1, .mp4 1, .part 1\n"
+        f"ignored 6 files in {tmp_path} without an image extension: "
+        ".txt 3, no extension 1, .mp4 1, .part 1\n"
     )
 
 
@@ -237,7 +237,7 @@ def test_a_class_folder_without_pictures_stays_a_class(tmp_path, capsys):
     source = opened(tmp_path)
     assert source.class_names == ("cat", "dog", "owl")
     np.testing.assert_array_equal(source.labels, [0, 2])
-    assert f"{tmp_path}: 1 of 3 class folders hold no picture: dog\n" in capsys.readouterr().out
+    assert f"{tmp_path}: 1 of 3 class folders have no images: dog\n" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_what_stops_one_host_ends_the_other_and_is_told_once(tmp_path):
     _, told = processes[1].communicate(timeout=300)
     assert processes[1].returncode == 2
     (line,) = [line for line in told.splitlines() if line.startswith("gsjax:")]
-    assert line.startswith("gsjax: error: 1 of the 32 pictures") and "Traceback" not in told
+    assert line.startswith("gsjax: error: 1 of the 32 images") and "Traceback" not in told
     assert_peer_is_missed(processes[0])
 
 

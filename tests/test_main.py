@@ -37,7 +37,7 @@ def test_help_is_quick_and_useful():
         (["--num_processes=2"], "--coordinator"),
         (["--num_processes=2", "--coordinator=auto"], "--coordinator"),
         (["--config.data.source=folder", "--config.data.data_dir=/nowhere"], "/nowhere"),
-        (["--config.batch_size=100000"], "take at most 5000"),
+        (["--config.batch_size=100000"], "use at most 5000"),
         (["--config.knn.k=100000"], "knn.k"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere"),
         (["--job=knn"], "holds no run"),

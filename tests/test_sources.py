@@ -88,10 +88,10 @@ def test_memory_gb_decides_by_the_size_of_the_files(tiny):
 def test_unlabeled_examples_of_a_labeled_split(tiny_data):
     kind, data = tiny_data
     if kind == "memory":
-        _fails(data, "test+unlabelled", "unlabeled examples", "tiny", labeled=True)
+        _fails(data, "test+unlabelled", "unlabeled images", "tiny", labeled=True)
         return
     source = sources.open_source(data, "test+unlabelled", labeled=True)
-    with pytest.raises(UserError, match="unlabeled examples"):
+    with pytest.raises(UserError, match="unlabeled images"):
         list(input_pipeline.test_batches(source, transforms.central(16), 4))
 
 
@@ -114,7 +114,7 @@ def test_unknown_names_and_splits(tiny):
     for split in ("training", "train+tset", "train[:"):
         _fails(_data("tiny", tiny), split, repr(split), "train, test, unlabelled")
     _fails(
-        _data("tiny", tiny), "train[:0]", "'train[:0]' selects no picture", "train (23), test (5)"
+        _data("tiny", tiny), "train[:0]", "'train[:0]' selects no images", "train (23), test (5)"
     )
 
 
@@ -188,7 +188,7 @@ def test_a_half_done_preparation_of_a_known_data_set(tmp_path, file):
     version.mkdir(parents=True)
     if file:
         (version / file).write_text("{}")
-    _fails(_data("cifar10", tmp_path), "train", "unfinished", f"delete {version}, then start")
+    _fails(_data("cifar10", tmp_path), "train", "unfinished", f"delete {version}, then rerun")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
@@ -202,7 +202,7 @@ def test_a_damaged_file_of_a_prepared_data_set(request, tmp_path, kind, damage):
     path.write_bytes(content[:-100] if damage == "cut" else b"")
     if damage == "missing":
         path.unlink()
-    message = f"{path} is missing or damaged", f"delete {version} and start again"
+    message = f"{path} is missing or damaged", f"delete {version} and rerun"
     _fails(_data("tiny", tmp_path), "train", *message)
     assert sources.open_source(_data("tiny", tmp_path), "test").num_examples == 5
 
@@ -283,12 +283,12 @@ def test_folder_classes_are_its_sorted_sub_folders(tmp_path):
 
 def test_folder_mistakes(tmp_path):
     _fails(_data("folder"), "train", "data_dir")
-    _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train", "no folder")
+    _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train", "not a folder")
     (tmp_path / "train").mkdir()
     (tmp_path / "train/notes.txt").write_text("no picture")
-    _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train holds no pictures", ".webp")
+    _fails(_data("folder", tmp_path), "train", f"{tmp_path}/train contains no images", ".webp")
     _write_pictures(tmp_path, "train/cat/1.png", "train/2.png")
-    _fails(_data("folder", tmp_path), "train", "2.png is in no class folder", labeled=True)
+    _fails(_data("folder", tmp_path), "train", "2.png is not in a class folder", labeled=True)
 
 
 def test_photos_are_ten_real_photographs():

@@ -360,7 +360,7 @@ def test_a_failing_member_in_a_real_sweep_and_one_in_64_bits(tmp_path):
     _, errors = parent.communicate()
     assert parent.returncode == 2
     lines = [line for line in errors.splitlines() if line.startswith("gsjax: error")]
-    assert "take at most 64" in lines[0]
+    assert "use at most 64" in lines[0]
     assert "1 of 2 members failed: 0 (broken-seed5, status 2)" in lines[1]
     saved = tmp_path / "run" / "precise-seed5" / "checkpoints" / "4" / "default"
     with ocp.StandardCheckpointer() as checkpointer:

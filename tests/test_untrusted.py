@@ -196,7 +196,7 @@ def test_a_data_set_whose_features_name_a_module(tmp_path, marker, monkeypatch, 
     monkeypatch.syspath_prepend(tmp_path)
     hostile = {form: f"of_{form}.Thing"} | ({"content": {}} if form == "type" else {})
     (tmp_path / "tiny/1.0.0/features.json").write_text(json.dumps(hostile))
-    with pytest.raises(UserError, match=rf"name of_{form}\.Thing, which is not of TFDS"):
+    with pytest.raises(UserError, match=rf"use of_{form}\.Thing, which is not part of TFDS"):
         prepared.prepared_builder(data)
     assert not marker.exists()
     importlib.import_module(f"of_{form}")

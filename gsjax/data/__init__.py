@@ -13,17 +13,17 @@ from gsjax.config.schema import Row
 
 def _check_folder(config: ml_collections.ConfigDict) -> Iterator[str]:
     if not config.data.data_dir:
-        yield "data.source is folder; data.data_dir must name the folder"
+        yield "data.source=folder requires data.data_dir, the folder of the images"
 
 
 SOURCES: dict[str, Row] = {
     "folder": Row(
-        "gsjax.data.sources", "pictures below a folder", check=_check_folder, function="open_folder"
+        "gsjax.data.sources", "images in a folder", check=_check_folder, function="open_folder"
     ),
-    "photos": Row("gsjax.data.sources", "tiles of embedded photographs", function="open_photos"),
+    "photos": Row("gsjax.data.sources", "tiles of built-in photographs", function="open_photos"),
 }
 # For every other name.
-TFDS = Row("gsjax.data.prepared", "a data set of TensorFlow Datasets", function="open_tfds")
+TFDS = Row("gsjax.data.prepared", "a TensorFlow Datasets data set", function="open_tfds")
 
 
 def find_source(name: str) -> Row:

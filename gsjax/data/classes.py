@@ -23,13 +23,13 @@ def difference(first: Sequence[str] | None, second: Sequence[str] | None) -> str
     if first == second:
         return ""
     if first is None or second is None:
-        return f"only the {'first' if second is None else 'second'} names them"
+        return f"only the {'first' if second is None else 'second'} has class names"
     one, other = set(first), set(second)
     if one == other:
         place = next(i for i, name in enumerate(first) if name != second[i])
         return (
-            f"the same {len(first)} names in another order: number {place} is {first[place]!r} in "
-            f"the first and {second[place]!r} in the second"
+            f"the same {len(first)} names in a different order: number {place} is {first[place]!r} "
+            f"in the first and {second[place]!r} in the second"
         )
     parts = [f"{len(first)} and {len(second)} of them"]
     for which, names in (("first", sorted(one - other)), ("second", sorted(other - one))):

@@ -95,7 +95,7 @@ def _image(source: str, features: dict[str, Any], supervised: list[str]) -> str:
         and not isinstance(feature, tfds.features.LabeledImage)
     ]
     if not images:
-        raise UserError(f"{source} has no feature of type Image: {', '.join(sorted(features))}")
+        raise UserError(f"{source} has no Image feature, only {', '.join(sorted(features))}")
     named = [name for name in images if name in supervised]
     if len(named) == 1:
         image = named[0]
@@ -106,14 +106,13 @@ def _image(source: str, features: dict[str, Any], supervised: list[str]) -> str:
     else:
         names = ", ".join(sorted(images))
         raise UserError(
-            f"{source} has several features of type Image ({names}), and neither its "
-            "supervised_keys nor the name image says which one holds the pictures: prepare it with "
-            "supervised_keys=(<image>, <label>)"
+            f"{source} has several Image features ({names}), and neither its supervised_keys nor "
+            "the name 'image' selects one: prepare it with supervised_keys=(<image>, <label>)"
         )
     if np.issubdtype(features[image].np_dtype, np.floating):
         raise UserError(
-            f"{source}: its Image feature {image!r} holds real numbers ({_type(features[image])}), "
-            "not colors: prepare it with uint8 or uint16"
+            f"{source}: Image feature {image!r} has floating-point values "
+            f"({_type(features[image])}): prepare it with uint8 or uint16"
         )
     return image
 
@@ -150,4 +149,4 @@ def _why(features: dict[str, Any]) -> str:
     unfit = [name for name in ("label", "labels") if name in features]
     if not unfit:
         return ""
-    return f": its feature {unfit[0]} is no class label ({type(features[unfit[0]]).__name__})"
+    return f": its feature {unfit[0]} is not a class label ({type(features[unfit[0]]).__name__})"

@@ -59,8 +59,8 @@ class Replacements:
             # On the host that met it, since the others do not know; not in the progress line.
             tqdm.write(
                 f"damaged  {self._source.picture_name(found)} cannot be decoded: "
-                f"{self._source.picture_name(taken)} takes its place "
-                f"({number} of {self._source.num_examples} pictures so far)",
+                f"using {self._source.picture_name(taken)} instead "
+                f"({number} of {self._source.num_examples} images so far)",
                 file=sys.stderr,
             )
         return row
@@ -82,9 +82,9 @@ class Replacements:
         names = ", ".join(self._source.picture_name(i) for i in list(self._damaged)[:_NAMED])
         more = f" and {count - _NAMED} more" if count > _NAMED else ""
         raise UserError(
-            f"{count} of the {total} pictures of {self._source.name} ({count / total:.2%}) cannot "
-            f"be decoded, more than data.max_damaged={self._max_share:g}: {names}{more}; they are "
-            f"damaged, missing or no {decode.FORMATS}: mend or remove them, or raise "
+            f"{count} of the {total} images of {self._source.name} ({count / total:.2%}) cannot "
+            f"be decoded, more than data.max_damaged={self._max_share:g}: {names}{more}. They are "
+            f"damaged, missing or not {decode.FORMATS}: fix or remove them, or raise "
             "--config.data.max_damaged"
         )
 
@@ -139,8 +139,8 @@ def _create_once_more(
                 return {name: column.numpy() for name, column in row.items()}
             except _NOT_THE_PICTURE as error:
                 raise UserError(
-                    f"{source.picture_name(index)} cannot be read, which may not be its fault "
-                    f"({shards.plain(error)}): start again when memory and storage are in order"
+                    f"{source.picture_name(index)} cannot be read, though it may be intact "
+                    f"({shards.plain(error)}): check memory and storage, then rerun"
                 ) from error
             except tf.errors.OpError:
                 continue

@@ -108,8 +108,8 @@ def _decode_with_pillow(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(plain), formats=_PILLOW_FORMATS) as file:
         if file.width * file.height > MAX_PIXELS or max(file.size) > MAX_SIDE:
             raise ValueError(
-                f"{file.width} x {file.height} pixels, more than {MAX_PIXELS} or a side of "
-                f"more than {MAX_SIDE}"
+                f"{file.width} x {file.height} pixels: the limits are {MAX_PIXELS} in all and "
+                f"{MAX_SIDE} per side"
             )
         if isinstance(file, TiffImagePlugin.TiffImageFile):
             _check_tiles(file)

@@ -222,15 +222,15 @@ def class_labels(name: str, listing: Listing) -> np.ndarray:
     loose = [path for path in listing.names if "/" not in path]
     if loose:
         raise UserError(
-            f"{name} is a labeled split, but {files.shown(loose[0])} is in no class folder: "
-            f"put each picture in {name}/<class>/"
+            f"{name} is a labeled split, but {files.shown(loose[0])} is not in a class folder: "
+            f"put each image in {name}/<class>/"
         )
     numbers = {folder: number for number, folder in enumerate(listing.folders)}
     labels = np.array([numbers[path.split("/", 1)[0]] for path in listing.names], np.int32)
     empty = np.flatnonzero(np.bincount(labels, minlength=len(numbers)) == 0)
     if len(empty):
         which = _some([files.shown(listing.folders[number]) for number in empty])
-        _say_once(f"{name}: {len(empty)} of {len(numbers)} class folders hold no picture: {which}")
+        _say_once(f"{name}: {len(empty)} of {len(numbers)} class folders have no images: {which}")
     moved = [
         (path, known)
         for path, known in listing.twice
@@ -239,7 +239,7 @@ def class_labels(name: str, listing: Listing) -> np.ndarray:
     if moved:
         path, known = map(files.shown, moved[0])
         more = f" ({len(moved)} such links)" if len(moved) > 1 else ""
-        _say_once(f"{name}: {path} links to {known}, whose class counts{more}")
+        _say_once(f"{name}: {path} links to {known}, whose class is used{more}")
     return labels
 
 
@@ -247,10 +247,10 @@ def report_ignored(name: str, listing: Listing) -> None:
     """Reports, once per process, which files other than images a folder holds."""
     if listing.ignored:
         common = sorted(listing.ignored.items(), key=lambda item: (-item[1], item[0]))
-        kinds = [f"{files.shown(kind) or 'without one'} {number}" for kind, number in common]
+        kinds = [f"{files.shown(kind) or 'no extension'} {number}" for kind, number in common]
         _say_once(
-            f"ignored {listing.ignored.total()} files in {name} that are no pictures by their "
-            f"extension: {_some(kinds)}"
+            f"ignored {listing.ignored.total()} files in {name} without an image extension: "
+            f"{_some(kinds)}"
         )
 
 

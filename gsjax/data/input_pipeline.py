@@ -34,10 +34,10 @@ def train_batches(
     """Returns this host's part of the batches of steps start_step, ..., num_steps - 1.
 
     The batch of a step is a function of the config, its seed and the step. With random access it
-    does not depend on the number of hosts either: an epoch is a permutation of the indices, cut off
-    after the last whole batch, and each host takes its contiguous part of the global batch. From a
-    source that is read sequentially, each host gets an even share of the records, shuffled by file
-    and through a buffer.
+    does not depend on the number of hosts either: an epoch is a permutation of the indices,
+    truncated after the last whole batch, and each host takes its contiguous part of the global
+    batch. From a source that is read sequentially, each host gets an even share of the records,
+    shuffled by file and through a buffer.
 
     An image that cannot be decoded is replaced (see `gsjax.data.damage`), so no count changes:
     another one takes its position, cropped with the seed of that position.
@@ -150,8 +150,8 @@ def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
             images.append(_decode(source.read(key)[0]).numpy())
         except tf.errors.OpError as error:
             raise UserError(
-                f"the picture {source.picture_name(index)} cannot be decoded: it is damaged, "
-                f"missing or no {FORMATS}; mend or remove it"
+                f"{source.picture_name(index)} cannot be decoded: it is damaged, missing or not "
+                f"{FORMATS}; fix or remove it"
             ) from error
     return images
 
@@ -159,8 +159,8 @@ def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
 def _local_size(batch_size: int, process_count: int) -> int:
     if batch_size % process_count:
         raise UserError(
-            f"a batch of {batch_size} images cannot be shared evenly by {process_count} hosts: "
-            f"take a multiple of {process_count}"
+            f"a batch of {batch_size} images cannot be split evenly over {process_count} hosts: "
+            f"use a multiple of {process_count}"
         )
     return batch_size // process_count
 
@@ -240,7 +240,7 @@ def _timed_start(batches: Iterator, name: str, is_timed: bool) -> Iterator:
     for number, batch in enumerate(batches):
         if is_timed and number == 0:
             seconds = time.monotonic() - start
-            print(f"resumed  {name}: skipped what was read, in {seconds:.1f} s", flush=True)
+            print(f"resumed  {name}: skipped records already used ({seconds:.1f} s)", flush=True)
         yield batch
 
 

@@ -19,7 +19,7 @@ def steps_per_epoch(source: Source, batch_size: int, setting: str = "batch_size"
     if source.num_examples < batch_size:
         raise UserError(
             f"{setting}={batch_size} is more than the {source.num_examples} images of "
-            f"{source.name}: take at most {source.num_examples}"
+            f"{source.name}: use at most {source.num_examples}"
         )
     return source.num_examples // batch_size
 

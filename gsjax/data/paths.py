@@ -35,8 +35,8 @@ def as_path(setting: str, path: str) -> epath.Path:
         folder.exists()
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{setting}={files.shown(path)} cannot be read: only paths in buckets (gs://...) may "
-            "hold ://"
+            f"{setting}={files.shown(path)} cannot be read: only bucket paths (gs://...) may "
+            "contain ://"
         ) from error
     return folder
 

@@ -84,7 +84,7 @@ def blocks(height: int, width: int, size: int) -> list[tuple[int, int, int, int]
     lefts = np.linspace(0, width, columns + 1).astype(int)
     if min(*np.diff(tops), *np.diff(lefts)) < size:
         raise UserError(
-            f"data.image_size={size} is too large for data.source=photos: take at most 224"
+            f"data.image_size={size} is too large for data.source=photos: use at most 224"
         )
     return [
         (int(top), int(left), int(bottom - top), int(right - left))
@@ -100,7 +100,7 @@ def _load(package: str, file: str) -> np.ndarray:
     path = pathlib.Path(folders[0], file) if folders else None
     if path is None or not path.is_file():
         raise UserError(
-            f"data.source=photos needs {file} of the Python package {package}: "
+            f"data.source=photos needs {file} from the Python package {package}: "
             "install scikit-image and scikit-learn"
         )
     with Image.open(path) as picture:

@@ -48,7 +48,7 @@ _class_of_feature = tfds.features.FeatureConnector.cls_from_name
 def _class_of_tfds(name: str) -> type:
     """Returns a class named in a data set's files; TFDS would import, so run, any module."""
     if not name.startswith("tensorflow_datasets."):
-        raise ValueError(f"its features name {name}, which is not of TFDS and is not run")
+        raise ValueError(f"its features use {name}, which is not part of TFDS and is not run")
     return _class_of_feature(name)
 
 
@@ -70,7 +70,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
         splits = ", ".join(
             f"{key} ({value.num_examples})" for key, value in builder.info.splits.items()
         )
-        raise UserError(f"{name} selects no picture: {data.source} has {splits}")
+        raise UserError(f"{name} selects no images: {data.source} has {splits}")
     columns = choose(data.source, builder.info, labeled)
     class_names = columns.class_names
     label_shape = (len(class_names),) if columns.several and class_names else ()
@@ -151,7 +151,7 @@ def _check_encodable(source: str, parts: Sequence[Shard]) -> None:
     for part in parts:
         if not is_utf8(part.path):
             raise UserError(
-                f"{shown(part.path)} cannot be read as array_record, because its path is not "
+                f"{shown(part.path)} cannot be read as array_record because its path is not "
                 f"UTF-8: rename the folder, or prepare {source} as tfrecord"
             )
 
@@ -200,7 +200,7 @@ def prepared_builder(data: ml_collections.ConfigDict):
     if builder is None:  # TFDS would fetch and run the publisher's code
         raise UserError(
             f"data.source={data.source} is a community data set, whose code TFDS would fetch and "
-            "run: prepare it where you trust it, and name it without the namespace"
+            "run: prepare it where you trust that code, and omit the namespace here"
         )
     folder = str(builder.data_path)
     # Not builder.is_prepared(), which treats brackets in the path as a pattern.
@@ -210,29 +210,29 @@ def prepared_builder(data: ml_collections.ConfigDict):
         raise _half_done(data.source, folder, command, "no dataset_info.json")
     if not is_utf8(where):
         raise UserError(
-            f"{data.source} is not in {shown(where)}, where TFDS cannot prepare it, because the "
-            "path is not UTF-8: rename the folder"
+            f"{data.source} is not in {shown(where)}, and TFDS cannot prepare it there because "
+            "the path is not UTF-8: rename the folder"
         )
     archives = _BY_HAND.get(builder.name, ())
     manual = os.path.join(where, "downloads", "manual")
     missing = [name for name in archives if not exists(os.path.join(manual, name))]
     if missing or (builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not archives):
-        what = ", ".join(missing) or "its archives (its page in the TFDS catalog names them)"
+        what = ", ".join(missing) or "its archives (see its page in the TFDS catalog)"
         raise UserError(
-            f"{data.source} is not in {shown(where)} and cannot be downloaded by a program: "
+            f"{data.source} is not in {shown(where)} and cannot be downloaded automatically: "
             f"put {what} into {shown(manual)} and run {command}"
         )
     if jax.process_count() > 1:
         raise UserError(
             f"{data.source} is not prepared in {shown(where)}, and several processes would prepare "
-            f"it at once: run {command} first, where all of them read it"
+            f"it concurrently: run {command} first, on storage that all of them share"
         )
-    print(f"{data.source} is not in {shown(where)}: TFDS downloads and prepares it", flush=True)
+    print(f"{data.source} is not in {shown(where)}: downloading and preparing it", flush=True)
     parent = os.path.dirname(folder)
     for name in sorted(names_in(parent)):
         if name.startswith("incomplete."):
             left = shown(os.path.join(parent, name))
-            print(f"an interrupted preparation has left {left}: delete it", flush=True)
+            print(f"an interrupted preparation left {left} behind: delete it", flush=True)
     try:
         from tensorflow_datasets.core.download import downloader
 
@@ -242,8 +242,8 @@ def prepared_builder(data: ml_collections.ConfigDict):
         reason = _reason(error)
         raise UserError(
             f"{data.source} is not in {shown(where)} and could not be prepared ({reason}): "
-            f"mend that (network, free disk) and start again, or run {command} where there is a "
-            f"network and copy {shown(os.path.join(where, builder.name))} from there"
+            f"fix that (network, disk space) and rerun, or run {command} on a machine with network "
+            f"access and copy {shown(os.path.join(where, builder.name))} from there"
         ) from error
     return builder
 
@@ -254,13 +254,13 @@ def _check_data_dir(data_dir: str, source: str) -> None:
         return
     if "://" in data_dir:
         raise UserError(
-            f"the data_dir {shown(data_dir)} holds ://, which TFDS takes for a bucket: rename the "
+            f"data_dir {shown(data_dir)} contains ://, which TFDS treats as a bucket: rename the "
             "folder"
         )
     if not os.path.isdir(data_dir):
         raise UserError(
-            f"the data_dir {shown(data_dir)} does not exist: correct it, or make the folder "
-            f"(mkdir -p {shlex.quote(shown(data_dir))}) for TFDS to prepare {source} there"
+            f"data_dir {shown(data_dir)} does not exist: correct it, or run "
+            f"mkdir -p {shlex.quote(shown(data_dir))} to have TFDS prepare {source} there"
         )
 
 
@@ -272,11 +272,11 @@ def _cannot_open(source: str, where: str, command: str, error: Exception) -> Use
         return _half_done(source, folder, command, _reason(error))
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] in known:
-        return UserError(f"{source} cannot be opened by TFDS ({_reason(error)})")
+        return UserError(f"TFDS cannot open {source} ({_reason(error)})")
     near = difflib.get_close_matches(source, ["folder", "photos", *known], n=1)
     return UserError(
-        f"data.source={source} is no TFDS data set, nor folder or photos, and {shown(where)} has "
-        "none of that name" + (f"; did you mean {near[0]}?" if near else "")
+        f"data.source={source} is not folder, photos or a TFDS data set, and {shown(where)} has "
+        "nothing by that name" + (f"; did you mean {near[0]}?" if near else "")
     )
 
 
@@ -284,7 +284,7 @@ def _half_done(source: str, folder: str, command: str, reason: str) -> UserError
     folder = shown(folder)
     return UserError(
         f"the preparation of {source} in {folder} is unfinished or damaged ({reason}): "
-        f"delete {folder}, then start again or run {command}, or copy the data set anew"
+        f"delete {folder}, then rerun, run {command}, or copy the data set again"
     )
 
 

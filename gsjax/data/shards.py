@@ -59,7 +59,7 @@ def size(path: str) -> int:
     try:
         return tf.io.gfile.stat(encoded(path)).length
     except tf.errors.NotFoundError as error:
-        raise unusable(path, "there is no such file") from error
+        raise unusable(path, "no such file") from error
 
 
 def host_share(
@@ -143,15 +143,15 @@ def named(shards: Sequence[Shard]) -> Iterator[None]:
             except tf.errors.OpError as reason:
                 raise unusable(path, plain(reason)) from error
             if held < least:
-                raise unusable(path, f"it holds {held} records of at least {least}") from error
+                raise unusable(path, f"only {held} of at least {least} records") from error
         raise
 
 
 def unusable(path: str, reason: str) -> UserError:
     """The error for a missing or damaged file of a prepared data set."""
     return UserError(
-        f"{shown(path)} is missing or damaged ({reason}): copy it anew, or delete "
-        f"{shown(os.path.dirname(path))} and start again, so that TFDS prepares the data set anew"
+        f"{shown(path)} is missing or damaged ({reason}): copy it again, or delete "
+        f"{shown(os.path.dirname(path))} and rerun so that TFDS prepares the data set again"
     )
 
 

@@ -69,7 +69,7 @@ class Source:
         """The name of an image in messages."""
         if self.paths:
             return files.shown(self.paths[index])
-        return f"number {index} of {self.name}"
+        return f"image {index} of {self.name}"
 
 
 def in_memory(
@@ -160,7 +160,9 @@ def check_one_label(*labeled: Source) -> None:
     """Raises UserError if a source's images have several labels each."""
     for source in labeled:
         if source.label_shape:
-            raise UserError(f"{source.name} has several labels a picture: only transfer takes that")
+            raise UserError(
+                f"{source.name} has several labels per image: only transfer supports that"
+            )
 
 
 def require_labels(source: Source) -> Source:
@@ -178,10 +180,10 @@ def require_labels(source: Source) -> Source:
 
 
 def check_labels(source: Source, labels: np.ndarray) -> None:
-    """Raises UserError if a labeled source has an example without a label (label < 0)."""
+    """Raises UserError if a labeled source has an image without a label (label < 0)."""
     unlabeled = 0 if source.label_shape else int(np.sum(labels < 0))
     if source.labeled and unlabeled:
         raise UserError(
-            f"{source.name} holds unlabeled examples (at least {unlabeled}): "
+            f"{source.name} contains unlabeled images (at least {unlabeled}): "
             "data.labeled_split and data.test_split need a label for each"
         )

@@ -61,7 +61,7 @@ def open_labeled(
     """
     if not data.labeled_split:
         raise UserError(
-            "data.labeled_split is empty: this needs labeled pictures, "
+            "data.labeled_split is empty, but this needs labeled images: "
             "set data.labeled_split and data.test_split"
         )
     if train and data.labeled_split == data.split and data.source != "folder":
@@ -94,11 +94,11 @@ def open_folder(data: ml_collections.ConfigDict, split: str, labeled: bool) -> S
     root = os.path.join(os.path.expanduser(data.data_dir), split).rstrip("/") or "/"
     name = files.shown(root)
     if not is_folder(root):
-        raise UserError(f"{name} is no folder: check the data_dir and the split {split!r}")
+        raise UserError(f"{name} is not a folder: check data_dir and the split {split!r}")
     dataset = files.shown(os.path.basename(os.path.normpath(os.path.abspath(data.data_dir))))
     listing = folders.list_pictures(root)
     if not listing.names:
-        raise UserError(f"{name} holds no pictures ({', '.join(folders.EXTENSIONS)})")
+        raise UserError(f"{name} contains no images ({', '.join(folders.EXTENSIONS)})")
     folders.report_ignored(name, listing)
     paths = [f"{root}/{path}" for path in listing.names]
     if not labeled:
