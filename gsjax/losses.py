@@ -83,7 +83,7 @@ def siamese(
     p, z = predictions[:, v], targets[:, w]
     if psi is not None:
         if form != "mse":
-            raise UserError(f"the form {form} cannot be graded: take mse, or leave psi out")
+            raise UserError(f"form {form} cannot be graded: use mse, or omit psi")
         return jnp.mean(_graded_distance(p, z, psi[:, v, w]))
     if form == "cosine":
         return -jnp.mean(jnp.sum(p * z, axis=-1))
@@ -249,7 +249,7 @@ def _two_views(*views: jax.Array) -> jax.Array:
     first = views[0]
     if first.ndim != 2 or any(view.shape != first.shape for view in views):
         shapes = ", ".join(str(view.shape) for view in views)
-        raise UserError(f"embeddings of shapes {shapes}: give arrays of one shape [N, D]")
+        raise UserError(f"embeddings of shapes {shapes}: give equal shapes [N, D]")
     return jnp.stack(views, axis=1)
 
 

@@ -57,9 +57,9 @@ def test_step_too_large_for_the_memory_ends_in_one_line(pictures, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]  # XLA may have complained of a slow compilation
-    assert line.startswith("gsjax: error: out of device memory: the step of batch_size=4 needs 1")
+    assert line.startswith("gsjax: error: out of device memory: a step with batch_size=4 needs 1")
     for part in (
-        " GiB on each device", "remat=true", "more devices than 1", "encoder.dtype=bfloat16",
+        " GiB per device", "remat=true", "more devices than 1", "encoder.dtype=bfloat16",
         "a smaller batch_size changes it", "Out of memory allocating",
     ):  # fmt: skip
         assert part in line
@@ -100,7 +100,7 @@ def test_figures_are_xlas():
     assert found.temp_size_in_bytes >= 4 * HUGE**2
     whole = found.temp_size_in_bytes + 4 * HUGE + 4 * HUGE  # argument and result
     assert f"needs {whole / 2**30:.1f} GiB" in text
-    assert f"{found.temp_size_in_bytes / 2**30:.1f} of them" in text
+    assert f"{found.temp_size_in_bytes / 2**30:.1f} GiB for intermediate" in text
     assert "needs more than a device has" in of_step(changed(), None)
 
 

@@ -134,7 +134,7 @@ def test_a_change_of_nothing_that_is_trained_goes_on(trained, pictures, tmp_path
     shutil.copytree(trained, workdir)
     state = pretrain(configured(pictures, changes), str(workdir))
     assert int(state.step) == 4
-    assert "finished: the encoder after 4 steps is there" in capsys.readouterr().out
+    assert "finished: the checkpoint of step 4 exists" in capsys.readouterr().out
     written = settings.flatten(config_of(workdir))
     assert {key: str(written[key]).lower() for key in changes} == {
         key: str(SETTINGS[key].parse(key, text)).lower() for key, text in changes.items()
@@ -188,7 +188,7 @@ def test_a_longer_run_goes_on_in_a_new_work_directory(trained, pictures, tmp_pat
 def test_a_run_that_is_no_longer_saves_nothing_and_says_so(trained, pictures, tmp_path):
     changes = {"seed": "6", "checkpoint.load": f"{trained}/checkpoints/4"}
     for steps in ("4", "3"):
-        with pytest.raises(UserError, match=f"of step 4, and this training ends at step {steps}"):
+        with pytest.raises(UserError, match=f"at step 4, but this run ends at step {steps}"):
             pretrain(configured(pictures, changes | {"num_steps": steps}), str(tmp_path))
     longer = configured(pictures, changes | {"num_steps": "5"})
     assert int(pretrain(longer, str(tmp_path)).step) == 5  # the refusals have left nothing behind

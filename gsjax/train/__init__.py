@@ -14,5 +14,5 @@ OPTIMIZERS: dict[str, Row] = {
         {"optimizer.trust_coefficient": shapes(0.001, "lars only")},
         function="lars",
     ),
-    "sgd": Row("gsjax.train.optimizers", "SGD with momentum, as PyTorch's", function="sgd"),
+    "sgd": Row("gsjax.train.optimizers", "SGD with momentum, as in PyTorch", function="sgd"),
 }

@@ -28,6 +28,6 @@ class CollapseWarning:
             self._said = True
             metrics.log(
                 f"warning: at step {done} the embeddings have nearly collapsed: their spread is "
-                f"{spread:.2g}, where {self._full:.2g} fills the sphere. Try a lower "
+                f"{spread:.2g} ({self._full:.2g} on the full sphere). Try a lower "
                 f"optimizer.learning_rate or a longer schedule.warmup_epochs{self._also}"
             )

@@ -36,8 +36,8 @@ class Run:
       holds: whether the checkpoint of a step exists.
       save: saves the checkpoint of a step.
       advice: what to try against non-finite values.
-      describe_memory: what to say when device memory runs out, given the compiled step, or None
-        before there is one.
+      describe_memory: describes the memory needs of the compiled step, or of None before it is
+        compiled, when device memory runs out.
       before_step: called with the number of the upcoming step, from 1, and the state.
       on_log: receives the metrics just written.
       evaluate_after: whether to call `evaluate` after a step.
@@ -100,7 +100,7 @@ def fit(
         watch = Watch(asked, mesh)
         stream: Iterator = parallel.prefetch(watch.feed(batches, *columns), mesh)
         batch = next(stream)
-        metrics.log("compiling the step; a second start takes it from the cache")
+        metrics.log("compiling the step (later runs load it from the cache)")
         compiled = step_fn.lower(state, batch, *arguments).compile()
         stream = itertools.chain([batch], stream)
         progress = metrics.Progress(run.label, num_steps, first)
@@ -171,7 +171,7 @@ def _evaluate(run: Run, watch: Watch, done: int, state: TrainState) -> None:
 
 
 def _leave(done: int, number: int) -> NoReturn:
-    metrics.log(f"stopped and saved at step {done}; the same command goes on from there")
+    metrics.log(f"stopped and saved at step {done}; rerun the same command to resume")
     raise interrupts.Stopped(number)
 
 

@@ -12,13 +12,13 @@ def of_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | N
       compiled: the step, or None before it is compiled, which omits its memory.
     """
     ways = [
-        "" if config.remat else "--config.remat=true (more time)",
+        "" if config.remat else "--config.remat=true (slower)",
         f"more devices than {jax.device_count()}",
         "" if config.encoder.dtype == "bfloat16" else "--config.encoder.dtype=bfloat16",
     ]
     kept = ", ".join(way for way in ways if way)
-    size = f"the step of batch_size={config.batch_size} needs {_needs(compiled)}"
-    return f"{size}; what keeps the recipe: {kept}; a smaller batch_size changes it"
+    size = f"a step with batch_size={config.batch_size} needs {_needs(compiled)}"
+    return f"{size}. To keep the recipe, try {kept}; a smaller batch_size changes it"
 
 
 def _needs(compiled: jax.stages.Compiled | None) -> str:
@@ -28,6 +28,6 @@ def _needs(compiled: jax.stages.Compiled | None) -> str:
     temporary, arguments = found.temp_size_in_bytes, found.argument_size_in_bytes
     whole = temporary + arguments + found.output_size_in_bytes - found.alias_size_in_bytes
     return (
-        f"{whole / 2**30:.1f} GiB on each device, {temporary / 2**30:.1f} of them for what it "
-        "computes in between"
+        f"{whole / 2**30:.1f} GiB per device, of which {temporary / 2**30:.1f} GiB for "
+        "intermediate values"
     )

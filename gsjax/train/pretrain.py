@@ -43,8 +43,8 @@ from gsjax.train.optimizers import create_optimizer, create_schedule
 from gsjax.train.state import TrainState
 
 _AGAINST_DIVERGENCE = (
-    "Usually the learning rate is too high or its warm-up too short; with bfloat16, float32 may "
-    "help. Both need another --workdir"
+    "Usually the learning rate is too high or its warmup too short; with bfloat16, float32 may "
+    "help. Either change needs a new --workdir"
 )
 
 
@@ -140,12 +140,12 @@ def _finish(training: _Training) -> TrainState:
     first = int(state.step)
     if first >= num_steps and not training.saved.holds(first):  # from another directory
         raise UserError(
-            f"checkpoint.load={config.checkpoint.load} is of step {first}, and this training "
-            f"ends at step {num_steps}: make num_steps or num_epochs larger to go on from there"
+            f"checkpoint.load={config.checkpoint.load} is at step {first}, but this run ends "
+            f"at step {num_steps}: increase num_steps or num_epochs to continue from it"
         )
     owes = training.owes_measurement(first)
     if first >= num_steps and not owes:
-        metrics.log(f"finished: the encoder after {first} steps is there, nothing to do")
+        metrics.log(f"finished: the checkpoint of step {first} exists, nothing to do")
         return state
     environment.note_start(folder, first)
     metrics.log(f"steps    {num_steps} of {config.batch_size} images, from step {first}")

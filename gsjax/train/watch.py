@@ -39,8 +39,8 @@ class NotFinite(Exception):
         some = ", ".join(map(str, self.index[:_NAMED]))
         kept = f"; the state of step {self.step - 1} is saved" if self.step > 1 else ""
         return UserError(
-            f"step {self.step}: {self.metric} not finite{kept}. The {len(self.index)} images of "
-            f"the step are in {file} by index ({some}, ...). {advice}"
+            f"step {self.step}: {self.metric} not finite{kept}. {file} lists the indices of its "
+            f"{len(self.index)} images ({some}, ...). {advice}"
         )
 
 
