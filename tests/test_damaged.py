@@ -139,7 +139,7 @@ def test_each_is_named_once(case, capfd):
     for number, line in enumerate(lines, 1):
         assert f" instead ({number} of 23 images so far)" in line
     for index in DAMAGED:
-        name = f"damaged  {source.picture_name(index)} cannot be decoded: "
+        name = f"damaged  {source.image_name(index)} cannot be decoded: "
         assert sum(name in line for line in lines) == 1
     assert len(lines) == len(DAMAGED)
 
@@ -154,7 +154,7 @@ def test_training_stops_above_the_share(case):
     message = str(error.value)
     assert "3 of the 23 images" in message and "(13.04%)" in message
     assert "--config.data.max_damaged" in message and "fix or remove them" in message
-    assert all(source.picture_name(index) in message for index in DAMAGED)
+    assert all(source.image_name(index) in message for index in DAMAGED)
 
 
 def test_features_leave_them_out(case):

@@ -255,7 +255,7 @@ def use(folder, num_bombs):
     source = sources.open_source(config.data, "")
     batches = list(input_pipeline.train_batches(source, config, 0, 2))
     taken = np.concatenate([batch["index"] for batch in batches])
-    bombs = [i for i in range(10) if "bomb" in source.picture_name(i).split("/")[-1]]
+    bombs = [i for i in range(10) if "bomb" in source.image_name(i).split("/")[-1]]
     assert len(bombs) == num_bombs and len(taken) == 20 and not np.isin(bombs, taken).any()
     (batch,) = input_pipeline.test_batches(source, transforms.central(16), 10)
     assert (batch["index"] >= 0).sum() == 10 - num_bombs

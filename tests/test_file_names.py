@@ -56,7 +56,7 @@ def test_pictures_of_any_name_are_read_in_the_order_of_their_bytes(tmp_path):
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], reds)
     assert [size for _, size, _ in source.files()] == [os.path.getsize(p) for p in source.paths]
     assert len(source.names_digest) == 12
-    shown = [source.picture_name(i) for i in range(len(NAMES))]
+    shown = [source.image_name(i) for i in range(len(NAMES))]
     assert all(name.isprintable() for name in shown)
     assert rf"{tmp_path}/caf\xe9.png" in shown and rf"{tmp_path}/a\nb.png" in shown
 
@@ -180,7 +180,7 @@ source = sources.open_source(data, "", labeled=True)
 reds = [int(i[0, 0, 0]) for i in input_pipeline.load_images(source, range(source.num_examples))]
 print(sys.getfilesystemencoding(), file=sys.stderr)
 print(ascii([source.name, source.class_names, source.names_digest, reds]))
-print(ascii([source.picture_name(i) for i in range(len(reds))]))
+print(ascii([source.image_name(i) for i in range(len(reds))]))
 """
 
 

@@ -23,7 +23,7 @@ def link(path, target):
 
 
 def names(root):
-    return folders.list_pictures(str(root)).names
+    return folders.list_images(str(root)).names
 
 
 def opened(root, labeled=True):
@@ -65,7 +65,7 @@ def test_links_within_the_folder_add_nothing(tmp_path, kind):
     touch(tmp_path, "root/a/1.jpg", "root/b/1.jpg", "root/c/1.jpg", "beside/2.jpg")
     for path, target in LOOPS[kind].items():
         link(tmp_path / "root" / path, target)
-    listing = folders.list_pictures(str(tmp_path / "root"))
+    listing = folders.list_images(str(tmp_path / "root"))
     assert listing.names == ["a/1.jpg", "b/1.jpg", "c/1.jpg"]
     assert listing.folders == ["a", "b", "c"]
 
@@ -78,9 +78,9 @@ def test_links_to_elsewhere_are_followed_once(tmp_path):
     link(tmp_path / "root/d", tmp_path / "pool/deep")
     link(tmp_path / "root/a.jpg", tmp_path / "pool/1.jpg")
     link(tmp_path / "root/b/hidden.jpg", tmp_path / "pool/.hidden.jpg")
-    listing = folders.list_pictures(str(tmp_path / "root"))
+    listing = folders.list_images(str(tmp_path / "root"))
     assert listing.names == ["a.jpg", "b/3.jpg", "b/hidden.jpg", "c/deep/2.jpg"]
-    assert listing.twice == [("c/1.jpg", "a.jpg"), ("c/back", "b"), ("d", "c/deep")]
+    assert listing.duplicates == [("c/1.jpg", "a.jpg"), ("c/back", "b"), ("d", "c/deep")]
 
 
 def test_links_to_a_folder_around_the_root_or_around_the_link_are_not_followed(tmp_path):

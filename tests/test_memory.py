@@ -16,7 +16,7 @@ from gsjax.data import sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import features
 from gsjax.runtime import memory, parallel
-from gsjax.train.memory import of_step
+from gsjax.train.memory import describe_step
 
 HUGE = 2**21  # a matrix of so many rows and columns takes 16 TiB
 
@@ -95,17 +95,17 @@ def test_search_too_large_for_the_memory_says_its_size():
 
 def test_figures_are_xlas():
     compiled = jax.jit(sorted_outer_product).lower(jnp.zeros(HUGE)).compile()
-    text = of_step(changed(), compiled)
+    text = describe_step(changed(), compiled)
     found = compiled.memory_analysis()
     assert found.temp_size_in_bytes >= 4 * HUGE**2
     whole = found.temp_size_in_bytes + 4 * HUGE + 4 * HUGE  # argument and result
     assert f"needs {whole / 2**30:.1f} GiB" in text
     assert f"{found.temp_size_in_bytes / 2**30:.1f} GiB for intermediate" in text
-    assert "needs more than a device has" in of_step(changed(), None)
+    assert "needs more than a device has" in describe_step(changed(), None)
 
 
 def test_what_is_done_already_is_not_proposed():
-    text = of_step(changed(remat=True, encoder__dtype="bfloat16"), None)
+    text = describe_step(changed(remat=True, encoder__dtype="bfloat16"), None)
     assert "remat" not in text and "bfloat16" not in text and "more devices" in text
 
 

@@ -146,14 +146,14 @@ def test_collapse_is_told_once_in_words(tmp_path, capsys):
 def test_healthy_spread_is_not_called_collapse(capsys):
     warning = CollapseWarning(small_config(projector__out_dim="128"))
     for done, spread in enumerate([0.001, 0.001, 0.04, 0.001, 0.001, 0.03]):
-        warning.look(done, spread)
+        warning.check(done, spread)
     assert capsys.readouterr().out == ""
 
 
 def test_a_collapse_that_comes_again_is_not_told_again(capsys):
     warning = CollapseWarning(small_config(projector__out_dim="128"))
     for done, spread in enumerate([0.001] * 3 + [0.04] + [0.001] * 3):
-        warning.look(done, spread)
+        warning.check(done, spread)
     assert capsys.readouterr().out.count("collapsed") == 1
 
 
@@ -166,14 +166,14 @@ def test_a_collapse_is_told_with_what_helps_this_method(capsys, method, measure,
     config.method, config.similarity.measure = method, measure
     warning = CollapseWarning(config)
     for done in range(3):
-        warning.look(done, 0.001)
+        warning.check(done, 0.001)
     assert ("similarity.scale=0.5" in capsys.readouterr().out) == scale
 
 
 def test_a_signal_after_the_last_step_is_heard_on_all_hosts(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    asked = interrupts.Request()
-    watch = Watch(asked, parallel.create_mesh(jax.device_count()))
+    request = interrupts.Request()
+    watch = Watch(request, parallel.create_mesh(jax.device_count()))
     assert watch.last_signal() == 0
-    asked.signal = 15
+    request.signal = 15
     assert watch.last_signal() == watch.signal == 15

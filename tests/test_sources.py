@@ -228,9 +228,7 @@ def _write_pictures(root, *names):
 
 
 def _names(source):
-    return [
-        os.path.relpath(source.picture_name(i), source.name) for i in range(source.num_examples)
-    ]
+    return [os.path.relpath(source.image_name(i), source.name) for i in range(source.num_examples)]
 
 
 def test_folder_takes_every_picture_at_any_depth(tmp_path):

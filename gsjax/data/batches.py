@@ -17,7 +17,7 @@ from gsjax.runtime.tensorflow_setup import tf
 Batch = dict[str, Any]  # of arrays, and of `gsjax.crops.Crops`
 
 _PREFETCHED = 1  # batches ahead of the one in use
-_PATIENCE = 8.0  # seconds that exit waits for a batch of another thread
+_EXIT_TIMEOUT = 8.0  # seconds that exit waits for a batch of another thread
 
 _OPEN: weakref.WeakSet["Batches"] = weakref.WeakSet()
 
@@ -67,11 +67,11 @@ class Batches(Iterator[Batch]):
         self._elements = _Elements(dataset)
         self._batches = batches_fn(self._elements)
         self._is_open = True
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         _OPEN.add(self)
 
     def __next__(self) -> Batch:
-        with self._turn:
+        with self._lock:
             if not self._is_open:
                 raise StopIteration
             try:
@@ -83,7 +83,7 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Ends the pipeline; waits for a batch that another thread is taking."""
         self._is_open = False
-        with self._turn:
+        with self._lock:
             self._end()
 
     def _end(self) -> None:
@@ -92,11 +92,11 @@ class Batches(Iterator[Batch]):
 
 
 def _close_all() -> None:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _EXIT_TIMEOUT
     for batches in list(_OPEN):
         batches._is_open = False
         # A daemon thread may still be taking a batch; it will not take another one.
-        if batches._turn.acquire(timeout=max(end - time.monotonic(), 0.0)):
+        if batches._lock.acquire(timeout=max(end - time.monotonic(), 0.0)):
             with contextlib.suppress(Exception):  # the batches are no longer needed
                 batches._end()
 

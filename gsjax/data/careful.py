@@ -29,7 +29,7 @@ def in_graph() -> bool:
     return _active.get()
 
 
-def refused_if(condition: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def invalid_if(condition: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Returns `size`, or -1, an invalid size, if the condition holds.
 
     Args:

@@ -36,10 +36,10 @@ def difference(first: Sequence[str] | None, second: Sequence[str] | None) -> str
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             parts.append(f"only the {which} has {', '.join(map(repr, names[:_NAMED]))}{more}")
-    return "; ".join([*parts, *_alike(sorted(one - other), sorted(other - one))])
+    return "; ".join([*parts, *_lookalikes(sorted(one - other), sorted(other - one))])
 
 
-def _alike(first: Sequence[str], second: Sequence[str]) -> list[str]:
+def _lookalikes(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """Describes names whose difference is easy to miss."""
     folded = {_fold(name): name for name in second}
     pairs = [(name, folded[_fold(name)]) for name in first if _fold(name) in folded]

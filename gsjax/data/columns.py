@@ -60,7 +60,7 @@ def choose(source: str, info: tfds.core.DatasetInfo, labeled: bool) -> Columns:
     candidates += nested if len(nested) == 1 else ()
     label = next((name for name in candidates if kinds.get(name)), "")
     if not label:
-        no_labels = f"{source} has no labels, which a labeled split needs{_why(features)}"
+        no_labels = f"{source} has no labels, which a labeled split needs{_label_problem(features)}"
         if labeled:
             raise UserError(no_labels)
         return Columns(image, no_labels=no_labels)
@@ -144,7 +144,7 @@ def _type(feature: Any) -> str:
     return f"{type(feature).__name__}, {np.dtype(feature.np_dtype).name}"
 
 
-def _why(features: dict[str, Any]) -> str:
+def _label_problem(features: dict[str, Any]) -> str:
     """Why a feature named like a label is not one."""
     unfit = [name for name in ("label", "labels") if name in features]
     if not unfit:

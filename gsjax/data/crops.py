@@ -10,7 +10,7 @@ from gsjax.runtime.tensorflow_setup import tf
 _TRIES = 10
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height
 _MAX_ATTEMPTS = 100  # of crop=tf, as in google-research/simclr data_util.py
-_MAX_BETWEEN = 2**24  # pixels between two passes, 12 bytes each
+_MAX_INTERMEDIATE = 2**24  # pixels between two passes, 12 bytes each
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
 
 
@@ -115,10 +115,10 @@ def resize(
         sides = tf.stack([tf.shape(image)[0], width])
         wide = tf.cond(  # same pixels; the second way does not recompute unchanged rows
             tf.shape(image)[1] <= width,
-            lambda: _at_once(image, sides, method),
+            lambda: _height_first(image, sides, method),
             lambda: _width_first(image, sides, method),
         )
-        return _at_once(wide, tf.stack([height, width]), method)
+        return _height_first(wide, tf.stack([height, width]), method)
     # Antialiasing changes nothing if both sides grow, and makes the op 3 times slower.
     return tf.cond(
         tf.reduce_all(tf.shape(image)[:2] <= size),
@@ -132,24 +132,24 @@ def _antialiased(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
 
     The better of the two ways keeps at most sqrt(H * W * size[0] * size[1]) pixels.
     """
-    too_large = size[0] > _MAX_BETWEEN // tf.shape(image)[1]
+    too_large = size[0] > _MAX_INTERMEDIATE // tf.shape(image)[1]
     if careful.in_graph() or tf.executing_eagerly():
         return tf.cond(
             too_large,
             lambda: _width_first(image, size, method),
-            lambda: _at_once(image, size, method),
+            lambda: _height_first(image, size, method),
         )
-    return _at_once(image, careful.refused_if(too_large, size), method)
+    return _height_first(image, careful.invalid_if(too_large, size), method)
 
 
-def _at_once(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
+def _height_first(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
     """Keeps float32 [size[0], W, 3]: the op resizes the height first."""
     return _rounded(tf.image.resize(image, size, method, antialias=True))
 
 
 def _width_first(image: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
     """Keeps float32 [size[1], H, 3]."""
-    turned = _at_once(tf.transpose(image, [1, 0, 2]), size[::-1], method)
+    turned = _height_first(tf.transpose(image, [1, 0, 2]), size[::-1], method)
     return tf.transpose(turned, [1, 0, 2])
 
 

@@ -19,7 +19,7 @@ _STREAM = 1  # separates these draws from those of (seed, epoch)
 _NAMED = 5  # damaged images named in the last message
 
 # Errors whose cause lies outside the image.
-_NOT_THE_PICTURE = (
+_EXTERNAL_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
@@ -39,7 +39,7 @@ class Replacements:
     def __init__(self, source: Source, seed: int, max_share: float, example_fn: ExampleFn) -> None:
         """Tolerates at most a share of `max_share` damaged images in the source."""
         self._source, self._seed, self._max_share = source, seed, max_share
-        self._once_more = _create_once_more(source, example_fn)
+        self._retry = _create_retry(source, example_fn)
         self._damaged: dict[int, None] = {}  # in the order in which they were found
 
     def row(self, position: int, index: int) -> dict[str, np.ndarray]:
@@ -52,14 +52,14 @@ class Replacements:
         """
         known = len(self._damaged)
         generator = np.random.default_rng([self._seed, position, _STREAM])
-        taken = index
-        while (row := self._decode(position, taken)) is None:
-            taken = int(generator.integers(self._source.num_examples))
+        used = index
+        while (row := self._decode(position, used)) is None:
+            used = int(generator.integers(self._source.num_examples))
         for number, found in enumerate(list(self._damaged)[known:], known + 1):
             # On the host that met it, since the others do not know; not in the progress line.
             tqdm.write(
-                f"damaged  {self._source.picture_name(found)} cannot be decoded: "
-                f"using {self._source.picture_name(taken)} instead "
+                f"damaged  {self._source.image_name(found)} cannot be decoded: "
+                f"using {self._source.image_name(used)} instead "
                 f"({number} of {self._source.num_examples} images so far)",
                 file=sys.stderr,
             )
@@ -69,7 +69,7 @@ class Replacements:
         """Returns an image's columns; if it is damaged, notes that and returns None."""
         if index in self._damaged:
             return None
-        row = self._once_more(position, index)
+        row = self._retry(position, index)
         if row is None:
             self._damaged[index] = None
             self._check_share()
@@ -79,7 +79,7 @@ class Replacements:
         count, total = len(self._damaged), self._source.num_examples
         if count <= self._max_share * total and count < total:
             return
-        names = ", ".join(self._source.picture_name(i) for i in list(self._damaged)[:_NAMED])
+        names = ", ".join(self._source.image_name(i) for i in list(self._damaged)[:_NAMED])
         more = f" and {count - _NAMED} more" if count > _NAMED else ""
         raise UserError(
             f"{count} of the {total} images of {self._source.name} ({count / total:.2%}) cannot "
@@ -101,10 +101,10 @@ def retried(
       batches: (positions [b], indices [b], rows [<= b] of what could be decoded).
       example_fn: computes a row.
     """
-    once_more = _create_once_more(source, example_fn)
+    retry = _create_retry(source, example_fn)
     for positions, indices, rows in batches:
         missing = np.flatnonzero(~np.isin(positions, rows["position"]))
-        again = [once_more(int(positions[place]), int(indices[place])) for place in missing]
+        again = [retry(int(positions[place]), int(indices[place])) for place in missing]
         found = [row for row in again if row is not None]
         if found:
             added = {name: np.stack([row[name] for row in found]) for name in rows}
@@ -115,7 +115,7 @@ def retried(
         yield rows
 
 
-def _create_once_more(
+def _create_retry(
     source: Source, example_fn: ExampleFn
 ) -> Callable[[int, int], dict[str, np.ndarray] | None]:
     """Creates (position, index) -> columns of that one row; None if it is damaged.
@@ -131,22 +131,22 @@ def _create_once_more(
 
     row_fns = [tf.function(fn, autograph=False) for fn in (example_fn, carefully)]
 
-    def once_more(position: int, index: int) -> dict[str, np.ndarray] | None:
+    def retry(position: int, index: int) -> dict[str, np.ndarray] | None:
         key = read_key(source, index)
         for row_fn in row_fns:
             try:
                 row = row_fn(tf.constant(position, tf.int64), tf.constant(index, tf.int64), key)
                 return {name: column.numpy() for name, column in row.items()}
-            except _NOT_THE_PICTURE as error:
+            except _EXTERNAL_ERRORS as error:
                 raise UserError(
-                    f"{source.picture_name(index)} cannot be read, though it may be intact "
-                    f"({shards.plain(error)}): check memory and storage, then rerun"
+                    f"{source.image_name(index)} cannot be read, though it may be intact "
+                    f"({shards.short_message(error)}): check memory and storage, then rerun"
                 ) from error
             except tf.errors.OpError:
                 continue
         return None
 
-    return once_more
+    return retry
 
 
 def read_key(source: Source, index: int) -> tf.Tensor:
@@ -154,6 +154,6 @@ def read_key(source: Source, index: int) -> tf.Tensor:
     if not source.shards:
         return tf.constant(index, tf.int64)
     shard = next(s for s in source.shards if s.first <= index < s.first + s.take)
-    with shards.named([shard]):
+    with shards.explain_read_errors([shard]):
         _, record = next(iter(shards.in_order([shard]).skip(index - shard.first)))
     return record

@@ -34,16 +34,16 @@ class Listing(NamedTuple):
       names: image paths relative to the folder, in byte order.
       folders: its direct subfolders that were read, in byte order.
       ignored: number of files without an image extension, by extension in lower case.
-      twice: (path of or below a link, path under which its images are already listed).
+      duplicates: (path of or below a link, path under which its images are already listed).
     """
 
     names: list[str]
     folders: list[str]
     ignored: collections.Counter[str]
-    twice: list[tuple[str, str]]
+    duplicates: list[tuple[str, str]]
 
 
-def list_pictures(root: str) -> Listing:
+def list_images(root: str) -> Listing:
     """Lists the images in a folder, on a local disk or at `gs://...`.
 
     Links are followed, because labeled folders often consist of links, but each file and each
@@ -59,7 +59,7 @@ def list_pictures(root: str) -> Listing:
     walk = _walk_bucket(root) if is_remote(root) else _Walk(root)
     in_order = sorted if is_remote(root) else in_byte_order
     return Listing(
-        in_order(walk.names), in_order([*walk.folders]), walk.ignored, in_order(walk.twice)
+        in_order(walk.names), in_order([*walk.folders]), walk.ignored, in_order(walk.duplicates)
     )
 
 
@@ -78,7 +78,7 @@ class _Found:
         self.names: list[str] = []
         self.folders: set[str] = set()
         self.ignored: collections.Counter[str] = collections.Counter()
-        self.twice: list[tuple[str, str]] = []
+        self.duplicates: list[tuple[str, str]] = []
 
     def ignore(self, name: str) -> None:
         self.ignored[os.path.splitext(name)[1].lower()] += 1
@@ -112,7 +112,7 @@ class _Walk(_Found):
         while folders:
             real, path = folders.pop()
             if real in self._paths:
-                self.twice.append((path, self._paths[real]))
+                self.duplicates.append((path, self._paths[real]))
                 continue
             self._paths[real] = path
             if path:
@@ -135,7 +135,7 @@ class _Walk(_Found):
                     if not lower.endswith(EXTENSIONS):
                         self.ignore(name)
                     elif self._linked and entry.path in self._linked:
-                        self.twice.append((prefix + name, self._linked[entry.path]))
+                        self.duplicates.append((prefix + name, self._linked[entry.path]))
                     else:
                         self.names.append(prefix + name)
                 elif entry.is_symlink():
@@ -148,21 +148,21 @@ class _Walk(_Found):
             mode = os.stat(link).st_mode
             target = self._real_file(link) if stat.S_ISREG(mode) else os.path.realpath(link)
         except OSError:
-            if is_picture(path):  # reported as missing when read
+            if is_image(path):  # reported as missing when read
                 self.names.append(path)
             return
         if stat.S_ISDIR(mode):
-            if not _holds(target, self._root) and not _holds(target, os.path.dirname(link)):
+            if not _contains(target, self._root) and not _contains(target, os.path.dirname(link)):
                 self._read(target, path)
             elif target in self._paths:
-                self.twice.append((path, self._paths[target]))
-        elif stat.S_ISREG(mode) and is_picture(path):
+                self.duplicates.append((path, self._paths[target]))
+        elif stat.S_ISREG(mode) and is_image(path):
             known = self._path_of(target)
             if known is None:
                 self._linked[target] = path
                 self.names.append(path)
             else:
-                self.twice.append((path, known))
+                self.duplicates.append((path, known))
         elif stat.S_ISREG(mode):
             self.ignore(path)
 
@@ -181,7 +181,7 @@ class _Walk(_Found):
         """The path under which a file is already listed."""
         folder, _, name = real.rpartition("/")
         path = self._paths.get(folder or "/")
-        if path is None or _is_litter(name) or not is_picture(name):
+        if path is None or _is_litter(name) or not is_image(name):
             return self._linked.get(real)
         return os.path.join(path, name)
 
@@ -196,7 +196,7 @@ def _walk_bucket(root: str) -> _Found:
                 continue
             found.folders.update(parts[:1])
             for name in names:
-                if not _is_litter(name) and not is_picture(name):
+                if not _is_litter(name) and not is_image(name):
                     found.ignore(name)
                 elif not _is_litter(name):
                     found.names.append("/".join([*parts, name]))
@@ -229,17 +229,17 @@ def class_labels(name: str, listing: Listing) -> np.ndarray:
     labels = np.array([numbers[path.split("/", 1)[0]] for path in listing.names], np.int32)
     empty = np.flatnonzero(np.bincount(labels, minlength=len(numbers)) == 0)
     if len(empty):
-        which = _some([files.shown(listing.folders[number]) for number in empty])
-        _say_once(f"{name}: {len(empty)} of {len(numbers)} class folders have no images: {which}")
+        which = _first_few([files.shown(listing.folders[number]) for number in empty])
+        _log_once(f"{name}: {len(empty)} of {len(numbers)} class folders have no images: {which}")
     moved = [
         (path, known)
-        for path, known in listing.twice
+        for path, known in listing.duplicates
         if path.split("/", 1)[0] != known.split("/", 1)[0]
     ]
     if moved:
         path, known = map(files.shown, moved[0])
         more = f" ({len(moved)} such links)" if len(moved) > 1 else ""
-        _say_once(f"{name}: {path} links to {known}, whose class is used{more}")
+        _log_once(f"{name}: {path} links to {known}, whose class is used{more}")
     return labels
 
 
@@ -248,24 +248,24 @@ def report_ignored(name: str, listing: Listing) -> None:
     if listing.ignored:
         common = sorted(listing.ignored.items(), key=lambda item: (-item[1], item[0]))
         kinds = [f"{files.shown(kind) or 'no extension'} {number}" for kind, number in common]
-        _say_once(
+        _log_once(
             f"ignored {listing.ignored.total()} files in {name} without an image extension: "
-            f"{_some(kinds)}"
+            f"{_first_few(kinds)}"
         )
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def _log_once(line: str) -> None:
     """Prints a line on the first host, once per process however often a folder is opened."""
     metrics.log(line)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _first_few(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether the extension is that of an image."""
     return name.lower().endswith(EXTENSIONS)
 
@@ -274,5 +274,5 @@ def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def _holds(folder: str, inner: str) -> bool:
+def _contains(folder: str, inner: str) -> bool:
     return f"{inner}/".startswith(folder if folder.endswith("/") else f"{folder}/")

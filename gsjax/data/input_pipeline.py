@@ -115,7 +115,7 @@ def test_batches(
     local_size = _local_size(batch_size, process_count)
     wanted = np.arange(source.num_examples) if indices is None else np.asarray(indices)
 
-    def mine(position: tf.Tensor, *_) -> tf.Tensor:
+    def is_local(position: tf.Tensor, *_) -> tf.Tensor:
         return (position % batch_size) // local_size == process_index
 
     if source.shards:
@@ -125,7 +125,7 @@ def test_batches(
         records = shards.in_order(source.shards).filter(lambda index, _: tf.gather(table, index))
     else:
         records = tf.data.Dataset.from_tensor_slices(wanted).map(lambda index: (index, index))
-    records = records.enumerate().filter(mine).batch(local_size)
+    records = records.enumerate().filter(is_local).batch(local_size)
     example_fn = _example_fn(source, functools.partial(_transformed, transform))
     dataset = _decoded(records, example_fn, local_size)
     empty = {name: np.asarray(column) for name, column in _no_rows(dataset.element_spec[2]).items()}
@@ -150,7 +150,7 @@ def load_images(source: Source, indices: Sequence[int]) -> list[np.ndarray]:
             images.append(_decode(source.read(key)[0]).numpy())
         except tf.errors.OpError as error:
             raise UserError(
-                f"{source.picture_name(index)} cannot be decoded: it is damaged, missing or not "
+                f"{source.image_name(index)} cannot be decoded: it is damaged, missing or not "
                 f"{FORMATS}; fix or remove it"
             ) from error
     return images
@@ -248,7 +248,7 @@ def _completed(
     source: Source, batches: Iterator, replacements: Replacements
 ) -> Generator[Batch, None, None]:
     """Gives every position its row; a damaged image's row is that of another one."""
-    with shards.named(source.shards):
+    with shards.explain_read_errors(source.shards):
         for positions, indices, rows in batches:
             missing = np.flatnonzero(~np.isin(positions, rows["position"]))
             if len(missing):
@@ -270,7 +270,7 @@ def _padded(
     source: Source, batches: Iterator[Batch], empty: Batch, num_batches: int, local_size: int
 ) -> Generator[Batch, None, None]:
     """Pads every batch to one size, and the number of batches to that of the other hosts."""
-    with shards.named(source.shards):
+    with shards.explain_read_errors(source.shards):
         for _ in range(num_batches):
             batch = next(batches, empty)
             check_labels(source, batch["label"])

@@ -17,14 +17,14 @@ _ORIENTATION, _XMP = 0x0112, 700  # tags
 _NUMBERS = {  # struct formats, by a tag's type
     3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q",
 }  # fmt: skip
-_NO_NUMBERS = (1, 2, 7)  # bytes and text
-_OF_TIFF_PIXELS = {
+_BYTE_TYPES = (1, 2, 7)  # bytes and text
+_TIFF_PIXEL_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284),  # size, layout, compression
     *(292, 293, 317, 320, 322, 323, 324, 325, 332, 334, 338, 339, 347),  # fax, palette, tiles, inks
     *(512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG, YCbCr
     *(0xBC01, 50674),  # what Pillow refuses (JPEG XR), LERC
 }
-_PIXELS_AT = (273, 324)  # of these, the offsets of strips and tiles
+_TIFF_OFFSET_TAGS = (273, 324)  # of these, the offsets of strips and tiles
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _EXIF, _XAP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _BARE = {0x01, *range(0xD0, 0xDA), 0xC8, *range(0xF0, 0xFE)}  # JPEG markers without a segment
@@ -161,9 +161,9 @@ def _split_tiff(encoded: bytes) -> tuple[bytes, int]:
     overlap what it points to, the overlap is left alone.
     """
     directory = _Directory(encoded)
-    needed = [e for e in directory.entries() if directory.tag(e) in _OF_TIFF_PIXELS]
+    needed = [e for e in directory.entries() if directory.tag(e) in _TIFF_PIXEL_TAGS]
     places = [directory.place(entry) for entry in needed]
-    places += [int(directory.number(tag) or 0) for tag in _PIXELS_AT]
+    places += [int(directory.number(tag) or 0) for tag in _TIFF_OFFSET_TAGS]
     stop = min((place for place in places if place > directory.start), default=len(encoded))
     plain = bytearray(encoded)
     for entry in directory.entries():
@@ -219,7 +219,7 @@ class _Directory:
     def _form(self, entry: int) -> str:
         """The struct format of one value; bytes if it is not a number."""
         kind = self._unpack(self._order + "H", entry + 2)
-        return self._order + _NUMBERS.get(kind, "c" if kind in _NO_NUMBERS else "")
+        return self._order + _NUMBERS.get(kind, "c" if kind in _BYTE_TYPES else "")
 
     def place(self, entry: int) -> int:
         """Where an entry claims its values are; 0 if they are in the entry itself."""

@@ -52,12 +52,12 @@ def is_folder(path: str) -> bool:
     Raises:
       UserError: the bucket cannot be queried.
     """
-    return _ask(tf.io.gfile.isdir, path) if is_remote(path) else os.path.isdir(path)
+    return _query(tf.io.gfile.isdir, path) if is_remote(path) else os.path.isdir(path)
 
 
 def exists(path: str) -> bool:
     """Whether the file or folder exists; errors as for `is_folder`."""
-    return _ask(tf.io.gfile.exists, path) if is_remote(path) else os.path.exists(path)
+    return _query(tf.io.gfile.exists, path) if is_remote(path) else os.path.exists(path)
 
 
 def names_in(folder: str) -> list[str]:
@@ -67,8 +67,8 @@ def names_in(folder: str) -> list[str]:
       UserError: it cannot be read.
     """
     if is_remote(folder):
-        there = _ask(tf.io.gfile.isdir, folder)
-        return [name.rstrip("/") for name in _ask(tf.io.gfile.listdir, folder)] if there else []
+        found = _query(tf.io.gfile.isdir, folder)
+        return [name.rstrip("/") for name in _query(tf.io.gfile.listdir, folder)] if found else []
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -77,7 +77,7 @@ def names_in(folder: str) -> list[str]:
         raise UserError(f"{files.shown(folder)} cannot be read: {error.strerror}") from error
 
 
-def folder_of_version(folder: str) -> str | None:
+def version_folder(folder: str) -> str | None:
     """The first folder with files in it that is named like a TFDS data set's version."""
     walk = tf.io.gfile.walk if is_remote(folder) else os.walk
     try:
@@ -104,8 +104,8 @@ def read_lines(path: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _ask(question: Callable, path: str) -> Any:
+def _query(query: Callable, path: str) -> Any:
     try:
-        return question(path)
+        return query(path)
     except tf.errors.OpError as error:
         raise UserError(f"{files.shown(path)} cannot be read: {files.reason(error)}") from error

@@ -15,13 +15,13 @@ import ml_collections
 import tensorflow_datasets as tfds
 
 from gsjax.data.columns import Columns, choose
-from gsjax.data.paths import exists, folder_of_version, is_remote, is_utf8, names_in
+from gsjax.data.paths import exists, is_remote, is_utf8, names_in, version_folder
 from gsjax.data.shards import (
     Shard,
+    explain_read_errors,
     from_instructions,
     gigabytes,
     in_order,
-    named,
     size,
     unusable,
 )
@@ -32,7 +32,7 @@ from gsjax.runtime.files import shown
 _RETRIES = 7  # of TFDS downloads; offline, these take 25 s, its default of 10 takes 3.5 minutes
 
 # Archives that TFDS cannot download: ImageNet requires a login, Stanford Cars' host is gone.
-_BY_HAND = {
+_MANUAL_ARCHIVES = {
     "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
     "cars196": (
         "cars_train.tgz",
@@ -112,7 +112,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
         )
     if gigabytes(parts) > data.memory_gb:
         return make(labels=None, read=parse, shards=parts)
-    with named(parts):
+    with explain_read_errors(parts):
         batches = [parse(batch) for _, batch in in_order(parts).batch(1024)]
     pictures, labels = zip(*batches, strict=True)
     source = in_memory(
@@ -207,13 +207,13 @@ def prepared_builder(data: ml_collections.ConfigDict):
     if exists(os.path.join(folder, "dataset_info.json")):
         return builder
     if exists(folder):
-        raise _half_done(data.source, folder, command, "no dataset_info.json")
+        raise _unfinished(data.source, folder, command, "no dataset_info.json")
     if not is_utf8(where):
         raise UserError(
             f"{data.source} is not in {shown(where)}, and TFDS cannot prepare it there because "
             "the path is not UTF-8: rename the folder"
         )
-    archives = _BY_HAND.get(builder.name, ())
+    archives = _MANUAL_ARCHIVES.get(builder.name, ())
     manual = os.path.join(where, "downloads", "manual")
     missing = [name for name in archives if not exists(os.path.join(manual, name))]
     if missing or (builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not archives):
@@ -267,9 +267,9 @@ def _check_data_dir(data_dir: str, source: str) -> None:
 def _cannot_open(source: str, where: str, command: str, error: Exception) -> UserError:
     """Why TFDS creates no builder: damaged files, failing code, or no such data set."""
     name = source.split(":")[0]
-    folder = folder_of_version(os.path.join(where, name))
+    folder = version_folder(os.path.join(where, name))
     if folder:
-        return _half_done(source, folder, command, _reason(error))
+        return _unfinished(source, folder, command, _reason(error))
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] in known:
         return UserError(f"TFDS cannot open {source} ({_reason(error)})")
@@ -280,7 +280,7 @@ def _cannot_open(source: str, where: str, command: str, error: Exception) -> Use
     )
 
 
-def _half_done(source: str, folder: str, command: str, reason: str) -> UserError:
+def _unfinished(source: str, folder: str, command: str, reason: str) -> UserError:
     folder = shown(folder)
     return UserError(
         f"the preparation of {source} in {folder} is unfinished or damaged ({reason}): "

@@ -124,7 +124,7 @@ def _open(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, first: tf.Tensor) -
 
 
 @contextlib.contextmanager
-def named(shards: Sequence[Shard]) -> Iterator[None]:
+def explain_read_errors(shards: Sequence[Shard]) -> Iterator[None]:
     """Names the file at fault if reading the shards fails, which TensorFlow does not.
 
     Raises:
@@ -141,7 +141,7 @@ def named(shards: Sequence[Shard]) -> Iterator[None]:
                 records = tf.data.TFRecordDataset(tf.constant(encoded(path)))
                 held = int(records.reduce(np.int64(0), lambda number, _: number + 1))
             except tf.errors.OpError as reason:
-                raise unusable(path, plain(reason)) from error
+                raise unusable(path, short_message(reason)) from error
             if held < least:
                 raise unusable(path, f"only {held} of at least {least} records") from error
         raise
@@ -155,7 +155,7 @@ def unusable(path: str, reason: str) -> UserError:
     )
 
 
-def plain(error: tf.errors.OpError) -> str:
+def short_message(error: tf.errors.OpError) -> str:
     """The line of TensorFlow's message that says what went wrong."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL)
     around = ("Graph execution error", "Detected at", "Traceback", "Hint:")

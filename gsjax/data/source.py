@@ -65,7 +65,7 @@ class Source:
         names = b"\n".join(encoded(path).removeprefix(root) for path in paths)
         return hashlib.sha256(names).hexdigest()[:12]
 
-    def picture_name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """The name of an image in messages."""
         if self.paths:
             return files.shown(self.paths[index])

@@ -96,7 +96,7 @@ def open_folder(data: ml_collections.ConfigDict, split: str, labeled: bool) -> S
     if not is_folder(root):
         raise UserError(f"{name} is not a folder: check data_dir and the split {split!r}")
     dataset = files.shown(os.path.basename(os.path.normpath(os.path.abspath(data.data_dir))))
-    listing = folders.list_pictures(root)
+    listing = folders.list_images(root)
     if not listing.names:
         raise UserError(f"{name} contains no images ({', '.join(folders.EXTENSIONS)})")
     folders.report_ignored(name, listing)

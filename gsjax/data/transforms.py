@@ -38,7 +38,7 @@ class CentralSquare:
                 lambda: crops.central_square(image, self.size, self.short_side, self.method),
                 lambda: whole(scaled),
             )
-        return whole(careful.refused_if(long, scaled))
+        return whole(careful.invalid_if(long, scaled))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,7 +154,7 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
         is not finite.
     """
     if need_all and rows.left_out:
-        damaged = source.picture_name(int(rows.indices[~rows.valid][0]))
+        damaged = source.image_name(int(rows.indices[~rows.valid][0]))
         raise UserError(
             f"{damaged} cannot be decoded: {source.name} needs every picture, fetch it again"
         )
@@ -164,7 +164,7 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
         raise UserError(f"features of {source.name} are not finite: the encoder is broken")
     if rows.left_out:
         damaged = rows.indices[~rows.valid]
-        names = ", ".join(source.picture_name(int(i)) for i in damaged[:_NAMED])
+        names = ", ".join(source.image_name(int(i)) for i in damaged[:_NAMED])
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         metrics.log(
             f"left out {len(damaged)} of {len(rows.valid)} pictures that cannot be decoded: "

@@ -14,20 +14,20 @@ class CollapseWarning:
     """Warns once when the embeddings have nearly shrunk to a point."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
-        self._full = config.projector.out_dim**-0.5
+        self._uniform = config.projector.out_dim**-0.5
         scaled = "similarity.scale" in METHODS[config.method].settings
         graded = config.similarity.measure != "none"
-        self._also = ", or similarity.scale=0.5" if graded and scaled else ""
+        self._more_advice = ", or similarity.scale=0.5" if graded and scaled else ""
         self._low = 0  # consecutive low readings
-        self._said = False
+        self._warned = False
 
-    def look(self, done: int, spread: float) -> None:
+    def check(self, done: int, spread: float) -> None:
         """Checks a reading of `embedding_std`."""
-        self._low = self._low + 1 if spread < _COLLAPSED * self._full else 0
-        if self._low == _COLLAPSED_READINGS and not self._said:
-            self._said = True
+        self._low = self._low + 1 if spread < _COLLAPSED * self._uniform else 0
+        if self._low == _COLLAPSED_READINGS and not self._warned:
+            self._warned = True
             metrics.log(
                 f"warning: at step {done} the embeddings have nearly collapsed: their spread is "
-                f"{spread:.2g} ({self._full:.2g} on the full sphere). Try a lower "
-                f"optimizer.learning_rate or a longer schedule.warmup_epochs{self._also}"
+                f"{spread:.2g} ({self._uniform:.2g} on the full sphere). Try a lower "
+                f"optimizer.learning_rate or a longer schedule.warmup_epochs{self._more_advice}"
             )

@@ -96,8 +96,8 @@ def fit(
     compiled: jax.stages.Compiled | None = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory.explain_out_of_memory(lambda: run.describe_memory(compiled)))
-        asked = interrupts.Request()
-        watch = Watch(asked, mesh)
+        request = interrupts.Request()
+        watch = Watch(request, mesh)
         stream: Iterator = parallel.prefetch(watch.feed(batches, *columns), mesh)
         batch = next(stream)
         metrics.log("compiling the step (later runs load it from the cache)")
@@ -106,7 +106,7 @@ def fit(
         progress = metrics.Progress(run.label, num_steps, first)
         stack.enter_context(contextlib.closing(progress))
         clock = Clock(run.batch_size, first)
-        stack.enter_context(interrupts.deferred(asked))
+        stack.enter_context(interrupts.deferred(request))
         done, stopping = first, 0
         try:
             while done < num_steps and not stopping:
@@ -138,7 +138,7 @@ def fit(
             raise error.report(run.folder, run.advice) from error
         stopping = watch.last_signal()
     if stopping:
-        _leave(done, stopping)
+        _stop(done, stopping)
     return state
 
 
@@ -165,12 +165,12 @@ def _evaluate(run: Run, watch: Watch, done: int, state: TrainState) -> None:
     try:
         scalars = run.evaluate(state, watch.check)
     except interrupts.Stopped as error:
-        _leave(done, error.signal)
+        _stop(done, error.signal)
     run.writer.write_scalars(done, scalars)
     run.writer.flush()
 
 
-def _leave(done: int, number: int) -> NoReturn:
+def _stop(done: int, number: int) -> NoReturn:
     metrics.log(f"stopped and saved at step {done}; rerun the same command to resume")
     raise interrupts.Stopped(number)
 

@@ -4,7 +4,7 @@ import jax
 import ml_collections
 
 
-def of_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | None) -> str:
+def describe_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | None) -> str:
     """Describes the training step's size and how to shrink it without changing the recipe.
 
     Args:
@@ -17,11 +17,11 @@ def of_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | N
         "" if config.encoder.dtype == "bfloat16" else "--config.encoder.dtype=bfloat16",
     ]
     kept = ", ".join(way for way in ways if way)
-    size = f"a step with batch_size={config.batch_size} needs {_needs(compiled)}"
+    size = f"a step with batch_size={config.batch_size} needs {_step_memory(compiled)}"
     return f"{size}. To keep the recipe, try {kept}; a smaller batch_size changes it"
 
 
-def _needs(compiled: jax.stages.Compiled | None) -> str:
+def _step_memory(compiled: jax.stages.Compiled | None) -> str:
     found = compiled.memory_analysis() if compiled else None
     if found is None:
         return "more than a device has"

@@ -38,11 +38,11 @@ from gsjax.runtime import (
 from gsjax.train import step
 from gsjax.train.collapse import CollapseWarning
 from gsjax.train.fit import Run, Trace, fit
-from gsjax.train.memory import of_step
+from gsjax.train.memory import describe_step
 from gsjax.train.optimizers import create_optimizer, create_schedule
 from gsjax.train.state import TrainState
 
-_AGAINST_DIVERGENCE = (
+_DIVERGENCE_ADVICE = (
     "Usually the learning rate is too high or its warmup too short; with bfloat16, float32 may "
     "help. Either change needs a new --workdir"
 )
@@ -66,7 +66,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     folder = files.absolute(workdir)
     with lock.held(folder, "pretrain"):
         training = _open(config, folder)
-        with memory.explain_out_of_memory(lambda: of_step(config, None)):
+        with memory.explain_out_of_memory(lambda: describe_step(config, None)):
             state = _finish(training)
     if training.monitor:
         training.monitor.report(folder)
@@ -93,7 +93,7 @@ class _Training:
         every = math.ceil(self.config.knn.every_epochs * self.epoch_steps)
         return bool(self.monitor) and (done == self.num_steps or bool(every and done % every == 0))
 
-    def owes_measurement(self, done: int) -> bool:
+    def needs_measurement(self, done: int) -> bool:
         """Whether a signal cut short the measurement of the restored step."""
         return (
             done > 0
@@ -143,14 +143,14 @@ def _finish(training: _Training) -> TrainState:
             f"checkpoint.load={config.checkpoint.load} is at step {first}, but this run ends "
             f"at step {num_steps}: increase num_steps or num_epochs to continue from it"
         )
-    owes = training.owes_measurement(first)
-    if first >= num_steps and not owes:
+    unmeasured = training.needs_measurement(first)
+    if first >= num_steps and not unmeasured:
         metrics.log(f"finished: the checkpoint of step {first} exists, nothing to do")
         return state
     environment.note_start(folder, first)
     metrics.log(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
     with contextlib.closing(writers.create_writer(folder, first)) as writer:
-        if owes and training.monitor:
+        if unmeasured and training.monitor:
             writer.write_scalars(first, training.monitor.measure(state))
             writer.flush()
         return _train(training, state, key, writer) if first < num_steps else state
@@ -199,10 +199,10 @@ def _train(
             writer=writer,
             holds=training.saved.holds,
             save=save,
-            advice=_AGAINST_DIVERGENCE,
-            describe_memory=functools.partial(of_step, config),
+            advice=_DIVERGENCE_ADVICE,
+            describe_memory=functools.partial(describe_step, config),
             before_step=stack.enter_context(Trace(config.profile, folder)).before,
-            on_log=lambda done, scalars: collapse.look(done, scalars["train/embedding_std"]),
+            on_log=lambda done, scalars: collapse.check(done, scalars["train/embedding_std"]),
             evaluate_after=training.measures_after,
             evaluate=monitor.measure if monitor else None,
         )

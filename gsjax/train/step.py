@@ -86,8 +86,8 @@ def augment_views(
     """
     mean, std, dtype = pixels(config)
     num_views = sum(part.images.shape[1] for part in crops.values())
-    of_views = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p), num_views))
-    keys = of_views(position)
+    split_keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p), num_views))
+    keys = split_keys(position)
     views, first = {}, 0
     for name, part in crops.items():
         last = first + part.images.shape[1]
@@ -136,8 +136,8 @@ def create_train_step(
         def after_update(params, extra):
             return method.after_update(params, extra, progress)
 
-        state, taken = update(state, loss, grads, extra, optimizer, after_update)
-        return state, metrics | taken
+        state, update_metrics = update(state, loss, grads, extra, optimizer, after_update)
+        return state, metrics | update_metrics
 
     return parallel.data_parallel(
         train_step, mesh, in_specs=(P(), P(AXIS), P()), out_specs=(P(), P()), donate=(0,)

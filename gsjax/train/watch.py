@@ -51,8 +51,8 @@ class Watch:
     next one.
     """
 
-    def __init__(self, asked: Request, mesh: Mesh) -> None:
-        self._asked = asked
+    def __init__(self, request: Request, mesh: Mesh) -> None:
+        self._request = request
         self._any_host = parallel.create_any_host(mesh) if jax.process_count() > 1 else None
         self._indices: collections.deque = collections.deque()  # of batches not yet used
         self._unread: collections.deque = collections.deque()  # steps
@@ -73,7 +73,7 @@ class Watch:
         Raises:
           NotFinite: the previous step was not.
         """
-        vote = self._any_host(self._asked.signal) if self._any_host else None
+        vote = self._any_host(self._request.signal) if self._any_host else None
         self._unread.append((done, values.pop("finite"), values, self._indices.popleft(), vote))
         self._read(1)
         return self.signal
@@ -81,12 +81,12 @@ class Watch:
     @property
     def signal(self) -> int:
         """The signal to stop, or 0; the same on every host after the same step."""
-        return self._signal if self._any_host else self._asked.signal
+        return self._signal if self._any_host else self._request.signal
 
     def last_signal(self) -> int:
         """`signal`, including one after the last step; all hosts must call this together."""
         if self._any_host and not self._signal:
-            self._signal = int(self._any_host(self._asked.signal))
+            self._signal = int(self._any_host(self._request.signal))
         return self.signal
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class Watch:
         Never raises with several hosts: one cannot leave what the others take part in.
         """
         if not self._any_host:
-            self._asked.check()
+            self._request.check()
 
     def settle(self) -> None:
         """Checks the last step as well, before its state is measured or saved.

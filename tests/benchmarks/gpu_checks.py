@@ -65,7 +65,7 @@ def run_out_of_memory():
     compiled = None
     began = time.perf_counter()
     try:
-        with memory.explain_out_of_memory(lambda: memory.of_step(config, compiled)):
+        with memory.explain_out_of_memory(lambda: memory.describe_step(config, compiled)):
             compiled = program.lower(state, batch, key).compile()
             print(f"  compiled in {time.perf_counter() - began:.0f} s", flush=True)
             jax.block_until_ready(compiled(state, batch, key))
