@@ -7,7 +7,7 @@ command takes for trained: it makes the diagnostics and the summaries.
 
     python results/on_accelerator.py pack PACK             # TensorFlow and the data set
     python results/on_accelerator.py cut PACK              # NumPy and Pillow
-    python results/on_accelerator.py train PACK OUT SWEEP LABEL [VALUE]   # JAX, ml-collections
+    python results/on_accelerator.py train PACK OUT SWEEP LABEL [VALUE]   # JAX, tensorboard
     python results/on_accelerator.py unpack PACK OUT WORKDIR SWEEP        # TensorFlow
     python -m gsjax.main --job sweep --config SWEEP --workdir WORKDIR
 
@@ -28,6 +28,7 @@ import time
 from importlib import metadata
 
 import numpy as np
+from etils import epath
 
 from gsjax.crops import Crops
 from gsjax.sweep import plans
@@ -200,7 +201,7 @@ class KNN:
         from gsjax import augment
         from gsjax.train import step
 
-        self._parts = {
+        self.parts = {
             split: (np.load(folder / f"{split}.npy"), np.load(folder / f"{split}.npz")["labels"])
             for split in ("train", "test")
         }
@@ -216,7 +217,7 @@ class KNN:
         from gsjax.evaluate import nearest
 
         features = {}
-        for split, (images, labels) in self._parts.items():
+        for split, (images, labels) in self.parts.items():
             rows = [
                 np.asarray(encode(variables, np.resize(part, (ENCODED, *part.shape[1:]))))
                 for part in np.split(images, range(ENCODED, len(images), ENCODED))
@@ -252,59 +253,83 @@ def _prepared(config, num_images):
     return mesh, schedule, optimizer, method, key, state
 
 
+class Records(list):
+    """Takes the place of CLU's writer."""
+
+    def write_scalars(self, step, scalars):
+        """Keeps the scalars of a step."""
+        self.append({"step": step, **scalars})
+
+    def flush(self):
+        """Has nothing to do."""
+
+
+def _batches(folder, config, num_images):
+    views = np.load(folder / f"views-{_cut_name(config)}.npy", mmap_mode="r")
+    boxes = np.load(folder / f"boxes-{_cut_name(config)}.npz")["arr_0"].astype(np.float32)
+    for step, part in enumerate(zip(views, boxes, strict=True)):
+        index = indices_of_step(config.seed, step, num_images)
+        yield {"global": Crops(*part), "index": index}
+
+
+def _train_member(folder, config, knn):
+    """Returns the final state and the records of `metrics.jsonl`."""
+    from gsjax.train import step
+    from gsjax.train.fit import Run, fit
+
+    num_images = len(knn.parts["train"][0])
+    num_steps, epoch_steps = config.num_steps, num_images // config.batch_size
+    knn_steps = math.ceil(config.knn.every_epochs * epoch_steps)
+    mesh, schedule, optimizer, method, key, state = _prepared(config, num_images)
+
+    def measure(state, check=None):
+        return {"knn/top1": knn.of_encoder(method.encoder_variables(state.params, state.extra))}
+
+    records = Records()
+    records.write_scalars(0, {"knn/pixels_top1": knn.of_pixels, **measure(state)})
+    run = Run(
+        label=config.method,
+        folder=epath.Path(folder),
+        batch_size=config.batch_size,
+        learning_rate=schedule,
+        log_every=config.log.every_steps,
+        save_every=num_steps,
+        writer=records,
+        holds=lambda done: False,
+        save=lambda done, state: None,
+        advice="",
+        describe_memory=lambda compiled: f"a step of {config.batch_size} images",
+        evaluate_after=lambda done: done == num_steps or done % knn_steps == 0,
+        evaluate=measure,
+    )
+    program = step.create_train_step(config, method, optimizer, mesh, num_steps, epoch_steps)
+    batches = _batches(folder, config, num_images)
+    return fit(state, program, batches, num_steps, run, mesh, ("global",), key), records
+
+
 def train(folder, out, path, label, value=None):
     """Trains all seeds of an arm; writes parameters and curves to OUT/ARM.npz after each."""
     import jax
 
-    from gsjax.runtime import parallel
-    from gsjax.train import step
+    from gsjax import methods
 
     plan = plans.load(path, {})
     members = [
         m for m in plan.members if m.label == label and (value is None or m.value == float(value))
     ]
+    config = members[0].config
+    knn = KNN(folder, methods.create_method(config).networks["encoder"], config)
     about, out = json.loads((folder / "about.json").read_text()), pathlib.Path(out)
-    num_images = about["data"]["num_images"]
-    compiled, knn, kept, runs = None, None, {}, {}
+    out.mkdir(parents=True, exist_ok=True)
+    arm = plans.slug(label) + (f"_{float(value):g}" if value else "")
+    kept, runs = {}, {}
     for member in members:
-        config, began = member.config, time.time()
-        num_steps = config.num_steps
-        knn_steps = math.ceil(config.knn.every_epochs * (num_images // config.batch_size))
-        mesh, schedule, optimizer, method, key, state = _prepared(config, num_images)
-        knn = knn or KNN(folder, method.networks["encoder"], config)
         start = {"step": 0, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        first = knn.of_encoder(method.encoder_variables(state.params, state.extra))
-        records = [{"step": 0, "knn/pixels_top1": knn.of_pixels, "knn/top1": first}]
-        views = np.load(folder / f"views-{_cut_name(config)}.npy", mmap_mode="r")
-        boxes = np.load(folder / f"boxes-{_cut_name(config)}.npz")["arr_0"].astype(np.float32)
-        batches = ({"global": Crops(*part)} for part in zip(views, boxes, strict=True))
-        for done, batch in enumerate(parallel.prefetch(batches, mesh), 1):
-            if compiled is None:
-                program = step.create_train_step(
-                    config, method, optimizer, mesh, num_steps, num_images // config.batch_size
-                )
-                compiled = program.lower(state, batch, key).compile()
-                print(f"{member.name}: compiled after {time.time() - began:.0f} s", flush=True)
-            state, values = compiled(state, batch, key)
-            if done % config.log.every_steps == 0 or done == num_steps:
-                if not values.pop("finite"):
-                    sys.exit(f"{member.name}: not finite at step {done}")
-                scalars = {f"train/{name}": float(v) for name, v in values.items()}
-                scalars["train/learning_rate"] = float(schedule(done - 1))
-                records.append({"step": done, **scalars})
-            if done == num_steps or done % knn_steps == 0:
-                variables = method.encoder_variables(state.params, state.extra)
-                records.append({"step": done, "knn/top1": knn.of_encoder(variables)})
-            if done == num_steps:
-                break
-        seconds = time.time() - began
-        print(f"{member.name}: {records[-1]['knn/top1']:.2f} % after {seconds:.0f} s", flush=True)
+        state, records = _train_member(folder, member.config, knn)
         leaves = jax.tree_util.tree_leaves_with_path((state.params, state.extra))
         for place, leaf in leaves:
             kept[f"{member.name}|{jax.tree_util.keystr(place)}"] = np.asarray(leaf)
         runs[member.name] = {"start": {**start, **_environment(about)}, "records": records}
-        out.mkdir(parents=True, exist_ok=True)
-        arm = plans.slug(label) + (f"_{float(value):g}" if value else "")
         np.savez_compressed(out / f"{arm}.new.npz", runs=json.dumps(runs), **kept)
         (out / f"{arm}.new.npz").rename(out / f"{arm}.npz")
 
