@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from tiny_folders import write_classes, write_retrieval
 from trainings import finish, together
 
 from gsjax.config import settings
@@ -305,17 +306,6 @@ def test_linear_step_is_nesterovs_on_the_encoders_features(workdir):
     assert values["top1"] >= 0
 
 
-def write_classes(root, per_class):
-    """Class folders of photograph tiles."""
-    for split, source in (("train", "train"), ("test", "test")):
-        tiles, labels = photos.tiles(source, 20)
-        for label in range(3):
-            folder = root / split / photos.names()[label]
-            folder.mkdir(parents=True)
-            for i, tile in enumerate(tiles[labels == label][:per_class]):
-                Image.fromarray(tile).save(folder / f"{i}.png")
-
-
 def test_transfer_to_class_folders(workdir, tmp_path, capsys):
     write_classes(tmp_path / "data/three", 40)
     write_classes(tmp_path / "data/pets", 20)
@@ -340,31 +330,6 @@ def test_transfer_to_class_folders(workdir, tmp_path, capsys):
     *_, few = evaluate(transfer, workdir, **changes, transfer__max_examples=30)
     assert few["protocol"]["num_images"] == {"train": 24, "validation": 6, "test": 30}
     assert few["protocol"]["max_examples"] == 30
-
-
-def write_retrieval(root, broken=False):
-    """Two queries; the right answers are tiles of the same photograph."""
-    tiles, labels = photos.tiles("test", 32)
-    (root / "toy/jpg").mkdir(parents=True)
-    names, queries, answers = [], [], []
-    for label in range(4):
-        for i, tile in enumerate(tiles[labels == label][:4]):
-            names.append(f"{label}_{i}")
-            Image.fromarray(tile).save(root / f"toy/jpg/{label}_{i}.jpg")
-    for label in range(2):
-        wide = np.zeros((40, 50, 3), np.uint8)
-        wide[4:36, 10:42] = tiles[labels == label][0]
-        Image.fromarray(wide).save(root / f"toy/jpg/query{label}.jpg")
-        queries.append(f"query{label}")
-        first = 4 * label
-        easy = [first, first + 1] if label else []
-        answers.append(
-            {"bbx": [10, 4, 42, 36], "easy": easy, "hard": [first + 2], "junk": [first + 3]}
-        )
-    if broken:
-        (root / "toy/jpg/1_1.jpg").write_bytes(b"damaged")
-    truth = {"imlist": names, "qimlist": queries, "gnd": answers}
-    (root / "toy/gnd_toy.json").write_text(json.dumps(truth))
 
 
 @pytest.mark.parametrize("protocol", ["thesis", "aspect", "multiscale"])
