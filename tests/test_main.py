@@ -40,7 +40,7 @@ def test_help_is_quick_and_useful():
         (["--config.batch_size=100000"], "use at most 5000"),
         (["--config.knn.k=100000"], "knn.k"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere"),
-        (["--job=knn"], "holds no run"),
+        (["--job=knn"], "no run in "),
         (["--config.features.source=folder"], "features.data_dir"),
         (["--config.features.data_dir=x"], "features.source"),
         (["--config.features.name=../x"], "features.name"),

@@ -326,7 +326,7 @@ def test_one_odd_summary_does_not_end_the_report(tmp_path, kind):
     text = " ".join(_Page((tmp_path / "report" / "index.html").read_text()).texts)
     rows = _csv_files(tmp_path / "report")["environment.csv"]
     assert [row[1] for row in rows] == (["seed", "5", "6"] if is_shown else ["seed", "5"])
-    assert (f"{tmp_path / 'odd.json'} is no summary of a run" in text) != is_shown
+    assert (f"{tmp_path / 'odd.json'} is not a run summary" in text) != is_shown
 
 
 def test_only_the_report_itself_needs_what_draws(tmp_path):

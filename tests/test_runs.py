@@ -251,7 +251,7 @@ def test_settings_that_cannot_be_are_named(workdir, tmp_path, change, named):
 def test_no_run(tmp_path):
     with pytest.raises(UserError) as error:
         runs.read(epath.Path(tmp_path))
-    assert "holds no run" in one_line(error)
+    assert "no run in " in one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,6 @@ def test_a_damaged_summary_is_one_line_with_its_name(workdir, tmp_path, change):
     file.write_text(text[:300] if change is None else json.dumps(json.loads(text) | change))
     with pytest.raises(UserError) as error:
         runs.read_summary(file)
-    assert f"{file} is no summary of a run" in one_line(error)
+    assert f"{file} is not a run summary" in one_line(error)
     with pytest.raises(UserError):
         runs.read_summary(epath.Path(tmp_path / "nothing.json"))

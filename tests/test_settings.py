@@ -35,9 +35,9 @@ def test_overrides_keep_the_type_of_the_default():
 @pytest.mark.parametrize(
     ("key", "text", "expected"),
     [
-        ("similarity.treshold", "0.5", "nearest known one is similarity.threshold"),
-        ("treshold", "0.5", "nearest known one is similarity.threshold"),
-        ("temperature", "0.5", "nearest known one is loss.temperature"),
+        ("similarity.treshold", "0.5", "did you mean similarity.threshold"),
+        ("treshold", "0.5", "did you mean similarity.threshold"),
+        ("temperature", "0.5", "did you mean loss.temperature"),
         ("augment", "0.5", "augment is a group"),
         ("batch_size", "12.5", "'12.5' is not a whole number"),
         ("loss.temperature", "warm", "'warm' is not a number"),
@@ -137,7 +137,7 @@ def test_a_config_imports_its_siblings_from_anywhere(tmp_path, monkeypatch):
         ("import numpyy\n", r"bad\.py:1: ModuleNotFoundError"),
         ("x = 1\n", r"has no get_config\(\)"),
         ("import sys\nsys.exit(7)\n", r"bad\.py:2: SystemExit"),
-        ("def get_config():\n    return 3\n", "must return the configuration"),
+        ("def get_config():\n    return 3\n", "must return a ConfigDict"),
         (
             "from gsjax.config import defaults\n\n"
             "def get_config():\n    c = defaults.get_config()\n"
@@ -245,7 +245,7 @@ def test_an_evaluation_refuses_what_contradicts_the_run(tmp_path):
     write_run(tmp_path, encoder__width="24")
     with pytest.raises(UserError, match=r"encoder.width=16 contradicts .*config.json.* has 24"):
         of_evaluation(tmp_path, encoder__width="16")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="no run in "):
         of_evaluation(tmp_path / "nowhere")
     assert of_evaluation(tmp_path, data__memory_gb="1").data.memory_gb == 1
     file = tmp_path / "config.json"
@@ -257,7 +257,7 @@ def test_an_evaluation_refuses_what_contradicts_the_run(tmp_path):
     with pytest.raises(UserError, match=r"config.json: batch_size is 'many'"):
         of_evaluation(tmp_path)
     file.write_text('{"config": {"new": {"deep": 3}}}')
-    with pytest.raises(UserError, match=r"holds new.deep, a setting"):
+    with pytest.raises(UserError, match=r"has new.deep, a setting"):
         of_evaluation(tmp_path)
 
 
@@ -297,5 +297,5 @@ def test_a_run_of_an_older_gsjax_may_hold_settings_that_are_gone(tmp_path):
     assert of_evaluation(tmp_path).linear.num_epochs == 90
     content["config"]["encoder"]["future"] = 3
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"holds encoder.future, a setting"):
+    with pytest.raises(UserError, match=r"has encoder.future, a setting"):
         of_evaluation(tmp_path)

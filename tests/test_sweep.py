@@ -191,7 +191,7 @@ def test_second_start_skips_finished_members_and_touches_no_device(file, sequent
         check=True,
     )
     assert [line for line in done.stdout.splitlines() if line.startswith("finished")] == [
-        f"finished: {tmp_path / name}.json is there" for name in NAMES
+        f"already finished: {tmp_path / name}.json exists" for name in NAMES
     ]
     assert "device touched: False" in done.stdout
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -249,7 +249,7 @@ def test_summaries_of_other_settings_are_refused_before_anything_runs(
 ):
     shutil.copy(sequential[0] / f"{NAMES[1]}.json", tmp_path)
     plan = plan_of(file, similarity__threshold="0.4", batch_size="64")
-    refused = rf"{NAMES[1]}.json is of other settings \(batch_size: 8 -> 64; similarity.thr"
+    refused = rf"{NAMES[1]}.json has different settings \(batch_size: 8 -> 64; similarity.thr"
     with pytest.raises(UserError, match=refused):
         runner.run_all(plan, str(tmp_path), [])
     with pytest.raises(UserError, match=refused):
@@ -279,7 +279,7 @@ def test_an_added_evaluation_is_made_up_for_without_training(sequential, tmp_pat
     shutil.rmtree(after)
     run = json.loads((sequential[0] / f"{NAMES[0]}.json").read_text())
     (tmp_path / f"{NAMES[0]}.json").write_text(json.dumps(run))
-    with pytest.raises(UserError, match=r"lacks what this sweep wants \(knn\), and its encoder"):
+    with pytest.raises(UserError, match=r"lacks results .*\(knn\), and .* has no checkpoint"):
         runner.run_member(plan, member, str(tmp_path))
 
 

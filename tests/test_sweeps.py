@@ -116,7 +116,7 @@ def test_a_value_that_is_a_path_makes_no_folder(written):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ('"x", arms=(Arm("a", "base"))', r"mine.py:5: ValueError: arms is no tuple"),
+        ('"x", arms=(Arm("a", "base"))', r"mine.py:5: ValueError: arms is not a tuple"),
         ('"x", arms=()', "must not be empty"),
         ('"x", arms=(Arm("a", "base"),), seeds=()', "must not be empty"),
         ('"x", arms=(Arm("a", "base"),), axis="batch_size"', "both or neither"),
@@ -124,12 +124,12 @@ def test_a_value_that_is_a_path_makes_no_folder(written):
         ('"x", arms=(Arm("a", "base"),), jobs=("linaer",)', "'linaer'; those with scores are knn"),
         ('"x", arms=(Arm("a", "base"),), jobs=("features",)', "'features'; those with scores"),
         ('"x", arms=(Arm("a", "base"),), jobs=("sweep",)', "'sweep'; those with scores"),
-        ('"x", arms=(Arm("a", "base", {"seed": 3}),)', "seed is set by seeds alone"),
-        ('"x", arms=(Arm("a", "base"),), overrides={"seed": 3}', "seed is set by seeds alone"),
-        ('"x", arms=(Arm("a", "base"),), axis="seed", values=(1,)', "seed is set by seeds alone"),
+        ('"x", arms=(Arm("a", "base", {"seed": 3}),)', "set seed only through seeds"),
+        ('"x", arms=(Arm("a", "base"),), overrides={"seed": 3}', "set seed only through seeds"),
+        ('"x", arms=(Arm("a", "base"),), axis="seed", values=(1,)', "set seed only through seeds"),
         (
             '"x", arms=(Arm("a", "base", {"batch_size": 8}),), axis="batch_size", values=(4,)',
-            "an arm that is on the axis overrides batch_size",
+            "an arm on the axis overrides batch_size",
         ),
         (
             '"x", arms=(Arm("a", "base", is_on_axis=False),), axis="batch_size", values=(4,)',
@@ -138,7 +138,7 @@ def test_a_value_that_is_a_path_makes_no_folder(written):
         ('"x", arms=(Arm("a", "nowhere"),)', r"mine.py, member a-seed5: .*no file .*nowhere.py"),
         (
             '"x", arms=(Arm("a", "base", {"similarity.treshold": 1.0}),)',
-            r"mine.py, member a-seed5: unknown setting .*nearest known one is similarity.threshold",
+            r"mine.py, member a-seed5: unknown setting .*did you mean similarity.threshold",
         ),
         (
             '"x", arms=(Arm("a", "base"),), overrides={"similarity.treshold": 1.0}',
@@ -150,9 +150,9 @@ def test_a_value_that_is_a_path_makes_no_folder(written):
         ),
         (
             '"x", arms=(Arm("a", "base"), Arm("A", "base", {"batch_size": 8}))',
-            "two members are called a-seed5",
+            "two members are named a-seed5",
         ),
-        ('"x", arms=(Arm("a", "base"), Arm("b", "base"))', "a-seed5 and b-seed5 do not differ"),
+        ('"x", arms=(Arm("a", "base"), Arm("b", "base"))', "a-seed5 and b-seed5 are identical"),
     ],
 )  # fmt: skip
 def test_impossible_sweeps_are_refused(written, arguments, expected):
@@ -161,7 +161,7 @@ def test_impossible_sweeps_are_refused(written, arguments, expected):
 
 
 def test_command_line_must_not_take_the_difference_away(written):
-    with pytest.raises(UserError, match="simclr-seed7 and simclr_gs_ioa-seed7 do not differ"):
+    with pytest.raises(UserError, match="simclr-seed7 and simclr_gs_ioa-seed7 are identical"):
         plans.load(written(), {"similarity.measure": "iou"})
 
 
@@ -312,7 +312,7 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--job=sweep"], "--job sweep needs --config FILE, a file of configs/sweeps/"),
+        (["--job=sweep"], "--job sweep needs --config FILE, a file in configs/sweeps/"),
         (["--job=sweep", "--config=nowhere.py"], "there is no file nowhere.py"),
         (["--job=sweep", "--config=configs/base.py"], "configs/base.py has no get_sweep()"),
         (["--config=configs/sweeps/mine.py"], "configs/sweeps/mine.py has no get_config()"),
@@ -327,13 +327,13 @@ finally:
         ),
         (
             ["--job=sweep", "--config=configs/sweeps/mine.py", "--sweep_index=2"],
-            "--sweep_index=2: this sweep has 0 a-flip_0.2-seed5, 1 a-flip_0.4-seed5",
+            "--sweep_index=2: the members of this sweep are 0 a-flip_0.2-seed5, 1 a-flip_0.4-seed5",
         ),
         (
             ["--job=sweep", "--config=configs/sweeps/mine.py", "--sweep_index=-1"],
-            "--sweep_index=-1: this sweep has 0",
+            "--sweep_index=-1: the members of this sweep are 0",
         ),
-        (["--sweep_index=0"], "--sweep_index is of --job sweep, not of --job pretrain"),
+        (["--sweep_index=0"], "--sweep_index is for --job sweep, not --job pretrain"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line_before_anything_heavy_is_imported(written, arguments, expected):

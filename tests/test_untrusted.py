@@ -93,7 +93,7 @@ def test_json_files_of_a_work_directory(tmp_path, marker, kind):
         file.unlink() if before is None else file.write_bytes(before)
     summary = tmp_path / "member.json"
     summary.write_bytes(payload)
-    with pytest.raises(UserError, match="no summary"):
+    with pytest.raises(UserError, match="not a run summary"):
         runs.read_summary(summary)
     assert not runs.is_summary(summary)
     assert not marker.exists()

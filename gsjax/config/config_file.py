@@ -31,8 +31,8 @@ def run(path: str, function: str) -> Any:
         spec.loader.exec_module(module)
         if not hasattr(module, function):
             raise UserError(
-                f"--config: {path} has no {function}(); files of configs/ have get_config(), those "
-                "of configs/sweeps/ (for --job sweep) have get_sweep()"
+                f"--config: {path} has no {function}(); files in configs/ define get_config(), "
+                "those in configs/sweeps/ (for --job sweep) get_sweep()"
             )
         return getattr(module, function)()
     except UserError:

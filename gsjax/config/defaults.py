@@ -35,14 +35,14 @@ def _in_groups(*parts: Mapping[str, Setting]) -> dict[str, Setting]:
 # In a work directory with checkpoints, what `shapes` the trained encoder or `orders` its images
 # is fixed; what is `free` may change with every start.
 _COMMON: dict[str, Setting] = {
-    "method": shapes("simclr", "what pre-trains the encoder", choices=METHODS),
-    "seed": shapes(5, "initial weights, data order, crops and augmentations"),
-    "batch_size": shapes(128, "images per step over all devices; each gives two views", low=2),
-    "num_epochs": shapes(0, "an epoch is floor(images / batch_size) steps"),
-    "num_steps": shapes(200, "when positive, the length of the run instead of num_epochs"),
+    "method": shapes("simclr", "pre-training method", choices=METHODS),
+    "seed": shapes(5, "seed of the initial weights, data order, crops and augmentations"),
+    "batch_size": shapes(128, "images per step across all devices; two views of each", low=2),
+    "num_epochs": shapes(0, "length of training; an epoch is floor(images / batch_size) steps"),
+    "num_steps": shapes(200, "if positive, length of training in steps, instead of num_epochs"),
     "platform": free(
         "auto",
-        "devices to insist on; auto takes what JAX finds and warns when it is only the CPU",
+        "required devices; auto uses what JAX finds and warns if that is only the CPU",
         choices=("auto", "cpu", "gpu", "tpu"),
     ),
     "remat": free(
@@ -51,74 +51,76 @@ _COMMON: dict[str, Setting] = {
         "more time, same gradients",
     ),
     # Images.
-    "data.source": shapes("photos", "a TFDS name such as cifar10, or folder, or photos (embedded)"),
+    "data.source": shapes("photos", "a TFDS name such as cifar10, folder, or photos (embedded)"),
     "data.split": shapes(
-        "train", 'for pre-training; of a folder: data_dir/SPLIT, or data_dir if ""'
+        "train", 'split for pre-training; for a folder: data_dir/SPLIT, or data_dir if ""'
     ),
     "data.labeled_split": free(
-        "train", 'bank of kNN, training of the linear evaluation; "" for none'
+        "train", 'bank of kNN and training set of the linear evaluation; "" for none'
     ),
-    "data.test_split": free("test", "what both classify"),
-    "data.data_dir": free("", 'TFDS directory (its own default if "") or the folder of images'),
-    "data.image_size": shapes(32, "side S of the views in pixels", low=8, high=4096),
+    "data.test_split": free("test", "test set of kNN and the linear evaluation"),
+    "data.data_dir": free("", 'TFDS directory (TFDS default if "") or folder of images'),
+    "data.image_size": shapes(32, "side length of the views in pixels", low=8, high=4096),
     "data.memory_gb": orders(
-        4.0, "TFDS splits of at most this many GB of files are kept in memory"
+        4.0, "TFDS splits with at most this many GB of files are kept in memory"
     ),
-    "data.mean": shapes("0.485,0.456,0.406", "RGB normalization", count=3, high=1),
-    "data.std": shapes("0.229,0.224,0.225", "its divisor", count=3, low=1e-6, high=1),
+    "data.mean": shapes("0.485,0.456,0.406", "RGB mean to subtract", count=3, high=1),
+    "data.std": shapes("0.229,0.224,0.225", "RGB std to divide by", count=3, low=1e-6, high=1),
     "data.max_damaged": free(
-        0.001, "share of the pictures that may be undecodable before training stops", high=1
+        0.001, "fraction of images that may be undecodable before training stops", high=1
     ),
     # Encoder and heads.
-    "encoder.name": shapes("resnet18", "the network", choices=ENCODERS),
+    "encoder.name": shapes("resnet18", "encoder architecture", choices=ENCODERS),
     "encoder.dtype": shapes(
         "float32",
-        "bfloat16 for computing only, float64 for all of it",
+        "bfloat16 for computation only, float64 for everything",
         choices=("float32", "bfloat16", "float64"),
     ),
     "projector.num_layers": shapes(
         2, "Linear layers; all but the last with BN and ReLU", low=1, high=100
     ),
-    "projector.hidden_dim": shapes(512, "width between them", low=1, high=2**16),
-    "projector.out_dim": shapes(128, "of the embedding", low=1, high=2**16),
+    "projector.hidden_dim": shapes(512, "width of the hidden layers", low=1, high=2**16),
+    "projector.out_dim": shapes(128, "size of the embedding", low=1, high=2**16),
     "projector.last_bn": shapes(False, "BN after the last layer (SimSiam always trains with it)"),
     # Loss.
     "similarity.measure": shapes(
-        "ioa", "none is the baseline, without graded similarity", choices=("ioa", "iou", "none")
+        "ioa",
+        "overlap measure; none: no graded similarity (baseline)",
+        choices=("ioa", "iou", "none"),
     ),
     "similarity.threshold": shapes(
-        0.5, "lambda of eq. 5: from this overlap on, views count as the same", high=1
+        0.5, "lambda in eq. 5: views with at least this overlap count as the same", high=1
     ),
     # Crops and augmentations.
     "augment.crop": shapes(
-        "torchvision", "law of the random crops", choices=("torchvision", "tf", "byol")
+        "torchvision", "distribution of the random crops", choices=("torchvision", "tf", "byol")
     ),
     "augment.min_scale": shapes(
-        0.08, "smallest crop area as a share of the image", low=1e-6, high=1
+        0.08, "smallest crop area as a fraction of the image", low=1e-6, high=1
     ),
-    "augment.max_scale": shapes(1.0, "largest", low=1e-6, high=1),
+    "augment.max_scale": shapes(1.0, "largest crop area", low=1e-6, high=1),
     "augment.flip": shapes(0.5, "probability of a horizontal flip", high=1),
     "augment.jitter": shapes(0.8, "probability of the color jitter", high=1),
-    "augment.brightness": shapes(0.8, "strength s: a factor from 1 - s to 1 + s"),
+    "augment.brightness": shapes(0.8, "strength s: factor from 1 - s to 1 + s"),
     "augment.contrast": shapes(0.8, "likewise"),
     "augment.saturation": shapes(0.8, "likewise"),
-    "augment.hue": shapes(0.2, "largest shift either way, in turns", high=0.5),
+    "augment.hue": shapes(0.2, "largest shift in either direction, in turns", high=0.5),
     "augment.gray": shapes(0.2, "probability of a gray view", high=1),
     "augment.blur": shapes(0.0, "probability of a Gaussian blur", high=1),
     "augment.min_sigma": shapes(
         0.1, "smallest standard deviation of the blur, in pixels", low=1e-3
     ),
-    "augment.max_sigma": shapes(2.0, "largest"),
+    "augment.max_sigma": shapes(2.0, "largest standard deviation of the blur"),
     # Optimizer.
-    "optimizer.name": shapes("lars", "rule of the update", choices=OPTIMIZERS),
-    "optimizer.learning_rate": shapes(0.3, "before scaling"),
+    "optimizer.name": shapes("lars", "update rule", choices=OPTIMIZERS),
+    "optimizer.learning_rate": shapes(0.3, "learning rate before scaling"),
     "optimizer.scaling": shapes(
-        "linear", "of the rate, by batch_size / 256", choices=("linear", "sqrt", "none")
+        "linear", "of the learning rate, by batch_size / 256", choices=("linear", "sqrt", "none")
     ),
     "optimizer.momentum": shapes(0.9, "of LARS and SGD", high=0.9999),
     "optimizer.weight_decay": shapes(1e-6, "lars: weights only; sgd: every parameter"),
     "schedule.warmup_epochs": shapes(
-        10.0, "linear from 0, then cosine to 0; with num_steps at most a tenth"
+        10.0, "linear warmup from 0, then cosine decay to 0; with num_steps, at most a tenth"
     ),
     # The kNN monitor and the evaluations.
     "knn.preset": free(
@@ -126,20 +128,22 @@ _COMMON: dict[str, Setting] = {
         "thesis: k = 201, majority; instdisc: k = 200, weights exp(cos / 0.1)",
         choices=("thesis", "instdisc"),
     ),
-    "knn.k": free(0, "when positive, instead of the preset's"),
-    "knn.every_epochs": free(10.0, "between two measurements; the end is always measured"),
-    "knn.baselines": free(True, "also measure raw pixels and the untrained encoder, first of all"),
-    "features.batch_size": free(256, "images per step of the extraction", low=1),
+    "knn.k": free(0, "if positive, replaces the preset's"),
+    "knn.every_epochs": free(10.0, "epochs between measurements; the end is always measured"),
+    "knn.baselines": free(True, "also measure raw pixels and the untrained encoder, at the start"),
+    "features.batch_size": free(256, "images per extraction step", low=1),
     "features.keep": free(True, "in workdir/features/kept, for the next job on the same encoder"),
     # Checkpoints and logs.
-    "checkpoint.load": free("latest", "latest, none, a path or, in an evaluation, a step"),
-    "checkpoint.every_steps": free(1000, "saved too: the end and what kNN measures", low=1),
-    "checkpoint.keep": free(2, "newest checkpoints kept", low=1),
-    "checkpoint.keep_every": free(0, "when positive, multiples of this step are kept for good"),
-    "log.every_steps": free(10, "between two lines of metrics", low=1),
-    "log.example_pairs": free(6, "pairs in the pictures of the start"),
-    "profile.first_step": free(10, "of the trace", low=1),
-    "profile.num_steps": free(0, "when positive, trace this many steps into workdir/profile"),
+    "checkpoint.load": free("latest", "latest, none, a path or (in evaluations) a step"),
+    "checkpoint.every_steps": free(
+        1000, "also saves at the end and before each kNN measurement", low=1
+    ),
+    "checkpoint.keep": free(2, "number of newest checkpoints to keep", low=1),
+    "checkpoint.keep_every": free(0, "if positive, multiples of this step are kept forever"),
+    "log.every_steps": free(10, "steps between lines of metrics", low=1),
+    "log.example_pairs": free(6, "example pairs of views to log at the start"),
+    "profile.first_step": free(10, "first step to trace", low=1),
+    "profile.num_steps": free(0, "if positive, trace this many steps into workdir/profile"),
 }
 
 # All settings, in the order in which lists show them.

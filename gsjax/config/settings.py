@@ -24,7 +24,7 @@ from gsjax.models import ENCODERS
 from gsjax.train import OPTIMIZERS
 
 # Free settings that an evaluation does not take from the run: it may run on another machine.
-_OF_MACHINE = ("platform",)
+_MACHINE_SETTINGS = ("platform",)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,11 +50,10 @@ def load(path: str | None) -> ml_collections.ConfigDict:
         config = config_file.run(path, "get_config")
     except config_file.UnknownKey as error:
         raise UserError(
-            f"{error.where}: unknown setting {error.key}; the nearest known one is "
-            f"{_nearest(error.key)}"
+            f"{error.where}: unknown setting {error.key}; did you mean {_nearest(error.key)}?"
         ) from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"{path}: get_config() must return the configuration it made")
+        raise UserError(f"{path}: get_config() must return a ConfigDict")
     return config
 
 
@@ -112,15 +111,15 @@ def of_evaluation(
         parent = epath.Path(chosen).expanduser().parent.parent
         folder = parent if (parent / "config.json").exists() else folder
     file = folder / "config.json"
-    for key, value in _of_run(file).items():
+    for key, value in _read_run(file).items():
         setting = SETTINGS[key]
         if key in overrides:
             if setting.kind is Kind.SHAPES and setting.parse(key, overrides[key]) != value:
                 raise UserError(
                     f"{key}={overrides[key]} contradicts {file}, which has {_shown(value)}: "
-                    "an evaluation takes it from there, leave it out"
+                    "omit it, evaluations read it from there"
                 )
-        elif setting.kind is not Kind.FREE or not (path or key in _OF_MACHINE):
+        elif setting.kind is not Kind.FREE or not (path or key in _MACHINE_SETTINGS):
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
     with config.unlocked():
@@ -128,14 +127,14 @@ def of_evaluation(
     return config
 
 
-def _of_run(file: epath.Path) -> dict[str, Value]:
+def _read_run(file: epath.Path) -> dict[str, Value]:
     """Returns {key: value} of a run's `config.json`, with defaults for missing keys."""
     try:
         run = flatten(json.loads(file.read_text())["config"])
     except FileNotFoundError:
         raise UserError(
-            f"{file.parent} holds no run (there is no config.json): name the --workdir of a "
-            "pre-training, or measure the untrained encoder with --config.checkpoint.load=none"
+            f"no run in {file.parent} (config.json is missing): choose the --workdir of a trained "
+            "run, or evaluate the untrained encoder with --config.checkpoint.load=none"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
@@ -146,7 +145,7 @@ def _of_run(file: epath.Path) -> dict[str, Value]:
             except UserError as error:
                 raise UserError(f"{file}: {error}") from error
         elif not _is_free(key):  # a removed free setting no longer matters
-            raise UserError(f"{file} holds {key}, a setting that this gsjax does not know")
+            raise UserError(f"{file} has {key}, a setting unknown to this version of gsjax")
     return _defaults() | {key: value for key, value in run.items() if key in SETTINGS}
 
 
@@ -169,7 +168,7 @@ def _check_known(key: str) -> None:
         return
     if _group(key):
         raise UserError(f"{key} is a group of settings; set one of its keys, such as {key}.NAME=")
-    raise UserError(f"unknown setting {key}; the nearest known one is {_nearest(key)}")
+    raise UserError(f"unknown setting {key}; did you mean {_nearest(key)}?")
 
 
 def _nearest(key: str) -> str:
@@ -219,12 +218,12 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.augment.min_sigma > config.augment.max_sigma:
         yield "augment.min_sigma is above augment.max_sigma"
     if config.data.labeled_split and not config.data.test_split:
-        yield "data.test_split is empty, data.labeled_split is not; the kNN monitor needs both"
+        yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"
     if not config.data.source:
         yield "data.source is empty; give a TFDS name, folder or photos"
     method = METHODS[config.method]
     if config.optimizer.fix_pred_lr and "optimizer.fix_pred_lr" not in method.settings:
-        yield f"optimizer.fix_pred_lr is true; {method.label} has no predictor"
+        yield f"optimizer.fix_pred_lr is true, but {method.label} has no predictor"
     rows = (
         method,
         ENCODERS[config.encoder.name],
@@ -235,7 +234,7 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     for row in rows:
         yield from row.check(config)
     if not config.checkpoint.load:
-        yield "checkpoint.load is empty; give latest, none, a path or, in an evaluation, a step"
+        yield "checkpoint.load is empty; give latest, none, a path or (in evaluations) a step"
 
 
 def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -263,7 +262,7 @@ def all_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[st
 
 def _shown(value: Value | None) -> str:
     if value is None:
-        return "unknown to this gsjax"
+        return "unknown to this version of gsjax"
     return str(value) if value != "" else '""'
 
 
@@ -280,7 +279,7 @@ def text(value: Value) -> str:
 
 def describe() -> str:
     """Returns two lines per setting: default, allowed values, help, and a * if it is free."""
-    lines = ["  (those with * may change when a training goes on in its --workdir)"]
+    lines = ["  (settings marked * may change when training resumes in the same --workdir)"]
     for key, setting in SETTINGS.items():
         mark = "*" if setting.kind is Kind.FREE else " "
         allowed = f"  ({setting.allowed})" if setting.allowed else ""

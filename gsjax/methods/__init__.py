@@ -26,29 +26,29 @@ class MethodRow(Row):
     linear_learning_rate: float
 
 
-_SCALE = shapes(1.0, "of the positive term of eq. 10; 0.5 meets NT-Xent at psi = 1", low=1e-6)
+_SCALE = shapes(1.0, "scale of the positive term in eq. 10; 0.5 gives NT-Xent at psi = 1", low=1e-6)
 _TEMPERATURE = shapes(0.5, "tau of NT-Xent", low=1e-6)
 _SIAMESE = shapes(
     "mse",
     "SimSiam without graded similarity: mse (eq. 3) or cosine (half of it)",
     choices=("mse", "cosine"),
 )
-_PREDICTOR = shapes(512, "width between its two layers; SimSiam only", low=1, high=2**16)
-_FIX_PRED_LR = shapes(False, "SimSiam: the predictor's learning rate does not decay")
+_PREDICTOR = shapes(512, "hidden width of the predictor; SimSiam only", low=1, high=2**16)
+_FIX_PRED_LR = shapes(False, "keep the predictor's learning rate constant; SimSiam only")
 
 
 def _check_simsiam(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.similarity.scale != 1:
         yield (
-            f"similarity.scale is {config.similarity.scale:g}; SimSiam has no such scale "
-            "(eq. 3 and eq. 8 agree at psi = 1), leave it at 1"
+            f"similarity.scale is {config.similarity.scale:g}, but SimSiam has no such scale "
+            "(eq. 3 and eq. 8 agree at psi = 1); leave it at 1"
         )
     if not config.projector.last_bn:
-        yield "projector.last_bn is false; SimSiam collapses without it, set it to true"
+        yield "projector.last_bn is false, but SimSiam collapses without it; set it to true"
     if config.loss.siamese == "cosine" and config.similarity.measure != "none":
         yield (
-            "loss.siamese is cosine; graded similarity regresses a distance (eq. 8), "
-            "so cosine needs similarity.measure=none"
+            "loss.siamese is cosine, but graded similarity regresses a distance (eq. 8); "
+            "cosine needs similarity.measure=none"
         )
 
 

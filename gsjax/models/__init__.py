@@ -26,7 +26,7 @@ _RESNET = {
 }
 
 ENCODERS: dict[str, Row] = {
-    name: Row("gsjax.models.resnet", f"ResNet of {name.removeprefix('resnet')} layers", _RESNET)
+    name: Row("gsjax.models.resnet", f"ResNet with {name.removeprefix('resnet')} layers", _RESNET)
     for name in ("resnet18", "resnet34", "resnet50", "resnet101")
 }
 

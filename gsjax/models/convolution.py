@@ -36,7 +36,7 @@ def conv_general_dilated(
     HWIO. Raises NotImplementedError for dilations and feature groups.
     """
     if {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}:
-        raise NotImplementedError("the CPU convolution has neither dilations nor feature groups")
+        raise NotImplementedError("dilations and feature groups are not supported")
     pads = tuple((int(low), int(high)) for low, high in padding)
     return _conv(lhs, rhs, tuple(window_strides), pads, precision)
 
@@ -56,12 +56,12 @@ def _conv_backward(strides, padding, precision, kept, grad):
     images, kernel = kept
     wide = jnp.promote_types(grad.dtype, jnp.float32)
 
-    def of_both(images, kernel):
+    def convolve(images, kernel):
         return lax.conv_general_dilated(
             images, kernel, strides, padding, dimension_numbers=DIMENSIONS, precision=precision
         )
 
-    images_grad, kernel_grad = jax.vjp(of_both, images, kernel)[1](grad)
+    images_grad, kernel_grad = jax.vjp(convolve, images, kernel)[1](grad)
     # XLA is as fast or faster at stride 2 and for small outputs.
     if strides == (1, 1) and min(grad.shape[1:3]) >= SMALLEST_SIDE:
         kernel_grad = lax.platform_dependent(
@@ -92,10 +92,10 @@ def _kernel_gradient(images, grad, kernel_shape, padding, precision):
         grad = jnp.pad(grad, ((0, 0), (height - 1, height - 1), (0, 0), (0, 0)))
         shifted = [images[:, :, j : j + out_width] for j in range(width)]
         rows = images.shape[1]
-        met = [grad[:, height - 1 - i : height - 1 - i + rows] for i in range(height)]
+        aligned = [grad[:, height - 1 - i : height - 1 - i + rows] for i in range(height)]
         return lax.dot_general(
             jnp.concatenate(shifted, axis=-1).reshape(-1, width * channels),
-            jnp.concatenate(met, axis=-1).reshape(-1, height * features),
+            jnp.concatenate(aligned, axis=-1).reshape(-1, height * features),
             (((0,), (0,)), ((), ())),
             precision=precision,
             preferred_element_type=jnp.promote_types(grad.dtype, jnp.float32),

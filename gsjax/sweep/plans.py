@@ -67,7 +67,7 @@ class Sweep:
     def __post_init__(self) -> None:
         for name in ("arms", "seeds", "values", "jobs", "shows"):
             if not isinstance(getattr(self, name), (tuple, list)):
-                raise ValueError(f"{name} is no tuple; one of a single element is written (x,)")
+                raise ValueError(f"{name} is not a tuple; write a single element as (x,)")
         if not self.arms or not self.seeds:
             raise ValueError("arms and seeds must not be empty")
         if bool(self.axis) != bool(self.values):
@@ -77,13 +77,13 @@ class Sweep:
             raise ValueError(f"no arm is on the axis {self.axis}")
         overrides = [self.overrides, *(arm.overrides for arm in self.arms)]
         if self.axis == "seed" or any("seed" in part for part in overrides):
-            raise ValueError("seed is set by seeds alone")
+            raise ValueError("set seed only through seeds")
         if any(self.axis in arm.overrides for arm in on_axis):
-            raise ValueError(f"an arm that is on the axis overrides {self.axis}")
+            raise ValueError(f"an arm on the axis overrides {self.axis}")
         for job in self.jobs:
             if job not in EVALUATIONS:
                 known = ", ".join(EVALUATIONS)
-                raise ValueError(f"jobs names {job!r}; those with scores are {known}")
+                raise ValueError(f"jobs contains {job!r}; those with scores are {known}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Plan:
         """
         if not 0 <= index < len(self.members):
             names = ", ".join(f"{i} {member.name}" for i, member in enumerate(self.members))
-            raise UserError(f"--sweep_index={index}: this sweep has {names}")
+            raise UserError(f"--sweep_index={index}: the members of this sweep are {names}")
         return self.members[index]
 
 
@@ -124,7 +124,7 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
         or identical to another member's.
     """
     if not path:
-        raise UserError("--job sweep needs --config FILE, a file of configs/sweeps/")
+        raise UserError("--job sweep needs --config FILE, a file in configs/sweeps/")
     try:
         sweep = config_file.run(path, "get_sweep")
     except config_file.UnknownKey as error:
@@ -133,7 +133,7 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
         raise UserError(f"{path}: get_sweep() must return a gsjax.sweep.plans.Sweep")
     for key in ("seed", sweep.axis):
         if key and key in overrides:
-            raise UserError(f"--config.{key}: the sweep {path} sets it itself")
+            raise UserError(f"--config.{key} is already set by the sweep {path}")
     folder = pathlib.Path(path).resolve().parent.parent
     members: list[Member] = []
     for seed, value, arm in _combinations(sweep):
@@ -152,9 +152,9 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
             raise UserError(f"{path}, member {name}: {error}") from error
         for other in members:
             if other.name == name:
-                raise UserError(f"{path}: two members are called {name}; change a label")
+                raise UserError(f"{path}: two members are named {name}; change a label")
             if other.config == config:  # e.g. an override sets what distinguishes an arm
-                raise UserError(f"{path}: the members {other.name} and {name} do not differ")
+                raise UserError(f"{path}: members {other.name} and {name} are identical")
         members.append(Member(name, arm.label, seed, value, config))
     return Plan(sweep, tuple(members))
 

@@ -26,7 +26,7 @@ from gsjax.sweep.plans import Member, Plan
 PLAN_FILE = "sweep.json"  # lists the members of the sweep for reports
 _JOBS = ("diagnostics",)  # run in every sweep
 # Evaluation settings that do not affect scores, and those of the kNN monitor.
-_NOT_OF_SCORES = ("data_dir", "memory_gb", "pictures", "neighbors", "every_epochs", "baselines")
+_NO_EFFECT = ("data_dir", "memory_gb", "pictures", "neighbors", "every_epochs", "baselines")
 
 
 def run_all(plan: Plan, workdir: str, arguments: Sequence[str]) -> None:
@@ -51,17 +51,17 @@ def run_all(plan: Plan, workdir: str, arguments: Sequence[str]) -> None:
     for index, member in enumerate(plan.members):
         print(f"member {index} of {len(plan.members)}: {member.name}", flush=True)
         if finished(plan, member, folder):
-            print(f"finished: {folder / member.name}.json is there", flush=True)
+            print(f"already finished: {folder / member.name}.json exists", flush=True)
             continue
         status = _run_process([*arguments, f"--sweep_index={index}"])
         if status:
             failed.append(f"{index} ({member.name}, status {status})")
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(plan.members)} members failed: {', '.join(failed)}; their "
-            "reasons stand above, the same command goes on with them"
+            f"{len(failed)} of {len(plan.members)} members failed: {', '.join(failed)}; the "
+            "reasons are above, rerun the same command to retry them"
         )
-    print(f"all {len(plan.members)} members are finished: --job report --workdir {workdir}")
+    print(f"all {len(plan.members)} members are finished; next: --job report --workdir {workdir}")
 
 
 def run_member(plan: Plan, member: Member, workdir: str) -> None:
@@ -73,13 +73,13 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
     folder = files.absolute(workdir)
     own, summary = folder / member.name, folder / f"{member.name}.json"
     if finished(plan, member, folder):
-        metrics.log(f"finished: {summary} is there, nothing to do")
+        metrics.log(f"already finished: {summary} exists")
         return
     if summary.exists() and not checkpoints.saved_steps(own):
         missing = ", ".join(_missing(plan, member, runs.read_summary(summary)))
         raise UserError(
-            f"{summary} lacks what this sweep wants ({missing}), and its encoder is not here: "
-            f"bring {own} back, or move the file away to train anew"
+            f"{summary} lacks results of this sweep ({missing}), and {own} has no checkpoint: "
+            "restore it, or move the file away to retrain"
         )
     if parallel.is_primary():
         write_plan(plan, folder)
@@ -108,8 +108,8 @@ def finished(plan: Plan, member: Member, folder: epath.Path) -> bool:
     differences = settings.shaping_differences(run.config, wanted)
     if differences:
         raise UserError(
-            f"{file} is of other settings ({'; '.join(differences)}); choose another --workdir or "
-            "move it away"
+            f"{file} has different settings ({'; '.join(differences)}); choose another --workdir "
+            "or move the file away"
         )
     return not _missing(plan, member, run)
 
@@ -136,7 +136,7 @@ def _protocol(config: Mapping[str, Any], job: str) -> dict[str, Any]:
         key: value
         for key, value in (known | settings.flatten(config)).items()
         if key in ("data.labeled_split", "data.test_split")
-        or (key in known and key.startswith(f"{job}.") and key.split(".")[1] not in _NOT_OF_SCORES)
+        or (key in known and key.startswith(f"{job}.") and key.split(".")[1] not in _NO_EFFECT)
     }
 
 
@@ -166,11 +166,11 @@ def _run_process(arguments: Sequence[str]) -> int:
     This process and the member are suspended and continued together, as by Ctrl-Z and `fg`.
     """
     command = [sys.executable, "-m", "gsjax.main", *arguments]
-    asked: list[int] = []
+    received: list[int] = []
     process: subprocess.Popen | None = None
 
-    def hand_on(number: int, frame: Any) -> None:
-        asked.append(number)
+    def forward(number: int, frame: Any) -> None:
+        received.append(number)
         if process:
             process.send_signal(number)
 
@@ -182,19 +182,19 @@ def _run_process(arguments: Sequence[str]) -> int:
             process.send_signal(signal.SIGCONT)
 
     numbers = interrupts.handled()
-    former: dict[int, Any] = {number: signal.signal(number, hand_on) for number in numbers}
+    former: dict[int, Any] = {number: signal.signal(number, forward) for number in numbers}
     if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
         former[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, suspend)
     try:
         # In its own process group, it gets the terminal's signals only through us.
         process = subprocess.Popen(command, process_group=0)
-        for number in asked:  # while it was starting
+        for number in received:  # while it was starting
             process.send_signal(number)
         status = process.wait()
     finally:
         for number, handler in former.items():  # a scheduler may repeat its signal until we exit
-            repeats = asked and number not in (signal.SIGINT, signal.SIGTSTP)
+            repeats = received and number not in (signal.SIGINT, signal.SIGTSTP)
             signal.signal(number, signal.SIG_IGN if repeats else handler)
-    if asked:
-        sys.exit(128 + asked[0])
+    if received:
+        sys.exit(128 + received[0])
     return status

@@ -80,7 +80,7 @@ def read(workdir: epath.Path, member: Mapping[str, Any] | None = None) -> Run:
         epoch_steps = data["num_images"] // config["batch_size"]
         num_steps = config["num_steps"] or config["num_epochs"] * epoch_steps
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run (there is no config.json)") from None
+        raise UserError(f"no run in {workdir} (config.json is missing)") from None
     except _DAMAGE as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     steps = checkpoints.saved_steps(workdir)
@@ -139,7 +139,7 @@ def read_summary(file: epath.Path) -> Run:
         _check(run)
     except _DAMAGE as error:
         raise UserError(
-            f"{file} is no summary of a run ({type(error).__name__}: {error}): move it away"
+            f"{file} is not a run summary ({type(error).__name__}: {error}): move it away"
         ) from error
     return run
 
@@ -161,9 +161,9 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
       TypeError, AttributeError, UserError: a setting has the wrong type or an impossible value.
     """
     known = settings.flatten(config)
-    lacking = [key for key in _NEEDED if key not in known]
-    if lacking:
-        raise KeyError(", ".join(lacking))
+    missing = [key for key in _NEEDED if key not in known]
+    if missing:
+        raise KeyError(", ".join(missing))
     complete = {**defaults.get_config().to_dict(), **config}
     for group, default in defaults.get_config().to_dict().items():
         if isinstance(default, dict):
@@ -213,7 +213,7 @@ def check_member(member: Mapping[str, Any]) -> None:
 
 def _expect(name: str, value: Any, kind: Any) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is of the type {type(value).__name__}")
+        raise TypeError(f"{name} has type {type(value).__name__}")
 
 
 def _curves(workdir: epath.Path) -> dict[str, Curve]:
