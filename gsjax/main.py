@@ -17,39 +17,39 @@ from gsjax.jobs import JOBS, Job
 from gsjax.runtime import interrupts, output, rendezvous
 from gsjax.sweep import plans
 
-_CONFIG = flags.DEFINE_string("config", "", "Config file; the defaults if empty.")
+_CONFIG = flags.DEFINE_string("config", "", "Config file; defaults if empty.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config name> if empty.")
 _JOB = flags.DEFINE_string("job", "pretrain", f"One of: {', '.join(JOBS)}.")
-_SWEEP_INDEX = flags.DEFINE_integer("sweep_index", None, "Run this one member of a sweep.")
+_SWEEP_INDEX = flags.DEFINE_integer("sweep_index", None, "Run only this member of a sweep.")
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "Several processes: HOST:PORT of the first, or auto on pods."
+    "coordinator", "", "For several processes: HOST:PORT of process 0, or auto on pods."
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes of the run; 1: a single one, whatever SLURM says."
+    "num_processes", None, "Number of processes in the run; 1 means a single one, even under SLURM."
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 _HELP = """\
 gsjax: self-supervised vision with graded similarity.
 
 usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config.KEY=VALUE ...]
 
-  --config FILE      a file of configs/; without it the defaults (embedded photographs)
-  --workdir DIR      holds everything the run writes, also gs://...; default runs/<config name>
+  --config FILE      a file in configs/; without it, the defaults (embedded photographs)
+  --workdir DIR      folder for all output of the run, also gs://...; default runs/<config name>
   --job NAME         default pretrain
   --config.KEY=VALUE overrides a setting
-  --sweep_index I    run one member of a sweep, from 0 (the job array of a cluster)
+  --sweep_index I    run only member I of a sweep, from 0 (for the job array of a cluster)
   --coordinator HOST:PORT --num_processes N --process_id I
                      one process of several; --coordinator auto on TPU pods and SLURM
-                     (several tasks of an srun are found without it; --num_processes 1 takes
-                     them for single processes). A start waits 300 s for all processes
+                     (the tasks of an srun are found without it; --num_processes 1 makes each
+                     a run of its own). Startup waits up to 300 s for all processes
 
 jobs:
 {jobs}
 
-Evaluations take the newest checkpoint of --workdir and its settings (--config may be left out);
---config.checkpoint.load=none measures the untrained encoder of --config. A sweep takes a file of
-configs/sweeps/; a report takes every run and sweep under --workdir.
+Evaluations use the newest checkpoint in --workdir and its settings (--config may be omitted);
+--config.checkpoint.load=none evaluates the untrained encoder of --config. A sweep needs a file in
+configs/sweeps/; a report covers every run and sweep under --workdir.
 
 example:
   python -m gsjax.main --config configs/simclr_gs_cifar10.py --config.num_epochs=100
@@ -58,20 +58,20 @@ example:
 
 exit status:
   0           done
-  2           something to fix; one line says what
-  75 or 134   another process of the run is gone; the same command resumes from the last checkpoint
+  2           an error that you can fix, described in one line
+  75 or 134   another process of the run is gone; rerun to resume from the last checkpoint
   128 + N     stopped by signal N: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (closed terminal),
-              138 by SIGUSR1, 140 by SIGUSR2, 152 by SIGXCPU. Training saves its step, and the same
-              command resumes. Ctrl-C, or a second SIGTERM, over a second later exits at once
-  1           a traceback: a bug of gsjax
+              138 by SIGUSR1, 140 by SIGUSR2, 152 by SIGXCPU. Training saves first; rerun to resume.
+              Ctrl-C, or a second SIGTERM, over a second later exits immediately
+  1           a traceback: a bug in gsjax
 
 settings and their defaults:
 {settings}
 """
 
 
-def _tell(message: str) -> None:
-    output.complain(f"gsjax: error: {' '.join(message.split())}")
+def _print_error(message: str) -> None:
+    output.print_stderr(f"gsjax: error: {' '.join(message.split())}")
 
 
 def _workdir() -> str:
@@ -88,14 +88,14 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
         arguments, overrides = settings.split_overrides(argv)
         surplus = flags.FLAGS(arguments)[1:]
         if surplus:
-            raise UserError(f"{surplus[0]!r} is no flag; see --help")
+            raise UserError(f"unexpected argument {surplus[0]!r}; see --help")
         if _JOB.value not in JOBS:
-            raise UserError(f"--job: there is no job {_JOB.value!r}; known: {', '.join(JOBS)}")
+            raise UserError(f"--job: unknown job {_JOB.value!r}; known: {', '.join(JOBS)}")
         job = JOBS[_JOB.value]
         if job.configured_by == "sweep":
             return functools.partial(_run_sweep, job, plans.load(_CONFIG.value, overrides), argv)
         if _SWEEP_INDEX.value is not None:
-            raise UserError(f"--sweep_index is of --job sweep, not of --job {_JOB.value}")
+            raise UserError(f"--sweep_index is for --job sweep, not --job {_JOB.value}")
         if job.configured_by == "run":
             config = settings.of_evaluation(_workdir(), _CONFIG.value, overrides)
         else:
@@ -103,7 +103,7 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
             settings.override(config, overrides)
         return functools.partial(_run_job, job, settings.check(config))
     except (UserError, flags.Error) as error:
-        _tell(str(error))
+        _print_error(str(error))
         sys.exit(2)
 
 
@@ -118,7 +118,7 @@ def _start(config: ml_collections.ConfigDict) -> None:
 
 
 def _run_job(job: Job, config: ml_collections.ConfigDict) -> None:
-    with interrupts.leaving_at_once():
+    with interrupts.exit_on_signal():
         _start(config)
         job.load()(config, _workdir())
 
@@ -129,7 +129,7 @@ def _run_sweep(job: Job, plan: plans.Plan, argv: list[str]) -> None:
         job.load()(plan, _workdir(), argv[1:])
     else:
         member = plan.member(index)
-        with interrupts.leaving_at_once():
+        with interrupts.exit_on_signal():
             _start(member.config)
             job.load("run_member")(plan, member, _workdir())
 
@@ -139,35 +139,35 @@ def _run(start: Callable[[], None]) -> None:
     try:
         start()
     except UserError as error:
-        _tell(str(error))
-        _leave(2)
+        _print_error(str(error))
+        _exit(2)
     except Exception as error:
-        _leave_after(error)
+        _exit_after(error)
 
 
-def _leave_after(error: Exception) -> NoReturn:
+def _exit_after(error: Exception) -> NoReturn:
     if isinstance(error, rendezvous.LostFirst):
-        _tell(f"{error}: rerun the same command")
-        _leave(os.EX_TEMPFAIL)
+        _print_error(f"{error}: rerun the same command")
+        _exit(os.EX_TEMPFAIL)
     if "gsjax.runtime.parallel" in sys.modules:
         from gsjax.runtime import parallel
 
         if parallel.is_lost_peer(error):
-            _tell(
-                "another process of this run has ended or cannot be reached "
-                f"({str(error).splitlines()[0]}): the same command goes on from the last checkpoint"
+            _print_error(
+                "another process of this run has exited or cannot be reached "
+                f"({str(error).splitlines()[0]}): rerun to resume from the last checkpoint"
             )
-            _leave(parallel.LOST_PEER)
+            _exit(parallel.LOST_PEER)
     traceback.print_exc()  # a bug of ours; it must not leave the other hosts waiting
-    _leave(1)
+    _exit(1)
 
 
-def _leave(status: int) -> NoReturn:
+def _exit(status: int) -> NoReturn:
     if "gsjax.runtime.parallel" not in sys.modules:  # JAX has not been started
         sys.exit(status)
     from gsjax.runtime import parallel
 
-    parallel.leave(status)
+    parallel.exit_process(status)
 
 
 def main() -> None:
@@ -177,7 +177,7 @@ def main() -> None:
     try:
         app.run(_run, flags_parser=_parse_flags)
     except KeyboardInterrupt:
-        output.complain("gsjax: stopped")
+        output.print_stderr("gsjax: stopped")
         sys.exit(130)
 
 

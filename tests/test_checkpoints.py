@@ -45,7 +45,7 @@ def test_an_evaluation_takes_any(saved, load, step):
 
 
 def test_an_evaluation_names_the_steps_that_are_there(saved):
-    with pytest.raises(UserError, match=r"no checkpoint of step 7 in .*\(4, 6\)"):
+    with pytest.raises(UserError, match=r"no checkpoint for step 7 in .*\(available: 4, 6\)"):
         checkpoints.find(saved, "7")
 
 
@@ -79,8 +79,8 @@ def test_empty_directory_is_a_fresh_start(tmp_path):
 @pytest.mark.parametrize(
     ("load", "expected"),
     [
-        ("none", "holds checkpoints up to step 6"),
-        ("6", r"goes on from the newest checkpoint.*to branch off.*checkpoints/6"),
+        ("none", "has checkpoints up to step 6"),
+        ("6", r"resumes from the newest checkpoint.*to branch off.*checkpoints/6"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(saved, load, expected):
@@ -89,25 +89,25 @@ def test_what_cannot_be_loaded_is_named(saved, load, expected):
 
 
 def test_missing_path_is_named(tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint .*nowhere"):
+    with pytest.raises(UserError, match="no checkpoint at .*nowhere"):
         restore(epath.Path(tmp_path), str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        (jnp.zeros((5, 2)), r"weights is float32\[3, 2\], not float32\[5, 2\]"),
-        (jnp.zeros((3, 2), jnp.float16), r"weights is float32\[3, 2\], not float16\[3, 2\]"),
-        (None, r"weights is float32\[3, 2\], not there"),
+        (jnp.zeros((5, 2)), r"weights is float32\[3, 2\], but should be float32\[5, 2\]"),
+        (jnp.zeros((3, 2), jnp.float16), r"float32\[3, 2\], but should be float16\[3, 2\]"),
+        (None, r"weights is float32\[3, 2\], but should be absent"),
     ],
 )
 def test_checkpoint_of_another_model_is_named(saved, weights, expected):
-    with pytest.raises(UserError, match="is no checkpoint of this model: " + expected):
+    with pytest.raises(UserError, match="is not a checkpoint of this model: .*" + expected):
         restore(saved, "latest", {"step": jnp.asarray(0), "weights": weights})
 
 
 def test_folder_that_is_no_checkpoint_is_named(saved):
-    with pytest.raises(UserError, match="is no complete checkpoint"):
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
         restore(epath.Path(saved / "new"), str(saved))
 
 

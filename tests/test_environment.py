@@ -87,7 +87,7 @@ def test_starts_are_kept_unless_their_steps_are_done_anew(tmp_path):
     assert environment.read(workdir) == []
     for step, expected in ((0, [0]), (0, [0]), (4, [0, 4]), (8, [0, 4, 8]), (8, [0, 4, 8]),
                            (4, [0, 4]), (12, [0, 4, 12]), (0, [0])):  # fmt: skip
-        environment.note_start(workdir, step)
+        environment.record_start(workdir, step)
         assert steps(workdir) == expected
     (start,) = environment.read(workdir)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", start["time"])
@@ -97,12 +97,12 @@ def test_starts_are_kept_unless_their_steps_are_done_anew(tmp_path):
 
 def test_only_the_first_host_notes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    environment.note_start(epath.Path(tmp_path), 0)
+    environment.record_start(epath.Path(tmp_path), 0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_is_not_overwritten(tmp_path):
     (tmp_path / "environment.json").write_text("[{")
     with pytest.raises(UserError, match="environment.json is damaged: move it away"):
-        environment.note_start(epath.Path(tmp_path), 0)
+        environment.record_start(epath.Path(tmp_path), 0)
     assert (tmp_path / "environment.json").read_text() == "[{"

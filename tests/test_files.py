@@ -53,6 +53,6 @@ def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(UserError, match="run: the current folder is gone"):
+    with pytest.raises(UserError, match="run: the current folder no longer exists"):
         files.absolute("run")
     assert files.absolute("/run").as_posix() == "/run"

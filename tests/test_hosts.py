@@ -38,7 +38,7 @@ def assert_peer_is_missed(process):
     assert time.monotonic() - begin < PEER_LIMIT
     assert process.returncode in (75, -signal.SIGABRT), errors
     if process.returncode == 75:
-        assert "gsjax: error: another process of this run has ended" in errors
+        assert "gsjax: error: another process of this run has exited" in errors
         assert "Traceback" not in errors
 
 
@@ -181,7 +181,7 @@ def assert_second_is_refused(processes, differences):
     first, other = processes
     _, told = other.communicate(timeout=300)
     assert other.returncode == 2
-    assert "process 1 was started with other settings or data than the first one (" in told
+    assert "process 1 has different settings or data than process 0 (" in told
     assert differences in told
     assert_peer_is_missed(first)
 

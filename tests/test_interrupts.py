@@ -23,7 +23,7 @@ STATUS = {
 BUSY = """
 import contextlib, hashlib
 from gsjax.runtime import interrupts
-with interrupts.leaving_at_once():
+with interrupts.exit_on_signal():
     with {block}:
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # many minutes in C, as a compilation
@@ -65,7 +65,7 @@ def test_a_second_ctrl_c_leaves_at_once_also_from_c():
     process.send_signal(signal.SIGINT)
     _, errors = ended(process, signal.SIGINT, begin)
     assert time.monotonic() - begin < 1
-    assert errors == ["gsjax: left at once by SIGINT"]
+    assert errors == ["gsjax: stopped immediately by SIGINT"]
 
 
 @pytest.mark.parametrize("number", STATUS)
@@ -75,14 +75,14 @@ def test_where_nothing_is_to_be_saved_one_signal_ends_also_c(number):
     process.send_signal(number)
     _, errors = ended(process, number, begin)
     assert time.monotonic() - begin < 1
-    assert errors == [f"gsjax: stopped by {number.name}; the same command starts again"]
+    assert errors == [f"gsjax: stopped by {number.name}; rerun the same command"]
 
 
 NOTES = """
 import sys, time
 from gsjax.runtime import interrupts
 request = interrupts.Request()
-with interrupts.leaving_at_once(), interrupts.deferred(request):
+with interrupts.exit_on_signal(), interrupts.deferred(request):
     print("ready", flush=True)
     while not request.signal:
         time.sleep(0.01)
@@ -95,7 +95,7 @@ import atexit, time
 from gsjax.runtime import interrupts
 atexit.register(lambda: (print("ending", flush=True), time.sleep(1)))
 request = interrupts.Request()
-with interrupts.leaving_at_once():
+with interrupts.exit_on_signal():
     with interrupts.deferred(request):
         print("ready", flush=True)
         while not request.signal:
@@ -192,7 +192,7 @@ def test_handlers_of_the_calling_program_are_left_alone():
         "signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))\n"
         "from gsjax.runtime import interrupts\n"
         "request = interrupts.Request()\n"
-        "with interrupts.leaving_at_once(), interrupts.deferred(request):\n"
+        "with interrupts.exit_on_signal(), interrupts.deferred(request):\n"
         "    os.kill(os.getpid(), signal.SIGUSR2)\n"
         "    assert heard and not request.signal\n"
     )
@@ -204,7 +204,7 @@ def test_an_ignored_signal_stays_ignored():
         "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from gsjax.runtime import interrupts\n"
         "request = interrupts.Request()\n"
-        "with interrupts.leaving_at_once(), interrupts.deferred(request):\n"
+        "with interrupts.exit_on_signal(), interrupts.deferred(request):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    assert not request.signal\n"
         "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL\n"
@@ -307,6 +307,6 @@ def test_sigterm_in_an_evaluation(whole):
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, errors = ended(process, signal.SIGTERM, begin)
-    assert errors == ["gsjax: stopped by SIGTERM; the same command starts again"]
+    assert errors == ["gsjax: stopped by SIGTERM; rerun the same command"]
     assert not list((whole / "results").iterdir())
     assert "top1" in finish(command(whole, *evaluate))

@@ -57,7 +57,7 @@ with open("data", "w+b") as data:
     os.write(1, b"from C")
     os.write(2, b"from C")
     os.system("echo from a child; echo from a child >&2")
-    output.complain("complained")
+    output.print_stderr("complained")
     data.flush()
 assert number > 2, number
 assert os.path.getsize("data") == 0
@@ -136,7 +136,7 @@ for step in range(1, 101):
     progress.update(step)
     metrics.log("a line")
     print("an error", file=sys.stderr)
-    output.complain("a complaint")
+    output.print_stderr("a complaint")
     time.sleep(0.005)
 progress.close()
 open("end", "w").close()

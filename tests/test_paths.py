@@ -22,7 +22,7 @@ NAMES = [
 REFUSED = {
     "a\\b": "a backslash",
     "\\": "a backslash",
-    "gs:": "a folder called gs:",
+    "gs:": "a folder named gs:",
     "caf\udce9": "not valid UTF-8",
 }
 
@@ -58,12 +58,12 @@ def test_a_pattern_in_the_name_takes_nothing_from_a_neighbor(tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_name_that_cannot_work_is_refused_at_the_start(name, tmp_path):
-    with pytest.raises(UserError, match="checkpoints cannot be kept") as error:
+    with pytest.raises(UserError, match="checkpoints cannot be stored") as error:
         checkpoints.Checkpoints(epath.Path(tmp_path) / name, 2, 0)
     assert REFUSED[name] in str(error.value)
     str(error.value).encode()  # can be printed anywhere
     # A run that was moved there: read as little as written.
-    with pytest.raises(UserError, match="checkpoints cannot be kept"):
+    with pytest.raises(UserError, match="checkpoints cannot be stored"):
         saved_state.read(epath.Path(tmp_path) / name / "4", state(0))
 
 
@@ -95,7 +95,7 @@ def test_a_refusal_comes_before_data_are_read(tmp_path):
     process = command(tmp_path / "a\\b", *flags(data__source="folder", data__data_dir="/nowhere"))
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert errors.startswith("gsjax: error: checkpoints cannot be kept in ")
+    assert errors.startswith("gsjax: error: checkpoints cannot be stored in ")
     assert errors.count("\n") == 1 and "data" not in output
 
 

@@ -67,7 +67,7 @@ def test_cpu_keeps_jax_from_looking_for_others():
 def test_an_accelerator_that_is_not_there_is_an_error(without_accelerator, platform, extra, asked):
     output, _ = started(platform, asked)
     assert output.startswith(f"refused: platform is {platform}, but JAX")
-    assert f"finds no {platform.upper()}, only cpu" in output
+    assert f"found no {platform.upper()}, only cpu" in output
     assert f"pip install 'gsjax[{extra}]'" in output
     assert ("JAX_PLATFORMS=cpu" in output) == bool(asked)
 
@@ -75,7 +75,7 @@ def test_an_accelerator_that_is_not_there_is_an_error(without_accelerator, platf
 @pytest.mark.parametrize("platform", ["auto", "tpu"])
 def test_a_plugin_that_is_broken_is_one_line(platform):
     output, _ = started(platform, "tpu,nonsense")
-    assert output.startswith("refused: JAX cannot start its devices with JAX_PLATFORMS=tpu,nons")
+    assert output.startswith("refused: JAX cannot initialize its devices with JAX_PLATFORMS=tpu,")
     assert len(output.splitlines()) == 1
 
 

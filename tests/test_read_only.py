@@ -69,6 +69,6 @@ def test_a_training_its_diagnostics_and_report(folder):
         (str(folder / "runs"), "--job=report"),
     ):
         _, errors = run(folder, *program, *arguments)
-        assert len(errors) == 1 and "compiled programs are not kept" in errors[0]
+        assert len(errors) == 1 and "compiled programs are not cached" in errors[0]
     assert (folder / "runs" / "run" / "diagnostics" / "map.json").exists()
     assert (folder / "runs" / "report" / "index.html").exists()

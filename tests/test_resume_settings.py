@@ -101,7 +101,7 @@ def test_a_change_of_what_is_trained_is_refused(trained, pictures, changes, diff
     before = (trained / "config.json").read_bytes()
     with pytest.raises(UserError) as caught:
         pretrain(configured(pictures, changes), str(trained))
-    assert f"other settings ({differences}" in str(caught.value)
+    assert f"different settings ({differences}" in str(caught.value)
     assert f"--config.checkpoint.load={trained}/checkpoints/4" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (trained / "config.json").read_bytes() == before

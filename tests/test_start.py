@@ -89,7 +89,7 @@ def test_a_lone_task_of_an_srun_says_whom_it_waits_for_and_can_be_stopped(number
     process = launch(**slurm(0, 4))
     line = process.stderr.readline()
     assert line.startswith("gsjax: waiting for processes 1, 2 and 3 of 4 at localhost:")
-    assert "found through SLURM" in line and "add --num_processes=1" in line
+    assert "(from SLURM)" in line and "add --num_processes=1" in line
     process.send_signal(number)
     begin = time.monotonic()
     assert result(process)[0] == 128 + number
@@ -125,7 +125,7 @@ def test_a_first_process_that_dies_ends_the_others(port):
     status, _, lines = result(other)
     first.communicate()
     assert status == 75
-    assert f"process 0 at localhost:{port} ended before all had come" in lines[-1]
+    assert f"process 0 at localhost:{port} exited before all had connected" in lines[-1]
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_a_process_that_dies_is_waited_for_again(port):
 @pytest.mark.parametrize(
     ("number", "count", "expected"),
     [
-        (1, 3, "a process 1 is at localhost:PORT already: each needs a --process_id of its own"),
+        (1, 3, "there is already a process 1 at localhost:PORT: each needs its own --process_id"),
         (2, 4, "process 2 was started as one of 4 processes, process 0 at localhost:PORT as one"),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_second_process_0_on_this_machine(port):
     first.kill()
     first.communicate()
     assert status == 2
-    assert f"process 0 cannot listen at port {port}" in lines[-1]
+    assert f"process 0 cannot listen on port {port}" in lines[-1]
     assert "address already in use" in lines[-1]
 
 
@@ -207,8 +207,8 @@ def test_a_program_that_looks_at_the_port_changes_nothing(port):
 @pytest.mark.parametrize(
     ("arguments", "variables", "expected"),
     [
-        (["--coordinator=localhost", "--num_processes=2"], {}, "it takes the form HOST:PORT"),
-        (["--coordinator=localhost:x", "--num_processes=2"], {}, "it takes the form HOST:PORT"),
+        (["--coordinator=localhost", "--num_processes=2"], {}, "it must have the form HOST:PORT"),
+        (["--coordinator=localhost:x", "--num_processes=2"], {}, "it must have the form HOST:PORT"),
         (["--coordinator=localhost:1234"], {}, "needs --num_processes"),
         (of_several(1234, 4, 4), {}, "process_id is 4"),
         (of_several(1234, -1, 4), {}, "process_id is -1"),
@@ -221,9 +221,9 @@ def test_a_program_that_looks_at_the_port_changes_nothing(port):
         ([], slurm(0, 4, SLURM_LOCALID="x"), "SLURM_LOCALID=x"),
         ([], slurm(0, 4, SLURM_STEP_NODELIST=None), "SLURM_STEP_NODELIST is missing"),
         ([], slurm(7, 4), "process_id is 7"),
-        ([], {"TPU_WORKER_HOSTNAMES": "a,b"}, "JAX finds no TPU pod"),
-        ([], {"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, "JAX finds no TPU pod"),
-        (["--coordinator=auto"], {}, "JAX finds no TPU pod"),
+        ([], {"TPU_WORKER_HOSTNAMES": "a,b"}, "JAX found no TPU pod"),
+        ([], {"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, "JAX found no TPU pod"),
+        (["--coordinator=auto"], {}, "JAX found no TPU pod"),
     ],
 )
 def test_what_names_no_run_is_told_in_one_line(arguments, variables, expected):
@@ -303,7 +303,7 @@ def other_user():
 def test_without_a_home_folder_compiled_programs_are_not_kept(other_user):
     kept, (line,) = cached({}, other_user)
     assert kept == "not kept"
-    assert line.startswith("gsjax: warning: compiled programs are not kept")
+    assert line.startswith("gsjax: warning: compiled programs are not cached")
     assert "home directory" in line
 
 

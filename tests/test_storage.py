@@ -85,11 +85,11 @@ def test_every_one_of_100_flipped_bits_is_found(saved, capsys):
         assert restored(saved.parent)["step"] == 4
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith(f"warning: checkpoint {saved}/6 is damaged (")
-        assert line.endswith("): going on from step 4")
+        assert line.endswith("): using step 4 instead")
         if path.name != "manifest.sha256":
             assert f"({path.relative_to(saved / '6')} differs from its manifest)" in line
         assert checkpoints.find(epath.Path(saved.parent), "latest").name == "4"
-        assert "going on from step 4" in capsys.readouterr().out
+        assert "using step 4 instead" in capsys.readouterr().out
         assert content(saved) == before
         path.write_bytes(good)
     assert restored(saved.parent)["step"] == 6
@@ -115,9 +115,9 @@ DAMAGE = {
     "truncated": (truncate, r"differs from its manifest"),
     "a file missing": (lambda folder: largest(folder).unlink(), r"is missing"),
     "nothing left": (lambda folder: shutil.rmtree(folder / "default"), r"is missing"),
-    "manifest cut": (cut_manifest, "manifest.sha256 does not list its files"),
-    "manifest empty": (lambda f: (f / "manifest.sha256").write_text(""), "does not list its files"),
-    "a file more": (lambda f: (f / "default" / "x").write_text("x"), "does not list its files"),
+    "manifest cut": (cut_manifest, "manifest.sha256 does not match the files"),
+    "manifest empty": (lambda f: (f / "manifest.sha256").write_text(""), "not match the files"),
+    "a file more": (lambda f: (f / "default" / "x").write_text("x"), "does not match the files"),
 }
 
 
@@ -129,11 +129,11 @@ def test_damage_is_named_and_the_one_before_is_taken(saved, kind, capsys):
     assert restored(saved.parent)["step"] == 4
     output = capsys.readouterr().out
     assert re.search(
-        rf"checkpoint {saved}/6 is damaged \(.*{named}\): going on from step 4", output
+        rf"checkpoint {saved}/6 is damaged \(.*{named}\): using step 4 instead", output
     )
-    with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): name another"):
+    with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): choose another"):
         checkpoints.find(epath.Path(saved.parent), "6")
-    with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): name another"):
+    with pytest.raises(UserError, match=rf"{saved}/6 is damaged \(.*{named}\): choose another"):
         restored(saved.parent / "new", str(saved / "6"))
     assert content(saved) == before
 
@@ -155,18 +155,18 @@ def test_an_incomplete_checkpoint_is_named_and_passed_over(tmp_path, capsys):
     save(tmp_path, 4)
     folder = tmp_path / "checkpoints"
     (folder / "4" / "manifest.sha256").unlink()
-    warning = f"{folder}/4 is incomplete (killed in its save): "
-    with pytest.raises(UserError, match="4 is no complete checkpoint"):
+    warning = f"{folder}/4 is incomplete (killed while saving): "
+    with pytest.raises(UserError, match="4 is not a complete checkpoint"):
         restored(tmp_path / "new", str(folder / "4"))
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="no checkpoint in "):
         checkpoints.find(epath.Path(tmp_path), "latest")
     assert restored(tmp_path) is None
-    assert f"{warning}beginning anew" in capsys.readouterr().out
+    assert f"{warning}starting from scratch" in capsys.readouterr().out
     assert [path.name for path in folder.iterdir()] == ["4.incomplete"]
     save(tmp_path, 2, 4)
     (folder / "4" / "manifest.sha256").unlink()
     assert restored(tmp_path)["step"] == 2
-    assert f"{warning}going on from step 2" in capsys.readouterr().out
+    assert f"{warning}resuming from step 2" in capsys.readouterr().out
     save(tmp_path, 4)
     assert restored(tmp_path)["step"] == 4
     assert capsys.readouterr().out == ""
@@ -178,7 +178,7 @@ def test_a_lost_manifest_of_a_training_that_went_on_is_no_killed_save(tmp_path):
     mark.rename(tmp_path / "elsewhere")
     with (tmp_path / "metrics.jsonl").open("w") as file:
         file.write('{"step": 6, "train/loss": 1.0}\n')
-    with pytest.raises(UserError, match=r"has its manifest\.sha256: bring them back"):
+    with pytest.raises(UserError, match=r"has its manifest\.sha256: restore these files"):
         restored(tmp_path)
     (tmp_path / "elsewhere").rename(mark)
     assert restored(tmp_path)["step"] == 4

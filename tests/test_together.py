@@ -60,8 +60,8 @@ def test_features_that_another_process_keeps_are_written_by_one(tmp_path):
     rows = Features(np.ones((3, 2)), np.zeros(3, np.int32), np.arange(3), np.ones(3, bool))
     folder = epath.Path(tmp_path)
     path = store._path(folder, "key")
-    with lock.turn(path):
-        with pytest.raises(lock.InUse), lock.turn(path, patience=0.1):
+    with lock.exclusive(path):
+        with pytest.raises(lock.InUse), lock.exclusive(path, patience=0.1):
             pytest.fail("two hold it")
         assert store.load(folder, "key") is None
     store.save(folder, "key", rows)
@@ -73,11 +73,11 @@ def test_a_dead_process_does_not_hold_the_file(tmp_path):
     file = epath.Path(tmp_path) / "knn.json"
     script = (
         "import os, signal, sys\nfrom etils import epath\nfrom gsjax.runtime import lock\n"
-        "with lock.turn(epath.Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with lock.exclusive(epath.Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(file)], check=False)
     assert (tmp_path / "knn.json.lock").exists()
-    with lock.turn(file, patience=0.0):
+    with lock.exclusive(file, patience=0.0):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -85,14 +85,14 @@ def test_a_dead_process_does_not_hold_the_file(tmp_path):
 def test_on_shared_storage_one_waits_for_the_other(tmp_path, monkeypatch):
     """A lock of beats, as on NFS, which each process takes by rewriting the file."""
     monkeypatch.setattr(lock, "is_shared", lambda folder: True)
-    monkeypatch.setattr(lock, "_TURN_PERIOD", 0.2)
-    monkeypatch.setattr(lock, "_TURN_STALE", 2.0)
+    monkeypatch.setattr(lock, "_FAST_PERIOD", 0.2)
+    monkeypatch.setattr(lock, "_FAST_STALE", 2.0)
     file = epath.Path(tmp_path) / "count"
     file.write_text("0")
 
     def add():
         for _ in range(3):
-            with lock.turn(file):
+            with lock.exclusive(file):
                 file.write_text(str(int(file.read_text()) + 1))
 
     threads = [threading.Thread(target=add) for _ in range(4)]

@@ -126,7 +126,7 @@ class Evaluation:
         file = self.workdir / "results" / f"{self.name}.json"
         # Several evaluations may record concurrently, in the job's folder as well.
         try:
-            with lock.turn(file):
+            with lock.exclusive(file):
                 known = results.read(file)
                 others = [other for other in known if not results.same(other, entry)]
                 with files.write_errors(file):

@@ -52,7 +52,7 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
     path = _path(folder, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock.turn(path):
+        with lock.exclusive(path):
             write_npz(path, {"key": np.array(key), **features._asdict()})
     except files.error_types(UserError) as error:
         metrics.log(f"features are not kept in {files.shown(folder)}: {files.reason(error)}")

@@ -21,8 +21,8 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     return [step for step in _steps(workdir) if manifest.exists(_path(workdir, step))]
 
 
-def is_begun(workdir: epath.Path) -> bool:
-    """Whether a work directory holds any checkpoint, complete or not."""
+def any_exist(workdir: epath.Path) -> bool:
+    """Whether a work directory has any checkpoint, complete or not."""
     return bool(_steps(workdir))
 
 
@@ -44,23 +44,23 @@ def _find(workdir: epath.Path, load: str) -> epath.Path:
         path = files.absolute(load)
         if not path.exists() or not path.name.isdecimal():
             raise UserError(
-                f"checkpoint.load: there is no checkpoint {path}; give the path of a "
-                "checkpoints/<step>, latest, none or a step"
+                f"checkpoint.load: no checkpoint at {path}; give latest, none, a step or the path "
+                "of a checkpoints/<step>"
             )
         return _checked(path)
     if load == "latest":
         newest = _newest(workdir)
         if newest is None:
             raise UserError(
-                f"{workdir} holds no checkpoint: train first (--job pretrain), name another "
-                "--workdir, or measure the untrained encoder with checkpoint.load=none"
+                f"no checkpoint in {workdir}: train first (--job pretrain), choose another "
+                "--workdir, or evaluate the untrained encoder with checkpoint.load=none"
             )
         return newest
     steps = saved_steps(workdir)
     if int(load) not in steps:
         raise UserError(
-            f"checkpoint.load: no checkpoint of step {load} in {workdir / 'checkpoints'} "
-            f"({', '.join(map(str, steps)) or 'none'})"
+            f"checkpoint.load: no checkpoint for step {load} in {workdir / 'checkpoints'} "
+            f"(available: {', '.join(map(str, steps)) or 'none'})"
         )
     return _checked(_path(workdir, int(load)))
 
@@ -144,44 +144,44 @@ class Checkpoints:
         steps = saved_steps(self._workdir)
         if load.isdecimal():  # rerunning the command would rewind the run
             raise UserError(
-                f"checkpoint.load={load}: a training goes on from the newest checkpoint of its "
-                "--workdir (latest); to branch off from a step, give a new --workdir and "
+                f"checkpoint.load={load}: training resumes from the newest checkpoint in its "
+                "--workdir (latest); to branch off at a step, use a new --workdir and "
                 f"checkpoint.load={_path(self._workdir, int(load))}"
             )
         if load == "none":
             if steps:
                 raise UserError(
-                    f"checkpoint.load is none, but {self._workdir / 'checkpoints'} holds "
+                    f"checkpoint.load is none, but {self._workdir / 'checkpoints'} has "
                     f"checkpoints up to step {steps[-1]}; choose another --workdir, or "
-                    "checkpoint.load=latest to go on"
+                    "checkpoint.load=latest to resume"
                 )
-            metrics.log("checkpoint.load is none: leave it out to go on after an interruption")
+            metrics.log("checkpoint.load is none: omit it to resume after an interruption")
         chosen = _newest(self._workdir)
         first = int(chosen.name) if chosen else 0
         self._damaged = {step for step in steps if step > first}
-        begin = f"going on from step {first}" if chosen else "beginning anew"
-        torn = [step for step in _steps(self._workdir) if step > first and step not in steps]
+        begin = f"resuming from step {first}" if chosen else "starting from scratch"
+        incomplete = [step for step in _steps(self._workdir) if step > first and step not in steps]
         # A kill during the first save leaves one, and no metrics of later steps.
-        if chosen is None and (len(torn) > 1 or self._was_beyond(torn)):
+        if chosen is None and (len(incomplete) > 1 or self._continued_past(incomplete)):
             raise UserError(
-                f"no checkpoint in {self._workdir / 'checkpoints'} has its {manifest.FILE}: bring "
-                "them back, or choose another --workdir to begin anew"
+                f"no checkpoint in {self._workdir / 'checkpoints'} has its {manifest.FILE}: "
+                "restore these files, or choose another --workdir to start from scratch"
             )
         branched = None
         if chosen is None and load not in ("latest", "none"):
             path = files.absolute(load)
             if not path.exists():
-                raise UserError(f"checkpoint.load: there is no checkpoint {path}")
+                raise UserError(f"checkpoint.load: no checkpoint at {path}")
             branched = _checked(path)
-        for step in torn:
+        for step in incomplete:
             path = _path(self._workdir, step)
-            metrics.log(f"warning: {path} is incomplete (killed in its save): {begin}")
+            metrics.log(f"warning: {path} is incomplete (killed while saving): {begin}")
             if chosen is None:
-                _put_aside(path)  # two such leftovers would look like lost manifests
+                _set_aside(path)  # two such leftovers would look like lost manifests
         found = chosen or branched
         return found.as_posix() if found else None
 
-    def _was_beyond(self, steps: list[int]) -> bool:
+    def _continued_past(self, steps: list[int]) -> bool:
         """Whether the metrics show that training continued past these saves.
 
         A single step past them proves nothing: non-finite values are detected one step late.
@@ -190,9 +190,9 @@ class Checkpoints:
         return any(record["step"] > max(steps) + 1 for record in records)
 
 
-def _put_aside(path: epath.Path) -> None:
+def _set_aside(path: epath.Path) -> None:
     aside = path.with_name(f"{path.name}.incomplete")
-    metrics.log(f"put aside as {aside}")
+    metrics.log(f"moved to {aside}")
     with files.write_errors(path):
         if aside.exists():
             aside.rmtree()
@@ -218,14 +218,14 @@ def _newest(workdir: epath.Path) -> epath.Path | None:
         fault = manifest.fault(path)
         if fault is None:
             for warning in warnings:
-                metrics.log(f"warning: {warning}: going on from step {step}")
+                metrics.log(f"warning: {warning}: using step {step} instead")
             return path
         if not manifest.exists(path):  # a concurrent training run has just removed it
             return _newest(workdir)
         warnings.append(f"checkpoint {path} is damaged ({fault})")
     if warnings:
         raise UserError(
-            f"{'; '.join(warnings)}; there is no other to go on from: bring back a copy, or choose "
+            f"{'; '.join(warnings)}; there is no other checkpoint: restore a copy, or choose "
             "another --workdir"
         )
     return None
@@ -234,8 +234,8 @@ def _newest(workdir: epath.Path) -> epath.Path | None:
 def _checked(path: epath.Path) -> epath.Path:
     """Returns the path if it is a complete, undamaged checkpoint; raises UserError otherwise."""
     if not manifest.exists(path):
-        raise UserError(f"{path} is no complete checkpoint: it has no {manifest.FILE}")
+        raise UserError(f"{path} is not a complete checkpoint: it has no {manifest.FILE}")
     fault = manifest.fault(path)
     if fault:
-        raise UserError(f"{path} is damaged ({fault}): name another with checkpoint.load")
+        raise UserError(f"{path} is damaged ({fault}): choose another with checkpoint.load")
     return path

@@ -31,16 +31,16 @@ class Member:
     def __post_init__(self) -> None:
         if self.num_processes < 1:
             raise UserError(
-                f"num_processes is {self.num_processes} ({self.origin}), not at least 1"
+                f"num_processes is {self.num_processes} ({self.origin}); it must be at least 1"
             )
         if not 0 <= self.process_id < self.num_processes:
             raise UserError(
-                f"process_id is {self.process_id} ({self.origin}); the {self.num_processes} "
-                f"processes of the run are numbered from 0 to {self.num_processes - 1}"
+                f"process_id is {self.process_id} ({self.origin}); with {self.num_processes} "
+                f"processes it must be from 0 to {self.num_processes - 1}"
             )
         host, colon, port = self.address.rpartition(":")
         if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-            raise UserError(f"--coordinator {self.address}: it takes the form HOST:PORT")
+            raise UserError(f"--coordinator {self.address}: it must have the form HOST:PORT")
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -71,7 +71,7 @@ def from_slurm() -> Member | None:
         raise UserError(_unusable("SLURM_STEP_NODELIST", nodes))
     # JAX's port range; two steps of a job may run side by side.
     port = os.environ.get("JAX_COORDINATOR_PORT") or 61440 + (job + 97 * step) % 4096
-    return Member(f"{first}:{port}", count, process_id, "found through SLURM", f"{job}.{step}")
+    return Member(f"{first}:{port}", count, process_id, "from SLURM", f"{job}.{step}")
 
 
 def _slurm_number(name: str, default: str = "") -> int:
@@ -85,7 +85,7 @@ def _unusable(name: str, text: str) -> str:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
     value = f"{name}={text}" if text else f"{name} is missing"
     return (
-        f"the environment is not that of an srun task ({value}, SLURM_STEP_NUM_TASKS={tasks}); "
+        f"the SLURM environment is incomplete or invalid ({value}, SLURM_STEP_NUM_TASKS={tasks}); "
         f"{SINGLE}"
     )
 
@@ -106,7 +106,7 @@ def from_jax() -> Member:
         raise UserError(f"JAX cannot find the processes of this run: {error}; {SINGLE}") from error
     if address is None or count is None or process_id is None:
         raise UserError(
-            "JAX finds no TPU pod, SLURM step or cluster of several processes: give --coordinator "
-            f"HOST:PORT, --num_processes and --process_id; {SINGLE}"
+            "JAX found no TPU pod, SLURM step or cluster with several processes: give "
+            f"--coordinator HOST:PORT, --num_processes and --process_id; {SINGLE}"
         )
-    return Member(address, count, process_id, "found by JAX")
+    return Member(address, count, process_id, "from JAX")

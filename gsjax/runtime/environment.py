@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def note_start(workdir: epath.Path, step: int) -> None:
+def record_start(workdir: epath.Path, step: int) -> None:
     """Adds this start, at `step`, to the run's `environment.json`; only the primary host writes.
 
     Drops earlier starts at or after `step`, since their steps are redone.
@@ -60,7 +60,7 @@ def read(workdir: epath.Path) -> list[dict[str, Any]]:
     try:
         starts = json.loads(file.read_text())
         if not all(isinstance(start["step"], int) for start in starts):
-            raise ValueError("it is no list of starts")
+            raise ValueError("not a list of starts")
         return starts
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: move it away") from error

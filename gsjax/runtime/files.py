@@ -40,12 +40,12 @@ def absolute(path: str) -> epath.Path:
     """
     expanded = epath.Path(path).expanduser()
     if expanded.parts[:1] == ("~",):
-        raise UserError(f"{shown(path)}: there is no home folder, give the path without ~")
+        raise UserError(f"{shown(path)}: there is no home folder; give the path without ~")
     if not is_remote(expanded):
         try:
             return expanded.absolute()
         except FileNotFoundError as error:
-            raise UserError(f"{shown(path)}: the current folder is gone") from error
+            raise UserError(f"{shown(path)}: the current folder no longer exists") from error
     # epath accesses buckets through TensorFlow.
     from gsjax.runtime import tensorflow_setup  # noqa: F401
 
@@ -131,6 +131,6 @@ def write_errors(path: epath.Path) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Describes a file error in one line, without the path."""
     if isinstance(error, FileExistsError):
-        return "a file, or a link that leads nowhere, has that name"
+        return "a file or a broken link has that name"
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
     return text.split("\n")[0]

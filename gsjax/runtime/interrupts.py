@@ -28,7 +28,7 @@ SIGNALS = (
 # A cluster signals every process of a job, and a sweep forwards signals to its member: signals
 # within this many seconds count as the same request.
 _SAME_REQUEST = 1.0
-_LEAVING = threading.Lock()
+_EXITING = threading.Lock()
 
 
 class Stopped(SystemExit):
@@ -89,11 +89,11 @@ def handled() -> list[int]:
 def _is_ours(number: int, handler: Any) -> bool:
     if number in (signal.SIGINT, signal.SIGTERM):
         return handler not in (signal.SIG_IGN, None)  # None: installed from C
-    return handler in (signal.SIG_DFL, _leave_at_once)
+    return handler in (signal.SIG_DFL, _exit_now)
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """While active, a signal ends the process, even in the middle of a compilation.
 
     Inside `deferred`, only an impatient signal does. Python runs handlers between two bytecodes of
@@ -101,7 +101,7 @@ def leaving_at_once() -> Iterator[None]:
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    with _handling(_leave_at_once):
+    with _handling(_exit_now):
         former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         watcher = threading.Thread(target=_watch, args=[reading], daemon=True)
         watcher.start()
@@ -122,14 +122,14 @@ def deferred(request: Request) -> Iterator[None]:
     """
     patience = _Patience()
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: Any) -> None:
         impatient = patience.ends(number)
         if not request.signal:
             request.signal = number
             name = signal.Signals(number).name
-            output.complain(
-                f"gsjax: {name}: stopping after this step; Ctrl-C, over a second later, "
-                "exits without saving"
+            output.print_stderr(
+                f"gsjax: {name}: stopping after this step; to exit without saving, press Ctrl-C "
+                "after one second"
             )
         elif impatient and callable(former[number]):
             former[number](number, frame)
@@ -137,12 +137,12 @@ def deferred(request: Request) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _handling(note) as former:
+    with _handling(record) as former:
         try:
             yield
         finally:
             if request.signal:
-                _hold_off(former)
+                _ignore_repeats(former)
 
 
 @contextlib.contextmanager
@@ -157,15 +157,15 @@ def _handling(handler: Any) -> Iterator[dict[int, Any]]:
                 signal.signal(number, before)
 
 
-def _hold_off(former: dict[int, Any]) -> None:
+def _ignore_repeats(former: dict[int, Any]) -> None:
     """While the program exits, ignores all signals but Ctrl-C: schedulers repeat theirs."""
     for number, before in former.items():
-        if before is _leave_at_once and number != signal.SIGINT:
+        if before is _exit_now and number != signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _leave_at_once(number: int, frame: Any) -> NoReturn:
-    _leave(number, "stopped by {}; the same command starts again")
+def _exit_now(number: int, frame: Any) -> NoReturn:
+    _exit(number, "stopped by {}; rerun the same command")
 
 
 def _watch(pipe: int) -> None:
@@ -176,13 +176,13 @@ def _watch(pipe: int) -> None:
             if number not in SIGNALS:
                 continue
             handler = signal.getsignal(number)
-            if handler is _leave_at_once:
-                _leave_at_once(number, None)
+            if handler is _exit_now:
+                _exit_now(number, None)
             if callable(handler) and patience.ends(number):
-                _leave(number, "left at once by {}")
+                _exit(number, "stopped immediately by {}")
 
 
-def _leave(number: int, line: str) -> NoReturn:
-    with _LEAVING:  # never released: the main thread and the watcher may both get here
-        output.complain(f"gsjax: {line.format(signal.Signals(number).name)}")
+def _exit(number: int, line: str) -> NoReturn:
+    with _EXITING:  # never released: the main thread and the watcher may both get here
+        output.print_stderr(f"gsjax: {line.format(signal.Signals(number).name)}")
         os._exit(128 + number)

@@ -25,7 +25,7 @@ from gsjax.errors import UserError
 from gsjax.runtime import files, metrics, output, parallel
 
 _PERIOD, _STALE = 20.0, 120.0  # seconds
-_TURN_PERIOD, _TURN_STALE, _TURN_PATIENCE = 5.0, 30.0, 120.0  # seconds
+_FAST_PERIOD, _FAST_STALE, _PATIENCE = 5.0, 30.0, 120.0  # seconds
 _MOUNTS = pathlib.Path("/proc/self/mounts")
 _NETWORK = tuple(
     "9p afs beegfs ceph cifs fuse gfs gluster gpfs lustre ncp nfs ocfs orangefs pvfs smb vboxsf "
@@ -59,7 +59,7 @@ def held(folder: epath.Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
+def exclusive(file: epath.Path, patience: float = _PATIENCE) -> Iterator[None]:
     """Holds `<file>.lock` while the file is read, changed and written.
 
     Args:
@@ -76,7 +76,7 @@ def turn(file: epath.Path, patience: float = _TURN_PATIENCE) -> Iterator[None]:
         while True:
             try:
                 holding = (
-                    beating(own, _TURN_PERIOD, _TURN_STALE, quiet=True) if shared else flocked(own)
+                    beating(own, _FAST_PERIOD, _FAST_STALE, quiet=True) if shared else flocked(own)
                 )
                 stack.enter_context(holding)
                 break
@@ -151,7 +151,7 @@ def beating(
             with contextlib.suppress(*files.error_types()):  # storage may be briefly unavailable
                 content = _read(file)
                 if not is_ours(content):
-                    output.complain(f"gsjax: error: {_refusal(file, content)}")
+                    output.print_stderr(f"gsjax: error: {_refusal(file, content)}")
                     os._exit(2)
                 beat()
 
@@ -207,7 +207,7 @@ def _watch(file: epath.Path, period: float, stale: float, quiet: bool) -> bytes 
     if first is None:
         return None
     if not quiet:
-        metrics.log(f"{file} is there: {stale:.0f} s show whether its training is alive")
+        metrics.log(f"{file} exists: waiting up to {stale:.0f} s to see whether its owner is alive")
     end = _now() + stale
     while _now() < end:
         time.sleep(period / 10)
@@ -262,6 +262,6 @@ def _refusal(file: epath.Path, content: bytes | None) -> InUse:
     except (ValueError, KeyError, TypeError, AttributeError):  # the holder has not written it yet
         holder = "unknown"
     return InUse(
-        f"{files.shown(file.parent)} is in use by another process ({holder}): wait for its end, or "
-        "choose another --workdir"
+        f"{files.shown(file.parent)} is in use by another process ({holder}): wait for it to end, "
+        "or choose another --workdir"
     )

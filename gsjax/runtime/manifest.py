@@ -62,7 +62,7 @@ def fault(folder: epath.Path) -> str | None:
     for name in sorted(listed - {b""}):
         if name.decode(errors="replace") not in digests:
             return f"{ascii(name.decode(errors='replace'))[1:-1]} is missing"
-    return None if stored == _text(digests).encode() else f"{FILE} does not list its files"
+    return None if stored == _text(digests).encode() else f"{FILE} does not match the files"
 
 
 def _is_litter(file: str) -> bool:

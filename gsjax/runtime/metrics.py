@@ -37,11 +37,11 @@ def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             if not isinstance(record["step"], int):
-                raise ValueError("the step is no whole number")
+                raise ValueError("the step is not an integer")
             if not all(isinstance(value, int | float | None) for value in record.values()):
-                raise ValueError("a metric is no number")
+                raise ValueError("a metric is not a number")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}, line {number} is damaged: take it out") from error
+            raise UserError(f"{file}, line {number} is damaged: delete the line") from error
         records.append(record)
     return records
 
@@ -104,7 +104,7 @@ class Progress:
         self._inner = inner
         self._label, self._total, self._done = label, total, start
         self._live = output.is_terminal()
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         self._first: tuple[int, float] | None = None  # time before the first update is compilation
         self._bar = tqdm(
             desc=label,
@@ -128,10 +128,10 @@ class Progress:
         self._done = done
         now = time.monotonic()
         self._first = self._first or (done, now)
-        due = now - self._said > self._SECONDS_BETWEEN_LINES
+        due = now - self._last_line > self._SECONDS_BETWEEN_LINES
         if self._live or not (due or (done == self._total and not self._inner)):
             return
-        self._said = now
+        self._last_line = now
         line = f"{self._label} {done}/{self._total}  {self._text}"
         if done > self._first[0] and done < self._total:
             left = (now - self._first[1]) / (done - self._first[0]) * (self._total - done)

@@ -71,7 +71,7 @@ def is_terminal() -> bool:
         return False
 
 
-def complain(line: str) -> None:
+def print_stderr(line: str) -> None:
     """Writes a line to standard error if possible.
 
     Bypasses Python's buffer: a signal may arrive in the middle of a print, which is not reentrant.

@@ -47,8 +47,8 @@ def renew(
     if not parallel.is_primary() or (workdir / "config.json").exists():
         return
     metrics.log(
-        f"warning: {files.shown(workdir)} was moved or deleted during the training: it is made "
-        "again with the checkpoints from now on"
+        f"warning: {files.shown(workdir)} was moved or deleted during training: recreating it for "
+        "later checkpoints"
     )
     with files.write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -71,15 +71,15 @@ def compare_hosts(first: dict[str, Any], ours: dict[str, Any]) -> None:
     differences += _data_differences(first, ours)
     if differences:
         raise UserError(
-            f"process {jax.process_index()} was started with other settings or data than the first "
-            f"one ({'; '.join(differences)}): start all with the same command on the same files"
+            f"process {jax.process_index()} has different settings or data than process 0 "
+            f"({'; '.join(differences)}): start all with the same command and files"
         )
 
 
 def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if checkpoints.is_begun(workdir):
+        if checkpoints.any_exist(workdir):
             _compare_start(workdir, ours)
         _write(workdir, ours)
     except files.error_types(AttributeError, KeyError, TypeError, ValueError) as error:
@@ -97,24 +97,25 @@ def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:
     file = workdir / "config.json"
     if not file.exists():
         raise UserError(
-            f"{file} is missing, which says what the checkpoints beside it were trained with: "
-            "bring it back, or choose another --workdir"
+            f"{file}, which records the settings of the checkpoints next to it, is missing: "
+            "restore it, or choose another --workdir"
         )
     former = json.loads(file.read_text())
     differences = settings.shaping_differences(former["config"], ours["config"])
     differences += _data_differences(former, ours)
     if not differences:
         return
-    advice = "take the former settings, or a new --workdir"
+    advice = "use the former settings, or a new --workdir"
     steps = checkpoints.saved_steps(workdir)
     if steps:
         newest = workdir / "checkpoints" / str(steps[-1])
         advice += (
-            f"; to go on from these weights there, add --config.checkpoint.load={newest} and end "
-            f"later than at step {steps[-1]}"
+            f"; to continue from these weights there, add --config.checkpoint.load={newest} and "
+            f"train beyond step {steps[-1]}"
         )
-    told = f"{workdir} holds a run with other settings ({'; '.join(differences)})"
-    raise UserError(f"{told}; {advice}")
+    raise UserError(
+        f"{workdir} contains a run with different settings ({'; '.join(differences)}); {advice}"
+    )
 
 
 def _data_differences(former: dict[str, Any], ours: dict[str, Any]) -> list[str]:

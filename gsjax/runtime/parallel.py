@@ -84,7 +84,7 @@ def _member(
     if coordinator not in ("", "auto"):
         if num_processes is None:
             raise UserError("--coordinator HOST:PORT needs --num_processes and --process_id")
-        origin = "as the flags say"
+        origin = "from the flags"
         named = cluster.Member(coordinator, num_processes, process_id or 0, origin)
         return named if num_processes > 1 else None
     if num_processes == 1 and not process_id:
@@ -121,10 +121,10 @@ def _cache_compilations(warn: bool) -> None:
         folder = None
         if warn:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-            output.complain(
-                "gsjax: warning: compiled programs are not kept, so every start compiles anew: "
+            output.print_stderr(
+                "gsjax: warning: compiled programs are not cached, so every start recompiles: "
                 f"{getattr(error, 'filename', None) or 'the cache folder'}: {reason}; "
-                "JAX_COMPILATION_CACHE_DIR names another folder"
+                "set JAX_COMPILATION_CACHE_DIR to another folder"
             )
     jax.config.update("jax_compilation_cache_dir", folder)
 
@@ -141,20 +141,20 @@ def choose_platform(platform: str) -> None:
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
         return
-    asked = jax.config.values["jax_platforms"]
-    among = f" with JAX_PLATFORMS={asked}" if asked else ""
+    requested = jax.config.values["jax_platforms"]
+    among = f" with JAX_PLATFORMS={requested}" if requested else ""
     try:
         found = jax.default_backend()
     except RuntimeError as error:
-        raise UserError(f"JAX cannot start its devices{among}: {error}") from error
+        raise UserError(f"JAX cannot initialize its devices{among}: {error}") from error
     if platform not in ("auto", found):
         raise UserError(
-            f"platform is {platform}, but JAX{among} finds no {platform.upper()}, only {found}: "
-            f"{_EXTRAS[platform]}, see that its driver works, or take --config.platform=cpu"
+            f"platform is {platform}, but JAX{among} found no {platform.upper()}, only {found}: "
+            f"{_EXTRAS[platform]}, check its driver, or use --config.platform=cpu"
         )
-    if found == "cpu" and not asked and is_primary():
-        output.complain(
-            "gsjax: warning: no accelerator found, the CPU computes; if one is there: "
+    if found == "cpu" and not requested and is_primary():
+        output.print_stderr(
+            "gsjax: warning: no accelerator found, using the CPU; if there is one: "
             f"{' or '.join(_EXTRAS.values())}; if not, --config.platform=cpu silences this"
         )
 
@@ -255,7 +255,7 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Exits; in a multi-process run, skips JAX's shutdown barrier."""
     if jax.distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
@@ -294,5 +294,5 @@ def from_primary(function: Callable[[], Any]) -> Any:
         text = np.asarray(multihost_utils.broadcast_one_to_all(np.resize(text, length)))
     answer = json.loads(text.tobytes())
     if "result" not in answer:
-        leave(2)
+        exit_process(2)
     return answer["result"]

@@ -63,8 +63,8 @@ def _listen(member: Member) -> socket.socket:
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 reason = error.strerror or str(error)
                 raise UserError(
-                    f"process 0 cannot listen at port {port} ({member.address}, {member.origin}): "
-                    f"{reason.lower()}; choose another port, or end what uses it"
+                    f"process 0 cannot listen on port {port} ({member.address}, {member.origin}): "
+                    f"{reason.lower()}; choose another port, or stop what uses it"
                 ) from error
         time.sleep(0.2)
 
@@ -90,16 +90,16 @@ class _Gathering:
                 while missing := self._missing():
                     now = time.monotonic()
                     if now > began + seconds:
-                        text = self._not_come(missing, seconds)
-                        self._tell_all({"refused": text})
+                        text = self._timeout_message(missing, seconds)
+                        self._send_all({"refused": text})
                         raise UserError(text)
                     if now > next_line:
-                        self._say(missing, began + seconds - now)
+                        self._report_missing(missing, began + seconds - now)
                         next_line = now + _NEXT_LINE
                     for key, _ in self._selector.select(0.5):
-                        self._hear(key.fileobj)
+                        self._receive(key.fileobj)
                     _check_answer(own)
-                self._tell_all({"go": True})
+                self._send_all({"go": True})
         finally:
             for connection in self._unread:
                 connection.close()
@@ -108,20 +108,20 @@ class _Gathering:
     def _missing(self) -> list[int]:
         return [i for i in range(self._member.num_processes) if i not in self._arrived]
 
-    def _say(self, missing: list[int], left: float) -> None:
-        output.complain(
+    def _report_missing(self, missing: list[int], left: float) -> None:
+        output.print_stderr(
             f"gsjax: waiting for {_names(missing)} of {self._member.num_processes} at "
-            f"{self._member.address}, {self._member.origin}, for {left:.0f} s more; {SINGLE}"
+            f"{self._member.address} ({self._member.origin}) for {left:.0f} s more; {SINGLE}"
         )
 
-    def _not_come(self, missing: list[int], seconds: float) -> str:
+    def _timeout_message(self, missing: list[int], seconds: float) -> str:
         return (
             f"{_names(missing)} of {self._member.num_processes} did not connect to "
             f"{self._member.address} within {seconds:.0f} s ({self._member.origin}); check that "
             f"they are running and can reach it; {SINGLE}"
         )
 
-    def _hear(self, source: Any) -> None:
+    def _receive(self, source: Any) -> None:
         if source is self._listener:
             with contextlib.suppress(OSError):  # the other side connects again
                 self._accept()
@@ -134,7 +134,7 @@ class _Gathering:
             received = b""
         text = self._unread[source] + received
         if not received or len(text) > _MAX_MESSAGE:
-            self._forget(source)
+            self._drop(source)
             return
         self._unread[source] = text
         if text.endswith(b"\n"):
@@ -153,19 +153,19 @@ class _Gathering:
             hello = json.loads(text)
             number, count, run = int(hello["process"]), int(hello["of"]), str(hello["run"])
         except (ValueError, KeyError, TypeError):
-            self._forget(source)  # something else that probed the port
+            self._drop(source)  # something else that probed the port
             return
         address = self._member.address
         if run != self._member.run:
             refusal = f"{address} is used by another run ({self._member.run}): choose another port"
         elif count != self._member.num_processes:
             refusal = (
-                f"process {number} was started as one of {count} processes, process 0 at "
+                f"process {number} was started as one of {count} processes, but process 0 at "
                 f"{address} as one of {self._member.num_processes}"
             )
         elif number in self._arrived:
             refusal = (
-                f"a process {number} is at {address} already: each needs a --process_id of its own"
+                f"there is already a process {number} at {address}: each needs its own --process_id"
             )
         else:
             self._arrived[number] = source
@@ -173,16 +173,16 @@ class _Gathering:
             return
         _send(source, {"refused": refusal})
         if number:  # a process 0, this one or another, reports its refusal itself
-            output.complain(f"gsjax: refused a process: {refusal}")
-        self._forget(source)
+            output.print_stderr(f"gsjax: refused a process: {refusal}")
+        self._drop(source)
 
-    def _forget(self, source: socket.socket) -> None:
+    def _drop(self, source: socket.socket) -> None:
         self._selector.unregister(source)
         del self._unread[source]
         self._arrived = {i: other for i, other in self._arrived.items() if other is not source}
         source.close()
 
-    def _tell_all(self, message: dict[str, Any]) -> None:
+    def _send_all(self, message: dict[str, Any]) -> None:
         for connection in self._arrived.values():
             _send(connection, message)
 
@@ -214,8 +214,8 @@ def _connected_to_itself(member: Member) -> socket.socket:
         except OSError as error:
             if not isinstance(error, socket.gaierror) or time.monotonic() > end:
                 raise UserError(
-                    f"this is process 0, and it cannot reach itself at {member.address} "
-                    f"({member.origin}): {_reason(error)}; the address must be one of this machine"
+                    f"process 0 cannot reach itself at {member.address} ({member.origin}): "
+                    f"{_reason(error)}; the address must be this machine's"
                 ) from error
         time.sleep(0.5)
     _send(connection, _hello(member))
@@ -247,11 +247,11 @@ def _join(member: Member, deadline: float) -> None:
             reason = _reason(error)
         now = time.monotonic()
         here = f"process {member.process_id} of {member.num_processes}"
-        there = f"process 0 at {member.address}, {member.origin}"
+        there = f"process 0 at {member.address} ({member.origin})"
         if now > deadline:
             raise UserError(f"{here} cannot reach {there}: {reason}; {SINGLE}")
         if now > next_line:
-            output.complain(f"gsjax: {here} is trying to reach {there} ({reason}); {SINGLE}")
+            output.print_stderr(f"gsjax: {here} is trying to reach {there} ({reason}); {SINGLE}")
             next_line = now + _NEXT_LINE
         time.sleep(0.3)
 
@@ -271,7 +271,7 @@ def _wait_for_go(connection: socket.socket, member: Member, deadline: float) -> 
             received = b""
         if not received:
             if known:
-                raise LostFirst(f"process 0 at {member.address} ended before all had come")
+                raise LostFirst(f"process 0 at {member.address} exited before all had connected")
             return False
         *lines, text = (text + received).split(b"\n")
         for line in lines:
@@ -289,7 +289,7 @@ def _wait_for_go(connection: socket.socket, member: Member, deadline: float) -> 
 
 def _reason(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
-        return "its name cannot be resolved"
+        return "the host name cannot be resolved"
     if isinstance(error, TimeoutError):
         return "no answer"
     return (error.strerror or str(error)).lower()

@@ -42,13 +42,13 @@ def check_path(folder: epath.Path) -> None:
     if "\\" in name:
         fault = "a backslash"
     elif "gs:/" in f"{name}/" and not files.is_remote(folder):
-        fault = "a folder called gs:"
+        fault = "a folder named gs:"
     elif not _is_unicode(name):
         fault = "bytes that are not valid UTF-8"
     else:
         return
     raise UserError(
-        f"checkpoints cannot be kept in {files.shown(folder)}, whose path contains {fault}: rename "
+        f"checkpoints cannot be stored in {files.shown(folder)}: its path contains {fault}; rename "
         "the folder, or choose another --workdir"
     )
 
@@ -71,7 +71,7 @@ def write(path: epath.Path, state: Any) -> None:
     # Orbax's threads report a full disk at length, some of them later.
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = _all_but_closed_loops
+    sys.unraisablehook = _ignore_closed_loops
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(_LiteralPath(path / "default"), args=ocp.args.StandardSave(state))
@@ -81,15 +81,15 @@ def write(path: epath.Path, state: Any) -> None:
             raise
         getLogger("asyncio").disabled = True
         raise UserError(
-            f"{path} cannot be written: {_reason(error)}; the same command goes on from the last "
-            "checkpoint"
+            f"{path} cannot be written: {_reason(error)}; rerun the same command to resume from "
+            "the last checkpoint"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
     if parallel.is_primary():
         try:
             _check_data(path)
-            _compare(path, _found(path), state)
+            _compare(path, _stored_leaves(path), state)
         except UserError as error:
             raise UserError(
                 f"{files.shown(path)} was written, but cannot be restored: {error}"
@@ -108,7 +108,7 @@ def read(path: epath.Path, target: Any, partial: bool = False) -> Any:
       UserError: it is not a checkpoint, belongs to another model or cannot be read.
     """
     check_path(path)
-    found = _found(path)
+    found = _stored_leaves(path)
     if partial:
         wanted = _leaves(target)
         found = {name: leaf for name, leaf in found.items() if name in wanted}
@@ -134,10 +134,10 @@ def _check_data(path: epath.Path) -> None:
     for part in parts or [path / "default"]:
         data = part / "d"
         if not data.exists() or not any(data.iterdir()):
-            raise UserError(f"{files.shown(data)} holds no arrays")
+            raise UserError(f"{files.shown(data)} contains no arrays")
 
 
-def _found(path: epath.Path) -> dict[str, str]:
+def _stored_leaves(path: epath.Path) -> dict[str, str]:
     """Reads the metadata of a checkpoint's arrays, in the format of `_leaves`.
 
     Raises:
@@ -149,7 +149,7 @@ def _found(path: epath.Path) -> dict[str, str]:
             return _leaves(metadata.item_metadata.tree)
         except (ValueError, OSError, AttributeError) as error:
             raise UserError(
-                f"{files.shown(path)} is no checkpoint of gsjax, or a damaged one"
+                f"{files.shown(path)} is not a gsjax checkpoint, or is damaged"
             ) from error
 
 
@@ -163,8 +163,8 @@ def _compare(path: epath.Path, found: dict[str, str], target: Any) -> None:
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UserError(
-                f"{files.shown(path)} is no checkpoint of this model: {name} is "
-                f"{found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+                f"{files.shown(path)} is not a checkpoint of this model: {name} is "
+                f"{found.get(name, 'missing')}, but should be {wanted.get(name, 'absent')}"
             )
 
 
@@ -188,7 +188,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _all_but_closed_loops(unraisable: Any) -> None:
+def _ignore_closed_loops(unraisable: Any) -> None:
     """Prints unraisable errors, except from writes that end after the first one has failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -147,7 +147,7 @@ def _finish(training: _Training) -> TrainState:
     if first >= num_steps and not unmeasured:
         metrics.log(f"finished: the checkpoint of step {first} exists, nothing to do")
         return state
-    environment.note_start(folder, first)
+    environment.record_start(folder, first)
     metrics.log(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
     with contextlib.closing(writers.create_writer(folder, first)) as writer:
         if unmeasured and training.monitor:
