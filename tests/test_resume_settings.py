@@ -215,5 +215,5 @@ def test_a_run_from_before_a_setting_and_a_fact_goes_on(trained, pictures, tmp_p
     assert int(pretrain(configured(pictures, {}), str(tmp_path / "run")).step) == 4
     content["config"]["encoder"]["gone"] = 3
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="encoder.gone: 3 -> unknown to this gsjax"):
+    with pytest.raises(UserError, match="encoder.gone: 3 -> unknown to this version of gsjax"):
         pretrain(configured(pictures, {}), str(tmp_path / "run"))

@@ -190,7 +190,7 @@ def test_second_start_skips_finished_members_and_touches_no_device(file, sequent
         text=True,
         check=True,
     )
-    assert [line for line in done.stdout.splitlines() if line.startswith("finished")] == [
+    assert [line for line in done.stdout.splitlines() if line.startswith("already finished")] == [
         f"already finished: {tmp_path / name}.json exists" for name in NAMES
     ]
     assert "device touched: False" in done.stdout
