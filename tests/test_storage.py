@@ -167,6 +167,12 @@ def test_an_incomplete_checkpoint_is_named_and_passed_over(tmp_path, capsys):
     (folder / "4" / "manifest.sha256").unlink()
     assert restored(tmp_path)["step"] == 2
     assert f"{warning}resuming from step 2" in capsys.readouterr().out
+    save(tmp_path / "other", 6)
+    save(tmp_path / "new", 4)
+    (tmp_path / "new/checkpoints/4/manifest.sha256").unlink()
+    other = tmp_path / "other/checkpoints/6"
+    assert restored(tmp_path / "new", str(other))["step"] == 6
+    assert f"(killed while saving): starting from {other}\n" in capsys.readouterr().out
     save(tmp_path, 4)
     assert restored(tmp_path)["step"] == 4
     assert capsys.readouterr().out == ""

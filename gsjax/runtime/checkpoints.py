@@ -159,7 +159,6 @@ class Checkpoints:
         chosen = _newest(self._workdir)
         first = int(chosen.name) if chosen else 0
         self._damaged = {step for step in steps if step > first}
-        begin = f"resuming from step {first}" if chosen else "starting from scratch"
         incomplete = [step for step in _steps(self._workdir) if step > first and step not in steps]
         # A kill during the first save leaves one, and no metrics of later steps.
         if chosen is None and (len(incomplete) > 1 or self._continued_past(incomplete)):
@@ -173,12 +172,13 @@ class Checkpoints:
             if not path.exists():
                 raise UserError(f"checkpoint.load: no checkpoint at {path}")
             branched = _checked(path)
+        found = chosen or branched
+        begin = f"resuming from step {first}" if chosen else f"starting from {found or 'scratch'}"
         for step in incomplete:
             path = _path(self._workdir, step)
             metrics.log(f"warning: {path} is incomplete (killed while saving): {begin}")
             if chosen is None:
                 _set_aside(path)  # two such leftovers would look like lost manifests
-        found = chosen or branched
         return found.as_posix() if found else None
 
     def _continued_past(self, steps: list[int]) -> bool:
