@@ -34,7 +34,7 @@ gsjax: self-supervised vision with graded similarity.
 
 usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config.KEY=VALUE ...]
 
-  --config FILE      a file in configs/; without it, the defaults (embedded photographs)
+  --config FILE      a file in configs/; without it, the defaults (built-in photographs)
   --workdir DIR      folder for all output of the run, also gs://...; default runs/<config name>
   --job NAME         default pretrain
   --config.KEY=VALUE overrides a setting

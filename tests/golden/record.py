@@ -3,7 +3,7 @@
     python tests/golden/record.py losses float64 FILE [NAME ...]
     python tests/golden/record.py scores DATA FILE
 
-`losses` trains every config, or those named, at small width on the embedded photographs and writes
+`losses` trains every config, or those named, at small width on the built-in photographs and writes
 the loss of each step. `scores` trains one small encoder in float64 and runs every evaluation job on
 it; DATA holds cifar10 in TFDS form and retrieval/rmini. The committed files name the commit that
 recorded them, under "commit"; `tests/test_golden.py` compares.
