@@ -32,11 +32,11 @@ _RATES = ", ".join(f"{row.linear_learning_rate:g} ({name})" for name, row in MET
 
 def _check_features(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.features.source == "folder" and not config.features.data_dir:
-        yield "features.source is folder; features.data_dir must name the folder"
+        yield "features.source is folder; set features.data_dir to its path"
     if "/" in config.features.name:
-        yield f"features.name is {config.features.name!r}; it is a file's name without a folder"
+        yield f"features.name is {config.features.name!r}; it must be a file name without a folder"
     if config.features.data_dir and not config.features.source:
-        yield "features.data_dir is set; say with features.source what it is: folder or a TFDS name"
+        yield "features.data_dir is set; set features.source too, to folder or a TFDS name"
 
 
 JOBS: dict[str, Job] = {
@@ -51,12 +51,14 @@ JOBS: dict[str, Job] = {
         "gsjax.evaluate.linear",
         "train a linear classifier on the frozen encoder",
         {
-            "linear.num_epochs": free(90, "over data.labeled_split", low=1),
-            "linear.batch_size": free(256, "over all devices and hosts", low=1),
-            "linear.learning_rate": free(0.0, f"per 256 images; 0 for the method's own: {_RATES}"),
-            "linear.momentum": free(0.9, "Nesterov's", high=0.9999),
+            "linear.num_epochs": free(90, "epochs over data.labeled_split", low=1),
+            "linear.batch_size": free(256, "images per step over all devices and hosts", low=1),
+            "linear.learning_rate": free(
+                0.0, f"per 256 images; 0 for the method's default: {_RATES}"
+            ),
+            "linear.momentum": free(0.9, "Nesterov momentum", high=0.9999),
             "linear.min_scale": free(
-                0.08, "smallest random crop as a share of the image", low=1e-6, high=1
+                0.08, "smallest random crop as a fraction of the image area", low=1e-6, high=1
             ),
             "linear.flip": free(0.5, "probability of a horizontal flip", high=1),
         },
@@ -67,64 +69,64 @@ JOBS: dict[str, Job] = {
         {
             "transfer.datasets": free(
                 "cifar10,cifar100,voc2007,aircraft,cars,flowers,food,pets",
-                "names of gsjax/evaluate/datasets.py, other TFDS names, or folders of data_dir "
-                "with train/ and test/ that hold a folder a class",
+                "names in gsjax/evaluate/datasets.py, other TFDS names, or folders in "
+                "transfer.data_dir with train/ and test/, each with one folder per class",
             ),
             "transfer.data_dir": free(
-                "", 'TFDS directory (its own default if "") and place of the folders'
+                "", 'TFDS directory ("" for the TFDS default), also searched for such folders'
             ),
             "transfer.max_examples": free(
-                0, "when positive, take a fixed random part of each split"
+                0, "if positive, use a fixed random subset of each split"
             ),
-            "transfer.max_iterations": free(500, "of L-BFGS for each l2 value", low=1),
+            "transfer.max_iterations": free(500, "L-BFGS iterations per l2 value", low=1),
             "transfer.memory_gb": free(
-                0.0, "for l2 values fitted at once; 0: one by one, from the last two"
+                0.0, "for fitting l2 values together; 0: one by one, each from the last two"
             ),
         },
     ),
     "retrieval": Job(
         "gsjax.evaluate.retrieval",
-        "rank pictures by similarity to queries",
+        "rank images by similarity to queries",
         {
             "retrieval.datasets": free(
-                "roxford5k,rparis6k", "folders of data_dir with gnd_<name>.pkl and jpg/"
+                "roxford5k,rparis6k", "folders in retrieval.data_dir with gnd_<name>.pkl and jpg/"
             ),
-            "retrieval.data_dir": free("", "where they are"),
+            "retrieval.data_dir": free("", "folder that contains them"),
             "retrieval.protocol": free(
                 "thesis",
-                "thesis: S x S pixels; aspect: keep the ratio; multiscale: at 3",
+                "thesis: S x S pixels; aspect: keep the aspect ratio; multiscale: that at 3 scales",
                 choices=("thesis", "aspect", "multiscale"),
             ),
             "retrieval.image_size": free(
-                1024, "longer side in pixels of aspect and multiscale", low=16, high=2**16
+                1024, "longer side in pixels, for aspect and multiscale", low=16, high=2**16
             ),
-            "retrieval.pictures": free(
-                3, "queries whose first ten results are drawn, for each data set"
-            ),
+            "retrieval.pictures": free(3, "queries per data set whose first ten results are drawn"),
         },
     ),
     "diagnostics": Job(
         "gsjax.evaluate.diagnostics",
-        "distances of views by overlap, nearest neighbors, map",
+        "view distances by overlap, nearest neighbors, map",
         {
             "diagnostics.num_images": free(
-                2000, "pictures of data.test_split that are measured and mapped", low=2
+                2000, "images of data.test_split to measure and map", low=2
             ),
-            "diagnostics.neighbors": free(6, "of them whose nearest neighbors are drawn"),
+            "diagnostics.neighbors": free(6, "images whose nearest neighbors are drawn"),
         },
     ),
     "features": Job(
         "gsjax.evaluate.export",
-        "write representations of pictures to a file",
+        "write representations of images to a file",
         {
             "features.source": free(
-                "", 'job features: as data.source; "" for that of the pre-training'
+                "", 'for the job features, as data.source; "" for the pre-training source'
             ),
-            "features.data_dir": free("", "its folder"),
+            "features.data_dir": free("", "as data.data_dir, for features.source"),
             "features.split": free(
-                "", 'its split; "" for data.split or, of a folder, all its pictures'
+                "", 'split; "" for data.split or, with a folder, all its images'
             ),
-            "features.name": free("", 'of the file; "" to make one of source and split'),
+            "features.name": free(
+                "", 'file name without .npz; "" to name it after source and split'
+            ),
         },
         _check_features,
     ),
@@ -136,14 +138,10 @@ JOBS: dict[str, Job] = {
     ),
     "report": Job(
         "gsjax.report.report",
-        "draw tables and figures of runs",
+        "compare runs in tables and figures",
         {
-            "report.runs": free(
-                "", "folders of further runs and sweeps, beside those under --workdir"
-            ),
-            "report.diagnostics": free(
-                True, "run the job diagnostics on checkpoints that have none"
-            ),
+            "report.runs": free("", "more folders with runs or sweeps, in addition to --workdir"),
+            "report.diagnostics": free(True, "run the job diagnostics on checkpoints that lack it"),
         },
         configured_by="file",
     ),
