@@ -49,14 +49,14 @@ def test_aircraft(tmp_path):
     (batch,) = input_pipeline.test_batches(opened["test"], transforms.Stretched(8), 3)
     np.testing.assert_allclose(batch["image"][:, 0, 0, 0], [0, 60, 120], atol=3)
     (folder / "images/1514522.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 missing pictures, such as .*1514522.jpg"):
+    with pytest.raises(UserError, match=r"1 missing images, such as .*1514522.jpg"):
         open_dataset("aircraft", DATA, str(tmp_path))
     (folder / "images").rename(folder / "pictures")
     with pytest.raises(UserError, match="data/images is missing"):
         open_dataset("aircraft", DATA, str(tmp_path))
     (folder / "pictures").rename(folder / "images")
     (folder / "variants.txt").write_text("707-320\n")
-    with pytest.raises(UserError, match="is no picture and variant"):
+    with pytest.raises(UserError, match="is not an image and a variant"):
         open_dataset("aircraft", DATA, str(tmp_path))
     with pytest.raises(UserError, match="unpack fgvc-aircraft-2013b.tar.gz"):
         open_dataset("aircraft", DATA, str(tmp_path / "nowhere"))
@@ -179,7 +179,7 @@ def test_how_classes_differ(first, second, message):
 
 def test_a_folder_with_one_split_is_not_taken_for_a_tfds_set(tmp_path):
     write_classes(tmp_path / "own", "train")
-    with pytest.raises(UserError, match="own has a folder train, but not both train and test"):
+    with pytest.raises(UserError, match="own has only train/; it needs both train/ and test/"):
         open_dataset("own", DATA, str(tmp_path))
     write_classes(tmp_path / "pictures", "training")
     with pytest.raises(UserError, match="a TFDS data set") as error:
@@ -208,16 +208,16 @@ def test_a_tfds_set_outside_of_the_table(shared_data):
 def test_names():
     assert datasets.parse_names("pets, cars,") == ["pets", "cars"]
     for text in ("", " , ", "pets,pets"):
-        with pytest.raises(UserError, match="is no list of different data sets"):
+        with pytest.raises(UserError, match="is not a comma-separated list of distinct data sets"):
             datasets.parse_names(text)
 
 
 def test_fixed_random_parts():
-    assert datasets.random_part(10, 0) is None and datasets.random_part(10, 10) is None
-    part = datasets.random_part(1000, 100)
+    assert datasets.random_subset(10, 0) is None and datasets.random_subset(10, 10) is None
+    part = datasets.random_subset(1000, 100)
     assert len(np.unique(part)) == 100 and (np.diff(part) > 0).all()
-    np.testing.assert_array_equal(part, datasets.random_part(1000, 100))
-    train, validation = datasets.split_off(101)
+    np.testing.assert_array_equal(part, datasets.random_subset(1000, 100))
+    train, validation = datasets.split_validation(101)
     assert len(validation) == 20
     np.testing.assert_array_equal(np.sort([*train, *validation]), np.arange(101))
     assert abs(np.corrcoef(validation, np.arange(20))[0, 1]) < 1.0  # not the first twenty

@@ -250,7 +250,7 @@ def test_linear_resumes_bit_by_bit(workdir, tmp_path, monkeypatch, capsys):
     (again,) = evaluate(linear, workdir, log__every_steps=1)
     assert again["scores"] == whole["scores"]
     assert len(evaluate(linear, workdir, linear__flip=0.0)) == 2
-    assert f"is put aside in {workdir}/linear.1" in capsys.readouterr().out
+    assert f"other settings to {workdir}/linear.1" in capsys.readouterr().out
 
 
 @pytest.mark.slow

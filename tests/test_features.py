@@ -56,7 +56,7 @@ def test_a_damaged_picture_keeps_its_row_and_is_named(folder, capsys):
     assert (reference.feature[~damaged].std(axis=1) > 0.1).all()
     assert features.report(folder, reference) is reference
     output = capsys.readouterr().out
-    assert "left out 3 of 50 pictures that cannot be decoded" in output and "/03.png" in output
+    assert "left out 3 of 50 images that cannot be decoded" in output and "/03.png" in output
     assert len(reference.decoded().label) == 47
     for devices in (1, 4):
         for batch_size in (7, 64, 1000):
@@ -93,7 +93,7 @@ def test_some_pictures_alone(folder):
 
 def test_nothing_but_damaged_pictures(folder):
     rows = extract(folder, 1, 8, indices=np.array([3, 30]))
-    with pytest.raises(UserError, match="not one picture"):
+    with pytest.raises(UserError, match="none of the images can be decoded"):
         features.report(folder, rows)
 
 

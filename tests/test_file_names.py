@@ -161,7 +161,7 @@ def test_aircraft_and_retrieval_in_folders_of_any_name(tmp_path, name):
         assert reds == [40, 80]
     for missing in (CAFE, "\ud800", "a\nb"):
         truth = truth._replace(names=(missing * 2,))
-        with pytest.raises(UserError, match=r"lacks '.*.jpg', in all 1 of 2 pictures") as error:
+        with pytest.raises(UserError, match=r"lacks 1 of 2 images, such as '.*.jpg'") as error:
             ground_truth.picture_paths(tmp_path / name, truth)
         assert str(error.value).isprintable()
 

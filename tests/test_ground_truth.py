@@ -157,13 +157,13 @@ def test_arrays_in_a_pickle_are_refused_with_the_way_out(tmp_path):
 def test_a_truncated_pickle(tmp_path, kept):
     data = pickle.dumps(content())
     write(tmp_path, data[: int(len(data) * kept) if isinstance(kept, float) else kept])
-    assert "damaged or cut short" in refusal(tmp_path)
+    assert "damaged or truncated" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b'{"imlist": ["a"', b"\xff\xfe\xfa", b"[" * 100_000])
 def test_damaged_json(tmp_path, data):
     (tmp_path / "gnd_own.json").write_bytes(data)
-    assert "damaged or cut short" in refusal(tmp_path)
+    assert "damaged or truncated" in refusal(tmp_path)
 
 
 def test_random_bytes_end_in_one_line(tmp_path):
@@ -198,29 +198,29 @@ def broken(path, value):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([1, 2], "should hold a dict"),
-        (broken(["imlist"], None), "needs 'imlist'"),
-        (broken(["imlist"], []), "needs 'imlist', a list that is not empty"),
-        (broken(["qimlist"], "qr"), "needs 'qimlist'"),
-        (broken(["gnd"], None), "needs 'gnd'"),
-        (broken(["imlist", 2], 7), "entry 2 of 'imlist' is no name"),
-        (broken(["qimlist", 1], ""), "entry 1 of 'qimlist' is no name"),
-        (broken(["gnd", 1], None), "2 names in 'qimlist' and 1 entries in 'gnd'"),
-        (broken(["gnd", 1], "r"), "query 1 ('r'): its entry in 'gnd' should be a dict"),
-        (broken(["gnd", 0, "junk"], None), "query 0 ('q'): its entry in 'gnd' should be a dict"),
-        (broken(["gnd", 0, "easy"], 3), "query 0 ('q'): its entry in 'gnd' should be a dict"),
-        (broken(["gnd", 0, "bbx"], [1, 2, 3]), "query 0 ('q'): 'bbx' should be four numbers"),
-        (broken(["gnd", 0, "bbx", 0], "1"), "query 0 ('q'): 'bbx' should be four numbers"),
-        (broken(["gnd", 0, "bbx", 2], float("inf")), "'bbx' should be four numbers"),
-        (broken(["gnd", 0, "bbx", 2], float("nan")), "'bbx' should be four numbers"),
-        (broken(["gnd", 0, "bbx", 2], 10**400), "'bbx' should be four numbers"),
+        ([1, 2], "must contain a dict"),
+        (broken(["imlist"], None), "'imlist' must be"),
+        (broken(["imlist"], []), "'imlist' must be a non-empty list"),
+        (broken(["qimlist"], "qr"), "'qimlist' must be"),
+        (broken(["gnd"], None), "'gnd' must be"),
+        (broken(["imlist", 2], 7), "entry 2 of 'imlist' is not an image name"),
+        (broken(["qimlist", 1], ""), "entry 1 of 'qimlist' is not an image name"),
+        (broken(["gnd", 1], None), "2 names in 'qimlist' but 1 entries in 'gnd'"),
+        (broken(["gnd", 1], "r"), "query 1 ('r'): its entry in 'gnd' must be a dict"),
+        (broken(["gnd", 0, "junk"], None), "query 0 ('q'): its entry in 'gnd' must be a dict"),
+        (broken(["gnd", 0, "easy"], 3), "query 0 ('q'): its entry in 'gnd' must be a dict"),
+        (broken(["gnd", 0, "bbx"], [1, 2, 3]), "query 0 ('q'): 'bbx' must be four numbers"),
+        (broken(["gnd", 0, "bbx", 0], "1"), "query 0 ('q'): 'bbx' must be four numbers"),
+        (broken(["gnd", 0, "bbx", 2], float("inf")), "'bbx' must be four numbers"),
+        (broken(["gnd", 0, "bbx", 2], float("nan")), "'bbx' must be four numbers"),
+        (broken(["gnd", 0, "bbx", 2], 10**400), "'bbx' must be four numbers"),
         (broken(["gnd", 0, "bbx"], [5, 0, 5, 9]), "x0, y0, x1, y1 = 5, 0, 5, 9 is empty"),
         (broken(["gnd", 0, "bbx"], [0, 9, 5, 8]), "query 0 ('q'): its box"),
-        (broken(["gnd", 1, "hard"], [4]), "query 1 ('r'): 'hard' should hold indices from 0 to 3"),
-        (broken(["gnd", 1, "junk"], [-1]), "'junk' should hold indices from 0 to 3, not -1"),
-        (broken(["gnd", 1, "easy"], [0.0]), "'easy' should hold indices from 0 to 3, not 0.0"),
-        (broken(["gnd", 1, "easy"], [True]), "'easy' should hold indices"),
-        (broken(["gnd", 1, "easy"], [1]), "query 1 ('r'): picture 1 stands twice"),
+        (broken(["gnd", 1, "hard"], [4]), "query 1 ('r'): 'hard' must contain indices from 0 to 3"),
+        (broken(["gnd", 1, "junk"], [-1]), "'junk' must contain indices from 0 to 3, not -1"),
+        (broken(["gnd", 1, "easy"], [0.0]), "'easy' must contain indices from 0 to 3, not 0.0"),
+        (broken(["gnd", 1, "easy"], [True]), "'easy' must contain indices"),
+        (broken(["gnd", 1, "easy"], [1]), "query 1 ('r'): image 1 appears twice"),
     ],
 )
 def test_a_wrong_structure_is_named(tmp_path, data, message):
@@ -238,12 +238,12 @@ def test_what_is_not_there(tmp_path):
 def test_missing_pictures_are_counted(tmp_path):
     write(tmp_path, content())
     truth = ground_truth.load(tmp_path, "own")
-    with pytest.raises(UserError, match="no folder .*jpg with the pictures: .*VGG"):
+    with pytest.raises(UserError, match="no image folder .*jpg: .*VGG"):
         ground_truth.picture_paths(tmp_path, truth)
     (tmp_path / "jpg").mkdir()
     for name in "acdq":
         (tmp_path / "jpg" / f"{name}.jpg").touch()
-    with pytest.raises(UserError, match=r"jpg lacks 'b.jpg', in all 2 of 6 pictures") as caught:
+    with pytest.raises(UserError, match=r"jpg lacks 2 of 6 images, such as 'b.jpg'") as caught:
         ground_truth.picture_paths(tmp_path, truth)
     assert "\n" not in str(caught.value)
     for name in "br":

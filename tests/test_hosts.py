@@ -227,7 +227,7 @@ def test_hosts_of_other_test_pictures_are_told(tmp_path):
     processes = together(tmp_path / "run", 2, *flags(**of_pictures(folders[0])), own=own)
     told = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    assert "is not the same on all hosts: give them the same files" in told[0]
+    assert "differs between hosts: give all hosts the same files" in told[0]
 
 
 def measured(workdir, name):

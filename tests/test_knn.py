@@ -73,7 +73,7 @@ def test_accuracy_counts_the_first_and_the_first_five():
 def test_search_is_in_full_precision():
     bank, labels, queries = data(50, 8)
     best = np.full((8, 3), -np.inf, np.float32), np.zeros((8, 3), np.int32)
-    jaxpr = jax.make_jaxpr(nearest._nearer)(queries, bank, labels.astype(np.int32), *best)
+    jaxpr = jax.make_jaxpr(nearest._merge_nearest)(queries, bank, labels.astype(np.int32), *best)
     assert "precision=Precision.HIGHEST" in str(jaxpr) or "HIGHEST" in str(jaxpr)
 
 

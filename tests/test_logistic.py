@@ -224,7 +224,7 @@ def test_products_have_the_highest_precision(values, multinomial):
     assert sum(len(dot.outvars[0].aval.shape) == 2 for dot in found) >= 5
     product = jax.make_jaxpr(logistic._logits)(jnp.ones((5, 3)), jnp.ones((3, 2)), jnp.ones(2))
     found += dots(product.jaxpr)
-    back = jax.make_jaxpr(logistic._back)(jnp.ones((values, 4, 6)), jnp.ones((7, 5)))
+    back = jax.make_jaxpr(logistic._rotate_back)(jnp.ones((values, 4, 6)), jnp.ones((7, 5)))
     found += dots(back.jaxpr)
     assert all(dot.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for dot in found)
 
@@ -261,10 +261,10 @@ def test_selection():
 def test_mistakes_are_told():
     features, labels, _, _ = digits()
     for arguments, message in (
-        ((features[0], labels, 10), "give \\[N, D\\]"),
+        ((features[0], labels, 10), "must have shape \\[N, D\\]"),
         ((features, labels, 9), "labels from 0 to 9 with 9 classes"),
         ((features, labels[1:], 10), "targets of shape"),
-        ((features, np.full((400, 10), 2), 10), "other values"),
+        ((features, np.full((400, 10), 2), 10), "must contain only"),
         ((features, labels, 10, np.array([1.0, 0.0])), "positive"),
         ((features + np.inf, labels, 10), "not finite"),
     ):

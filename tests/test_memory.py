@@ -89,7 +89,7 @@ except UserError as error:
 def test_search_too_large_for_the_memory_says_its_size():
     command = [sys.executable, "-c", SEARCH]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = "out of device memory: the search among 65536 pictures holds 1.0 GiB of features"
+    told = "out of device memory: the search among 65536 images keeps 1.0 GiB of features"
     assert done.stdout.startswith(told)
 
 
@@ -122,8 +122,8 @@ def test_other_errors_pass():
 
 @pytest.mark.parametrize(
     ("batch_size", "advice"),
-    [(8, "8 pictures are encoded at once; take a smaller features.batch_size"),
-     (1, "one picture is too large")],
+    [(8, "8 images are encoded together; use a smaller features.batch_size"),
+     (1, "one image is too large")],
 )  # fmt: skip
 def test_features_say_what_to_lower(pictures, batch_size, advice):
     config = changed(data__source="folder", data__data_dir=pictures)

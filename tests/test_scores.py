@@ -51,5 +51,5 @@ def test_map_without_any_positive_is_refused():
 @pytest.mark.parametrize("shapes", [((3,), (3, 1)), ((3,), (4,)), ((0,), (0,))])
 @pytest.mark.parametrize("score", [scores.top1, scores.mean_per_class])
 def test_shapes_are_checked(score, shapes):
-    with pytest.raises(ValueError, match="two equal shapes"):
+    with pytest.raises(ValueError, match="equal, non-empty shapes"):
         score(*(np.zeros(shape, np.int64) for shape in shapes))

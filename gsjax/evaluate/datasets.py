@@ -59,7 +59,7 @@ def parse_names(text: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{text!r} is no list of different data sets with commas between")
+        raise UserError(f"{text!r} is not a comma-separated list of distinct data sets")
     return names
 
 
@@ -82,24 +82,24 @@ def find_dataset(name: str, data: ml_collections.ConfigDict, data_dir: str) -> t
       UserError: it is missing.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name) if data_dir else ""
-    there = [split for split in ("train", "test") if folder and is_folder(f"{folder}/{split}")]
-    if len(there) == 1:
-        raise UserError(f"{shown(folder)} has a folder {there[0]}, but not both train and test")
-    if there:
+    present = [split for split in ("train", "test") if folder and is_folder(f"{folder}/{split}")]
+    if len(present) == 1:
+        raise UserError(f"{shown(folder)} has only {present[0]}/; it needs both train/ and test/")
+    if present:
         found = [v for v in _VALIDATION_FOLDERS if is_folder(f"{folder}/{v}")]
         dataset = DATASETS.get(name, Dataset("folder"))._replace(
             source="folder", train="train", test="test", validation=found[0] if found else ""
         )
         if dataset.metric == "map11":
             raise UserError(
-                f"{shown(folder)}: {name} has several labels a picture, which folders cannot"
+                f"{shown(folder)}: {name} has several labels per image; folders allow only one"
             )
         return dataset, folder
     dataset = DATASETS.get(name, Dataset(name))
     if dataset.source == "aircraft":
         open_aircraft(data_dir, dataset.test)
         return dataset, data_dir
-    splits = sources.tfds_splits(_at(data, dataset.source, data_dir))
+    splits = sources.tfds_splits(_with_source(data, dataset.source, data_dir))
     if name not in DATASETS:
         if "test" not in splits:
             dataset = dataset._replace(test="validation")
@@ -121,7 +121,7 @@ def open_dataset(
     """
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     opened = {
-        role: _open(_at(data, dataset.source, data_dir), split)
+        role: _open(_with_source(data, dataset.source, data_dir), split)
         for role, split in splits.items()
         if split
     }
@@ -132,7 +132,9 @@ def open_dataset(
     return dataset, opened
 
 
-def _at(data: ml_collections.ConfigDict, source: str, data_dir: str) -> ml_collections.ConfigDict:
+def _with_source(
+    data: ml_collections.ConfigDict, source: str, data_dir: str
+) -> ml_collections.ConfigDict:
     own = data.copy_and_resolve_references()
     with own.unlocked():
         own.source, own.data_dir = source, data_dir
@@ -166,7 +168,7 @@ def open_aircraft(data_dir: str, split: str) -> Source:
         image, _, variant = line.partition(" ")
         if variant not in numbers:
             raise UserError(
-                f"{shown(list_file)}: {line!r} is no picture and variant of variants.txt"
+                f"{shown(list_file)}: {line!r} is not an image and a variant from variants.txt"
             )
         paths.append(f"{root}/images/{image}.jpg")
         labels.append(numbers[variant])
@@ -174,20 +176,20 @@ def open_aircraft(data_dir: str, split: str) -> Source:
     missing = [path for path in paths if path not in present]
     if missing:
         raise UserError(
-            f"{shown(list_file)} names {len(missing)} missing pictures, such as {shown(missing[0])}"
+            f"{shown(list_file)} lists {len(missing)} missing images, such as {shown(missing[0])}"
         )
     name = f"FGVC-Aircraft, split {split!r}"
     return from_files(name, "aircraft", paths, np.array(labels, np.int32), class_names, root=root)
 
 
-def random_part(num_examples: int, size: int) -> np.ndarray | None:
+def random_subset(num_examples: int, size: int) -> np.ndarray | None:
     """Returns a fixed random choice of `size` indices, ascending; None for all."""
     if not 0 < size < num_examples:
         return None
     return np.sort(np.random.default_rng(0).choice(num_examples, size, replace=False))
 
 
-def split_off(num_examples: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+def split_validation(num_examples: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Splits rows into (train, validation), the latter a fixed random share of them."""
     permuted = np.random.default_rng(0).permutation(num_examples)
     held_out = round(share * num_examples)

@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         rows = job.encoder.features(source, transforms.central(config.data.image_size))
         path = job.workdir / "features" / f"{settings.name or _name(source.dataset, split)}.npz"
         if path.exists():
-            metrics.log(f"replaces {files.shown(path)}")
+            metrics.log(f"replacing {files.shown(path)}")
         if parallel.is_primary():
             paths = [_portable(path) for path in source.paths] or [""] * len(rows.indices)
             arrays = {
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
             with files.write_errors(path):
                 store.write_npz(path, arrays)
         metrics.log(
-            f"{len(rows.valid)} x {rows.feature.shape[1]} features written to {files.shown(path)}"
+            f"wrote {len(rows.valid)} x {rows.feature.shape[1]} features to {files.shown(path)}"
         )
 
 

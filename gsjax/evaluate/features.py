@@ -20,7 +20,7 @@ from gsjax.runtime import memory, metrics, parallel
 
 EncodeFn = Callable[[Any, jax.Array], jax.Array]
 
-_NAMED = 5  # damaged images named in a message
+_MAX_NAMED = 5  # damaged images named in a message
 
 
 class Features(NamedTuple):
@@ -76,7 +76,7 @@ def check_hosts(source: Source) -> None:
     if jax.process_count() == 1:  # hashing the names of millions of files takes time
         return
     if not parallel.agree(source.num_examples, source.names_digest):
-        raise UserError(f"{source.name} is not the same on all hosts: give them the same files")
+        raise UserError(f"{source.name} differs between hosts: give all hosts the same files")
 
 
 def extract(
@@ -121,7 +121,7 @@ def extract(
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     with contextlib.closing(batches), contextlib.closing(progress):
         for i, batch in enumerate(batches):
-            with memory.explain_out_of_memory(lambda: _smaller(batch_size, devices)):
+            with memory.explain_out_of_memory(lambda: _memory_advice(batch_size, devices)):
                 encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
                 part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
             feature, labels, index = (column[part[2] >= 0] for column in part)
@@ -140,10 +140,10 @@ def extract(
     return rows
 
 
-def _smaller(batch_size: int, devices: int) -> str:
+def _memory_advice(batch_size: int, devices: int) -> str:
     if batch_size > devices:
-        return f"{batch_size} pictures are encoded at once; take a smaller features.batch_size"
-    return "one picture is too large for the encoder; take a smaller size of the pictures"
+        return f"{batch_size} images are encoded together; use a smaller features.batch_size"
+    return "one image is too large for the encoder; use a smaller image size"
 
 
 def report(source: Source, rows: Features, need_all: bool = False) -> Features:
@@ -156,18 +156,18 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
     if need_all and rows.left_out:
         damaged = source.image_name(int(rows.indices[~rows.valid][0]))
         raise UserError(
-            f"{damaged} cannot be decoded: {source.name} needs every picture, fetch it again"
+            f"{damaged} cannot be decoded, but {source.name} needs every image: download it again"
         )
     if not rows.valid.any():
-        raise UserError(f"{source.name}: not one picture can be decoded")
+        raise UserError(f"{source.name}: none of the images can be decoded")
     if not np.isfinite(rows.feature.sum(axis=1)).all():
         raise UserError(f"features of {source.name} are not finite: the encoder is broken")
     if rows.left_out:
         damaged = rows.indices[~rows.valid]
-        names = ", ".join(source.image_name(int(i)) for i in damaged[:_NAMED])
-        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+        names = ", ".join(source.image_name(int(i)) for i in damaged[:_MAX_NAMED])
+        more = f" and {len(damaged) - _MAX_NAMED} more" if len(damaged) > _MAX_NAMED else ""
         metrics.log(
-            f"left out {len(damaged)} of {len(rows.valid)} pictures that cannot be decoded: "
+            f"left out {len(damaged)} of {len(rows.valid)} images that cannot be decoded: "
             f"{names}{more}"
         )
     return rows

@@ -17,9 +17,9 @@ from gsjax.runtime.files import shown
 DIFFICULTIES = ("easy", "medium", "hard")
 
 _HOW_TO_GET = (
-    "gnd_roxford5k.pkl and gnd_rparis6k.pkl are at https://cmp.felk.cvut.cz/revisitop, their "
-    "pictures on the pages of VGG's Oxford Buildings and Paris Buildings, to be put as "
-    "jpg/<picture>.jpg beside the ground truth"
+    "get gnd_roxford5k.pkl and gnd_rparis6k.pkl from https://cmp.felk.cvut.cz/revisitop and the "
+    "images, as jpg/<image>.jpg next to the ground truth, from the pages of VGG's Oxford Buildings "
+    "and Paris Buildings"
 )
 
 
@@ -54,7 +54,7 @@ class GroundTruth(NamedTuple):
 
 
 class _RefusedError(Exception):
-    """A pickle file asks for something it must not."""
+    """A pickle contains something other than plain data."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -100,14 +100,14 @@ def load(folder: epath.PathLike, name: str) -> GroundTruth:
         raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
     except _RefusedError as refused:
         raise UserError(
-            f"{shown(path)} asks for {refused}, and only dicts, lists, strings and numbers are "
-            "read from a pickle; if you trust it, convert it to JSON as "
-            f"{shown(files[1].name)} and remove it"
+            f"{shown(path)} contains {refused}; only dicts, lists, strings and numbers are read "
+            "from a pickle. If you trust it, convert it to JSON as "
+            f"{shown(files[1].name)} and delete the pickle"
         ) from refused
     except Exception as error:  # damaged bytes make pickle raise almost anything
         raise UserError(
-            f"{shown(path)} is damaged or cut short ({type(error).__name__}): "
-            "fetch or write it again"
+            f"{shown(path)} is damaged or truncated ({type(error).__name__}): "
+            "download or create it again"
         ) from error
     return _parse(content, path)
 
@@ -129,14 +129,14 @@ def picture_paths(
     """
     pictures = epath.Path(folder).expanduser() / "jpg"
     if not pictures.is_dir():
-        raise UserError(f"no folder {shown(pictures)} with the pictures: {_HOW_TO_GET}")
-    there = set(names_in(pictures.as_posix()))  # one listing, not a query per image
+        raise UserError(f"no image folder {shown(pictures)}: {_HOW_TO_GET}")
+    present = set(names_in(pictures.as_posix()))  # one listing, not a query per image
     names = [*truth.names, *(query.name for query in truth.queries)]
-    missing = [name for name in names if f"{name}.jpg" not in there]
+    missing = [name for name in names if f"{name}.jpg" not in present]
     if missing:
         first = f"'{shown(missing[0])}.jpg'"
         raise UserError(
-            f"{shown(pictures)} lacks {first}, in all {len(missing)} of {len(names)} pictures: "
+            f"{shown(pictures)} lacks {len(missing)} of {len(names)} images, such as {first}: "
             f"{_HOW_TO_GET}"
         )
     paths = [pictures / f"{name}.jpg" for name in names]
@@ -169,28 +169,28 @@ def _read_pickle(data: bytes) -> Any:
     # bypassing find_class, so these opcodes are rejected beforehand.
     for opcode, _, _ in pickletools.genops(data):
         if opcode.name.startswith("EXT"):
-            raise _RefusedError("an object of the extension registry")
+            raise _RefusedError("an object from the extension registry")
     return _PlainUnpickler(io.BytesIO(data)).load()
 
 
 def _parse(content: Any, path: epath.Path) -> GroundTruth:
     """Checks the structure; errors name the file and the query."""
     if not isinstance(content, dict):
-        raise UserError(f"{shown(path)} should hold a dict of imlist, qimlist and gnd")
+        raise UserError(f"{shown(path)} must contain a dict of imlist, qimlist and gnd")
     lists = []
     for key in ("imlist", "qimlist", "gnd"):
         if not isinstance(content.get(key), list | tuple) or not content[key]:
-            raise UserError(f"{shown(path)} needs {key!r}, a list that is not empty")
+            raise UserError(f"{shown(path)}: {key!r} must be a non-empty list")
         lists.append(content[key])
     names, query_names, answers = lists
     for key in ("imlist", "qimlist"):
         for number, name in enumerate(content[key]):
             if not isinstance(name, str) or not name:
-                raise UserError(f"{shown(path)}: entry {number} of {key!r} is no name of a picture")
+                raise UserError(f"{shown(path)}: entry {number} of {key!r} is not an image name")
     if len(query_names) != len(answers):
         raise UserError(
-            f"{shown(path)} has {len(query_names)} names in 'qimlist' and {len(answers)} entries "
-            "in 'gnd': they belong together, one for one"
+            f"{shown(path)} has {len(query_names)} names in 'qimlist' but {len(answers)} entries "
+            "in 'gnd'; it must have one of each per query"
         )
     queries = []
     for number, (name, answer) in enumerate(zip(query_names, answers, strict=True)):
@@ -206,18 +206,20 @@ def _parse_query(name: str, answer: Any, num_pictures: int) -> Query:
     if not isinstance(answer, dict) or not all(
         isinstance(answer.get(key), list | tuple) for key in keys
     ):
-        raise ValueError(f"its entry in 'gnd' should be a dict with the lists {', '.join(keys)}")
+        raise ValueError(f"its entry in 'gnd' must be a dict with the lists {', '.join(keys)}")
     box = answer["bbx"]
     if len(box) != 4 or not all(_is_number(side) for side in box):
-        raise ValueError("'bbx' should be four numbers x0, y0, x1, y1")
+        raise ValueError("'bbx' must be four numbers x0, y0, x1, y1")
     x0, y0, x1, y1 = (float(side) for side in box)
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"its box x0, y0, x1, y1 = {x0:g}, {y0:g}, {x1:g}, {y1:g} is empty")
     indices = [_parse_indices(key, answer[key], num_pictures) for key in keys[1:]]
-    every = np.sort(np.concatenate(indices))
-    twice = every[1:][every[1:] == every[:-1]]
-    if len(twice):
-        raise ValueError(f"picture {twice[0]} stands twice in its lists 'easy', 'hard' and 'junk'")
+    merged = np.sort(np.concatenate(indices))
+    repeated = merged[1:][merged[1:] == merged[:-1]]
+    if len(repeated):
+        raise ValueError(
+            f"image {repeated[0]} appears twice in its lists 'easy', 'hard' and 'junk'"
+        )
     return Query(name, (x0, y0, x1, y1), *indices)
 
 
@@ -225,7 +227,7 @@ def _parse_indices(key: str, indices: Sequence[Any], num_pictures: int) -> np.nd
     for index in indices:
         if type(index) is not int or not 0 <= index < num_pictures:
             raise ValueError(
-                f"{key!r} should hold indices from 0 to {num_pictures - 1}, not {index!r:.40}"
+                f"{key!r} must contain indices from 0 to {num_pictures - 1}, not {index!r:.40}"
             )
     return np.array(indices, np.int64)
 

@@ -24,20 +24,20 @@ def create_protocol(config: ml_collections.ConfigDict, bank_size: int) -> neares
     if config.k:
         protocol = protocol._replace(k=config.k)
     if protocol.k > bank_size:
-        raise UserError(_too_few(protocol.k, bank_size))
+        raise UserError(_bank_too_small(protocol.k, bank_size))
     return protocol
 
 
-def _too_few(k: int, bank_size: int) -> str:
-    return f"kNN asks for {k} neighbors among {bank_size} images; set knn.k to at most {bank_size}"
+def _bank_too_small(k: int, bank_size: int) -> str:
+    return f"kNN needs {k} neighbors among {bank_size} images; set knn.k to at most {bank_size}"
 
 
-def _too_many(bank: np.ndarray, queries: np.ndarray) -> str:
-    held = (queries.nbytes + bank[: nearest.BANK_CHUNK].nbytes) / 2**30
+def _search_too_large(bank: np.ndarray, queries: np.ndarray) -> str:
+    size = (queries.nbytes + bank[: nearest.BANK_CHUNK].nbytes) / 2**30
     return (
-        f"the search among {len(bank)} pictures holds {held:.1f} GiB of features on the device, "
-        f"with those of all {len(queries)} that ask; take a smaller test split or free the device "
-        "of other programs"
+        f"the search among {len(bank)} images keeps {size:.1f} GiB of features on the device, "
+        f"including all {len(queries)} queries; use a smaller test split, or stop other programs "
+        "on the device"
     )
 
 
@@ -50,13 +50,13 @@ def accuracy(bank: Features, queries: Features, protocol: nearest.Protocol) -> d
       UserError: the bank is smaller than the number of neighbors, or the search runs out of memory.
     """
     if protocol.k > len(bank.label):
-        raise UserError(_too_few(protocol.k, len(bank.label)))
-    shown = metrics.Progress("nearest neighbors", len(bank.label), inner=True)
-    with memory.explain_out_of_memory(lambda: _too_many(bank.feature, queries.feature)):
+        raise UserError(_bank_too_small(protocol.k, len(bank.label)))
+    search = metrics.Progress("nearest neighbors", len(bank.label), inner=True)
+    with memory.explain_out_of_memory(lambda: _search_too_large(bank.feature, queries.feature)):
         predicted = nearest.predict(
-            bank.feature, bank.label, queries.feature, protocol, progress=shown.update
+            bank.feature, bank.label, queries.feature, protocol, progress=search.update
         )
-    shown.close()
+    search.close()
     hits = predicted == queries.label[:, None]
     return {"top1": 100 * float(hits[:, 0].mean()), "top5": 100 * float(hits.any(axis=1).mean())}
 
@@ -82,8 +82,8 @@ class KNN:
     def __call__(self, encoder: Encoder) -> list[Result]:
         """Measures `knn/top1` and `knn/top5`."""
         rows = [encoder.features(part, self._transform) for part in (self.bank, self.queries)]
-        known, asked = (part.decoded() for part in rows)
-        scores = accuracy(known, asked, self.protocol)
+        bank, queries = (part.decoded() for part in rows)
+        scores = accuracy(bank, queries, self.protocol)
         return [
             Result(
                 self.queries.dataset,
@@ -94,8 +94,8 @@ class KNN:
                     "queries": self.queries.name,
                     "version": self.queries.version,
                     "transform": repr(self._transform),
-                    "num_bank": len(known.label),
-                    "num_queries": len(asked.label),
+                    "num_bank": len(bank.label),
+                    "num_queries": len(queries.label),
                     "num_left_out": sum(part.left_out for part in rows),
                 },
             )

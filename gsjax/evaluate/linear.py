@@ -68,10 +68,10 @@ class Linear:
     def __call__(self, encoder: Encoder) -> list[Result]:
         """Measures `linear/top1` and `linear/top5`."""
         settings = self._config.linear
-        usual = METHODS[self._config.method].linear_learning_rate
+        default = METHODS[self._config.method].linear_learning_rate
         protocol = {
             **settings.to_dict(),
-            "learning_rate": settings.learning_rate or usual,
+            "learning_rate": settings.learning_rate or default,
             "seed": self._config.seed,
             "train": self._train.name,
             "test": self._test.name,
@@ -118,14 +118,14 @@ class Linear:
         )
         data = _train_config(config)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(memory.explain_out_of_memory(lambda: _smaller(batch_size)))
+            stack.enter_context(memory.explain_out_of_memory(lambda: _memory_advice(batch_size)))
             saved = checkpoints.Checkpoints(self._folder, keep=2, keep_every=0)
             state = saved.restore("latest", create.eval_shape(init_key))
             if state is None:
                 state = create(init_key)
             first = int(state.step)
             metrics.log(
-                f"head     {num_steps} steps of {batch_size} of {self._train.num_examples} images, "
+                f"head     {self._train.num_examples} images, {num_steps} steps of {batch_size}, "
                 f"from step {first}"
             )
             writer = stack.enter_context(
@@ -147,8 +147,8 @@ class Linear:
                 writer=writer,
                 holds=saved.holds,
                 save=lambda done, state: saved.save(done, state, writer),
-                advice="Take a smaller linear.learning_rate, which begins a new head",
-                describe_memory=lambda _: _smaller(batch_size),
+                advice="Use a smaller linear.learning_rate; this starts a new head",
+                describe_memory=lambda _: _memory_advice(batch_size),
             )
             program = create_train_step(encoder, data.augment, optimizer, self._mesh)
             columns = ("global", "label")
@@ -182,7 +182,7 @@ def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | No
                 asides = (folder.with_name(f"{folder.name}.{n}") for n in numbers)
                 aside = next(path for path in asides if not path.exists())
                 folder.rename(aside)
-                metrics.log(f"the head of another encoder or settings is put aside in {aside}")
+                metrics.log(f"moved the head of another encoder or other settings to {aside}")
             folder.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 files.write_text(file, text)
@@ -205,10 +205,10 @@ def _create_head_fn(
     return jax.jit(create, out_shardings=parallel.replicated(mesh))
 
 
-def _smaller(batch_size: int) -> str:
+def _memory_advice(batch_size: int) -> str:
     return (
-        f"the step of linear.batch_size={batch_size} needs more than a device has; what keeps the "
-        f"recipe: more devices than {jax.device_count()}; a smaller linear.batch_size changes it"
+        f"a step at linear.batch_size={batch_size} does not fit on a device; use more devices than "
+        f"{jax.device_count()}, or a smaller linear.batch_size, which changes the recipe"
     )
 
 
@@ -276,5 +276,5 @@ def _num_classes(source: Source) -> int:
     if source.class_names:
         return len(source.class_names)
     if source.labels is None:
-        raise UserError(f"{source.name} is too large to count its classes and does not name them")
+        raise UserError(f"{source.name} does not name its classes and is too large to count them")
     return int(source.labels.max()) + 1

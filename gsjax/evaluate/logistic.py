@@ -126,7 +126,7 @@ def fit(
         values = jnp.asarray(group, dtype)
         result = solver.solve(*arrays, values, start, multinomial, max_iterations, tolerance)
         path = (path + list(zip(group, result[0], strict=True)))[-2:]
-        weights = np.asarray(_back(result[0], axes))
+        weights = np.asarray(_rotate_back(result[0], axes))
         # In float64: far from the origin, this is a difference of large numbers.
         biases = np.float64(result[0][..., -1]) - np.sum(mean[:, None] * weights, axis=1)
         parts.append((weights, biases.astype(dtype), *map(np.asarray, result[1:])))
@@ -189,24 +189,24 @@ def group_size(
 
 def _check(features, targets, num_classes, l2):
     if features.ndim != 2 or not features.size:
-        raise UserError(f"features of shape {features.shape}: give [N, D]")
+        raise UserError(f"features must have shape [N, D], not {features.shape}")
     if l2.ndim != 1 or not l2.size or not np.all((l2 > 0) & np.isfinite(l2)):
         raise UserError(f"l2 must be a list of positive numbers, not {l2}")
     if not np.isfinite(features).all():
-        raise UserError("features have values that are not finite: look at the encoder")
+        raise UserError("features are not finite: check the encoder")
     if targets.shape == features.shape[:1]:
         if num_classes < 2 or targets.min() < 0 or targets.max() >= num_classes:
             raise UserError(
                 f"labels from {targets.min()} to {targets.max()} with {num_classes} classes: "
-                "give 0 to classes - 1, two classes or more"
+                "use labels from 0 to classes - 1 and at least two classes"
             )
     elif targets.shape != (len(features), num_classes):
         raise UserError(
             f"targets of shape {targets.shape} for features of shape {features.shape} and "
-            f"{num_classes} classes: give labels [N], or 1, -1 and 0 [N, C]"
+            f"{num_classes} classes: give [N] labels, or [N, C] of 1, -1 and 0"
         )
     elif not np.isin(targets, (-1, 0, 1)).all():
-        raise UserError("targets [N, C] have other values than 1, -1 and 0")
+        raise UserError("targets [N, C] must contain only 1, -1 and 0")
 
 
 def _principal_axes(features, dtype):
@@ -239,7 +239,7 @@ def _principal_axes(features, dtype):
 
 
 @jax.jit
-def _back(rotated, axes):
+def _rotate_back(rotated, axes):
     """[L, C, R + 1] weights on the [D, R] axes -> [L, D, C]."""
     weights = jnp.swapaxes(rotated[..., :-1], 1, 2)
     return jnp.matmul(axes, weights, precision=lax.Precision.HIGHEST)

@@ -98,7 +98,7 @@ def create_monitor(
       UserError: a split is missing or unlabeled, or smaller than the number of neighbors.
     """
     if not config.data.labeled_split:
-        metrics.log("monitor  none: data.labeled_split is empty, there are no labels to measure")
+        metrics.log("monitor  none: data.labeled_split is empty")
         return None
     encoder = Encoder(
         method.networks["encoder"],

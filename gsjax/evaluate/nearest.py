@@ -14,7 +14,7 @@ from jax import lax
 
 BANK_CHUNK = 65536  # rows on the device at a time
 _QUERY_CHUNK = 1024
-_TOP = 5  # classes ranked
+_NUM_RANKED = 5  # classes ranked
 
 
 class Protocol(NamedTuple):
@@ -84,8 +84,8 @@ def _search(bank, queries, k, query_chunk, bank_chunk, progress) -> list[tuple]:
     ]
     for start in range(0, len(bank), bank_chunk):
         part = _unit(jnp.asarray(bank[start : start + bank_chunk]))
-        places = jnp.arange(start, start + len(part), dtype=jnp.int32)
-        best = [_nearer(q, part, places, *b) for q, b in zip(chunks, best, strict=True)]
+        positions = jnp.arange(start, start + len(part), dtype=jnp.int32)
+        best = [_merge_nearest(q, part, positions, *b) for q, b in zip(chunks, best, strict=True)]
         progress(min(start + bank_chunk, len(bank)))
     return best
 
@@ -96,13 +96,13 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _nearer(queries, bank, places, best, best_places):
+def _merge_nearest(queries, bank, positions, best, best_positions):
     """Merges the nearest so far ([N, k] cosines and positions) with another part of the bank."""
     cosines = jnp.matmul(queries, bank.T, precision=lax.Precision.HIGHEST)
     k = best.shape[1]
     values, indices = lax.top_k(cosines, min(k, len(bank)))
     values = jnp.concatenate([best, values], axis=1)
-    candidates = jnp.concatenate([best_places, places[indices]], axis=1)
+    candidates = jnp.concatenate([best_positions, positions[indices]], axis=1)
     best, order = lax.top_k(values, k)
     return best, jnp.take_along_axis(candidates, order, axis=1)
 
@@ -114,5 +114,5 @@ def _vote(cosines, labels, num_classes, temperature):
     def count(row_labels, row_weights):
         return jnp.zeros(num_classes, weights.dtype).at[row_labels].add(row_weights)
 
-    votes, classes = lax.top_k(jax.vmap(count)(labels, weights), min(_TOP, num_classes))
+    votes, classes = lax.top_k(jax.vmap(count)(labels, weights), min(_NUM_RANKED, num_classes))
     return jnp.where(votes > 0, classes, -1)

@@ -83,13 +83,13 @@ def draw_ranking(
     Returns:
       The figure, uint8 [H, W, 3].
     """
-    asked = _shrunk(query, _HEIGHT, 2 * _HEIGHT)
+    shrunk = _shrink(query, _HEIGHT, 2 * _HEIGHT)
     if box is not None:
-        scale = asked.height / len(query)
+        scale = shrunk.height / len(query)
         x0, y0, x1, y1 = box
-        _draw_box(asked, (y0, x0, y1 - y0, x1 - x0), scale, _COLORS[0])
+        _draw_box(shrunk, (y0, x0, y1 - y0, x1 - x0), scale, _COLORS[0])
     words = [word[:_MAX_WORD] for word in words or ("query", *marks)]
-    pictures = [asked, *(_shrunk(image, _HEIGHT, 2 * _HEIGHT) for image in results[:_NUM_RESULTS])]
+    pictures = [shrunk, *(_shrink(image, _HEIGHT, 2 * _HEIGHT) for image in results[:_NUM_RESULTS])]
     widths = [
         max(picture.width + 2 * _FRAME, _label_width(word))
         for picture, word in zip(pictures, words, strict=False)  # results are cut, words are not
@@ -128,14 +128,14 @@ def save(picture: np.ndarray, path: epath.Path) -> None:
 
 
 def _draw_original(canvas, original, boxes, place) -> None:
-    small = _shrunk(original, _CELL, _CELL)
+    small = _shrink(original, _CELL, _CELL)
     scale = _CELL / max(original.shape[:2])
     for box, color in zip(boxes, _COLORS, strict=True):
         _draw_box(small, box, scale, color)
     canvas.paste(small, place)
 
 
-def _shrunk(image: np.ndarray, height: int, width: int) -> Image.Image:
+def _shrink(image: np.ndarray, height: int, width: int) -> Image.Image:
     """Resizes an image to fit into height and width, keeping its aspect ratio."""
     scale = min(height / image.shape[0], width / image.shape[1])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))

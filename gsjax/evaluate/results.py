@@ -22,7 +22,7 @@ def read(file: epath.Path) -> list[dict]:
         check(entries)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} cannot be read ({type(error).__name__}: {error}): mend it or move it away"
+            f"{file} cannot be read ({type(error).__name__}: {error}): fix it or move it away"
         ) from error
     return entries
 
@@ -34,7 +34,7 @@ def check(entries: Any) -> None:
       ValueError, KeyError, TypeError: it is not.
     """
     if not all(isinstance(entry["scores"], dict) and "step" in entry for entry in entries):
-        raise ValueError("it is no list of results")
+        raise ValueError("it is not a list of results")
 
 
 def comparable(one: Mapping, other: Mapping) -> bool:

@@ -61,12 +61,12 @@ def eleven_point_map(scores: np.ndarray, targets: np.ndarray) -> float:
     values = np.array([average_precision.eleven_point(*column) for column in columns])
     if np.isnan(values).all():
         raise UserError(
-            f"mAP has no meaning: none of the {len(values)} classes has a positive among the "
-            f"{len(targets)} images; take a split with labels"
+            f"mAP is undefined: none of the {len(values)} classes has a positive among the "
+            f"{len(targets)} images; use a split with labels"
         )
     return 100 * float(np.nanmean(values))
 
 
 def _check(left: np.ndarray, right: np.ndarray, dimensions: int) -> None:
     if left.shape != right.shape or left.ndim != dimensions or not left.size:
-        raise ValueError(f"expected two equal shapes, not empty: {left.shape} and {right.shape}")
+        raise ValueError(f"expected equal, non-empty shapes, not {left.shape} and {right.shape}")

@@ -55,7 +55,7 @@ def save(folder: epath.Path, key: str, features: Features) -> None:
         with lock.exclusive(path):
             write_npz(path, {"key": np.array(key), **features._asdict()})
     except files.error_types(UserError) as error:
-        metrics.log(f"features are not kept in {files.shown(folder)}: {files.reason(error)}")
+        metrics.log(f"cannot keep features in {files.shown(folder)}: {files.reason(error)}")
 
 
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -49,9 +49,10 @@ class Transfer:
         with _named(name):
             dataset, opened = datasets.open_dataset(dataset, self._config.data, data_dir)
         transform = transforms.transfer(self._config.data.image_size)
+        size = settings.max_examples
         rows = {
             role: encoder.features(
-                source, transform, datasets.random_part(source.num_examples, settings.max_examples)
+                source, transform, datasets.random_subset(source.num_examples, size)
             )
             for role, source in opened.items()
         }
@@ -62,7 +63,7 @@ class Transfer:
             whole = rows["train"]
             rows["train"], rows["validation"] = (
                 Features(*(column[part] for column in whole))
-                for part in datasets.split_off(len(whole.label))
+                for part in datasets.split_validation(len(whole.label))
             )
         fitted = _fit(name, dataset.metric, num_classes, rows, settings)
         versions = {role: source.version for role, source in opened.items()}
@@ -110,11 +111,11 @@ def _fit(
         raise UserError(
             f"transfer.datasets: {name} has {num_classes} classes and "
             + ", ".join(f"{len(part.label)} {role}" for role, part in rows.items())
-            + " images: that is too few; raise transfer.max_examples if it is set"
+            + " images, which is too few; raise transfer.max_examples if it is set"
         )
 
     def fit(feature, label, l2, progress):
-        with memory.explain_out_of_memory(lambda: _smaller(name, feature, settings)):
+        with memory.explain_out_of_memory(lambda: _memory_advice(name, feature, settings)):
             return logistic.fit(
                 feature,
                 label,
@@ -135,21 +136,21 @@ def _fit(
     chosen, at_end = logistic.select(np.array(validation))
     l2 = logistic.GRID[chosen]
     if at_end:
-        metrics.log(f"{name}: warning: the best l2 value, {l2:.3g}, lies at the end of the grid")
+        metrics.log(f"{name}: warning: the best l2 value, {l2:.3g}, is at the end of the grid")
     final = fit(
         np.concatenate([train.feature, held_out.feature]),
         np.concatenate([train.label, held_out.label]),
         np.array([l2]),
-        metrics.Progress(f"{name}: all but the test images", 1, inner=True),
+        metrics.Progress(f"{name}: final fit", 1, inner=True),
     )
     value = score(
         metric, logistic.logits(test.feature, final.weights[0], final.biases[0]), test.label
     )
     metrics.log(
         f"{name}: {metric} {value:.2f} % at l2 = {l2:.3g}; "
-        f"{int(grid.converged.sum())} of {len(logistic.GRID)} values converged in "
-        f"{settings.max_iterations} steps"
-        + ("" if final.converged[0] else ", the last fit did not")
+        f"{int(grid.converged.sum())} of {len(logistic.GRID)} l2 values converged within "
+        f"{settings.max_iterations} iterations"
+        + ("" if final.converged[0] else "; the final fit did not")
         + (f"; max_examples={settings.max_examples}" if settings.max_examples else "")
     )
     columns = zip(logistic.GRID, validation, grid.converged, grid.iterations, strict=True)
@@ -165,11 +166,11 @@ def _fit(
     return _Fitted(value, details)
 
 
-def _smaller(name: str, feature: np.ndarray, settings: ml_collections.ConfigDict) -> str:
+def _memory_advice(name: str, feature: np.ndarray, settings: ml_collections.ConfigDict) -> str:
     rows = f"logistic regression on {len(feature)} x {feature.shape[1]} features of {name}"
     if settings.memory_gb:
         return f"{rows}; lower transfer.memory_gb={settings.memory_gb:g}"
-    return f"{rows}; take a part of them with transfer.max_examples"
+    return f"{rows}; use a subset with transfer.max_examples"
 
 
 def score(metric: str, logits: np.ndarray, labels: np.ndarray) -> float:
