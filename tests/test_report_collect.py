@@ -78,8 +78,8 @@ def test_the_same_seed_twice_counts_once_and_is_told(tmp_path):
     write_run(tmp_path / "c", 41.0)
     ((study,), _) = _find(tmp_path)
     assert _names(study) == {"SimCLR-GS": ["b"]}
-    assert ("c", "the same settings and seed as b") in study.missing
-    assert ("a", "the same settings and seed as b") in study.missing
+    assert ("c", "same settings and seed as b") in study.missing
+    assert ("a", "same settings and seed as b") in study.missing
 
 
 def test_a_folder_that_is_named_twice_counts_once(tmp_path):
@@ -153,7 +153,7 @@ def test_a_sweep_of_which_nothing_was_run(tmp_path):
     ((study,), _) = _find(tmp_path)
     assert (study.groups, study.absent) == ((), ("SimCLR",))
     assert compare.headline(study) == [
-        "A study: nothing has been trained to its end.",
+        "A study: no run has finished.",
         "Missing: 1, listed below.",
     ]
 
@@ -235,12 +235,12 @@ def test_nothing_to_report_on_is_one_line(tmp_path, name):
 
 def test_what_is_wrong_is_told_where_nothing_else_is_there(tmp_path):
     DAMAGE["torn config"](write_run(tmp_path / "bad", 40.0))
-    with pytest.raises(UserError, match=r"holds neither a run nor a sweep \(.*bad.config.json"):
+    with pytest.raises(UserError, match=r"no run or sweep in .* \(.*bad.config.json"):
         _find(tmp_path)
 
 
 def test_runs_of_the_setting_are_read_too():
-    assert [str(path) for path in collect.open_paths("/a", " /b, gs://c/d ,")] == [
+    assert [str(path) for path in collect.parse_paths("/a", " /b, gs://c/d ,")] == [
         "/a",
         "/b",
         "gs://c/d",

@@ -214,11 +214,11 @@ def test_each_law_of_the_overlap_has_a_histogram(tmp_path):
     panels, _ = _panels(tmp_path / "runs", tmp_path)
     notes = {panel.title: panel.note for panel in panels if "overlap of the crops" in panel.title}
     assert notes == {
-        "SimCLR-GS: overlap of the crops, and psi": (
-            "Pairs of crops of photos, as gs draws them. By the same law: SimCLR."
+        "SimCLR-GS: overlap of the crops and psi": (
+            "Pairs of crops from photos, sampled as in gs. Same distribution: SimCLR."
         ),
-        "SimCLR-GS, IoU: overlap of the crops, and psi": (
-            "Pairs of crops of photos, as other draws them."
+        "SimCLR-GS, IoU: overlap of the crops and psi": (
+            "Pairs of crops from photos, sampled as in other."
         ),
     }
 
@@ -240,9 +240,9 @@ def test_calibration_leaves_out_empty_bins():
 @pytest.mark.parametrize(
     ("counts", "drawn", "note"),
     [
-        ([19, 20, 500], [1, 2], "Bins of fewer than 20 directions are left out."),
+        ([19, 20, 500], [1, 2], "Bins with fewer than 20 directions are omitted."),
         ([20, 0, 500], [0, 2], ""),
-        ([19, 0, 1], [0, 2], "All bins are small, of fewer than 20 directions."),
+        ([19, 0, 1], [0, 2], "All bins have fewer than 20 directions."),
     ],
 )
 def test_calibration_leaves_out_small_bins_and_says_so(tmp_path, counts, drawn, note):
@@ -256,7 +256,7 @@ def test_calibration_leaves_out_small_bins_and_says_so(tmp_path, counts, drawn, 
     write_run(tmp_path / "runs" / "run", 40.0, results={"diagnostics": [entry]})
     panels, _ = _panels(tmp_path / "runs", tmp_path)
     (found,) = [panel.note for panel in panels if "distance by overlap" in panel.title]
-    assert found == f"Seed 5. Mean distance to the dashed line: 0.50. {note}".rstrip()
+    assert found == f"Seed 5. Mean distance from the dashed line: 0.50. {note}".rstrip()
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1], None, [0, 0, 0, 0], [-1, 0, 1, 5]])
@@ -264,7 +264,7 @@ def test_the_map_shows_every_picture(labels):
     places = {"x": [0.0, 1.0, 2.0, 3.0], "y": [4.0, 5.0, 6.0, 7.0], "label": labels}
     places["class_names"] = ["_cat", "$dog"] if labels else None
     axes = _axes()
-    draw.plane(axes, places)
+    draw.scatter_map(axes, places)
     points = np.concatenate([c.get_offsets() for c in axes.collections]).tolist()
     assert sorted(points) == [[0, 4], [1, 5], [2, 6], [3, 7]]
     shown = [text.get_text() for text in axes.get_legend().get_texts()] if axes.legend_ else []

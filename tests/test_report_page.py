@@ -168,10 +168,10 @@ def test_the_page_is_whole_and_asks_for_nothing(written):
 def test_the_page_begins_with_what_was_compared_and_what_came_out(written):
     page = _Page((written[0] / "index.html").read_text())
     text = " ".join(" ".join(page.texts).split())
-    start = text.index("What was compared, and what came out")
+    start = text.index("Summary")
     after = text[start : start + 400]
     assert f"Does <it> help & how?: {LABEL}; SimCLR (resnet18, width" in after
-    assert "4 finished runs" in after and "not told apart" not in after
+    assert "4 finished runs" in after and "no clear difference" not in after
     assert "never: not run" in text and "half: unfinished, step 50 of 100" in text
 
 
@@ -235,17 +235,17 @@ def test_pictures_are_at_most_as_wide_as_the_page(written):
 
 def test_a_section_says_under_its_figures_what_is_not_there(written):
     text = " ".join(_Page((written[0] / "index.html").read_text()).texts)
-    sweep, half, other = re.findall(r"Not here: .*\.", text)
+    sweep, half, other = re.findall(r"Not shown: .*\.", text)
     assert sweep == (
-        "Not here: spread, distance of the two views, learning rate, speed (not recorded)."
+        "Not shown: spread, distance between the two views, learning rate, speed (not recorded)."
     )
     assert (
         half
         == other
         == (
-            "Not here: pairs of views, nearest neighbors, maps (in none of the work directories); "
+            "Not shown: pairs of views, nearest neighbors, maps (not in any work directory); "
             "calibration and histograms of psi (no diagnostics); "
-            "loss, spread, distance of the two views, learning rate, speed (not recorded)."
+            "loss, spread, distance between the two views, learning rate, speed (not recorded)."
         )
     )
 
@@ -258,8 +258,8 @@ def test_a_section_of_summaries_says_where_its_pictures_are(tmp_path):
     shutil.rmtree(folder)
     ((study,), _) = collect.find([epath.Path(tmp_path)])
     assert absent.line(study) == (
-        "Not here: pairs of views, nearest neighbors, maps (they stand in the members' work "
-        "directories, not in their summaries)."
+        "Not shown: pairs of views, nearest neighbors, maps (in the members' work directories, "
+        "not in their summaries)."
     )
 
 
@@ -280,14 +280,14 @@ def test_nothing_to_report_on_is_one_line_and_status_2(tmp_path):
     done = _report(tmp_path / "missing")
     assert (done.returncode, done.stdout) == (2, "")
     folder = tmp_path / "missing"
-    assert f"gsjax: error: --job report: there is no folder {folder}\n" in done.stderr
+    assert f"gsjax: error: --job report: no such folder: {folder}\n" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["empty", "bad"])
 def test_where_nothing_can_be_read_nothing_is_written(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (write_run(tmp_path / "bad", 10.0) / "config.json").write_text("{")
-    with pytest.raises(UserError, match=f"^--job report: .*{name} holds neither a run nor a sweep"):
+    with pytest.raises(UserError, match=f"^--job report: no run or sweep in .*{name}"):
         report.run(defaults.get_config(), str(tmp_path / name))
     assert not (tmp_path / name / "report").exists()
 
@@ -406,8 +406,8 @@ def test_settings_without_an_effect_on_a_report_are_one_line(tmp_path):
     config = defaults.get_config()
     wrong = {"similarity.threshold": "0.7", "data.memory_gb": "1", "checkpoint.load": "50"}
     settings.override(config, {**wrong, "report.diagnostics": "false", "platform": "cpu"})
-    with pytest.raises(UserError, match="^--job report: a report takes ") as error:
+    with pytest.raises(UserError, match="^--job report: a report accepts ") as error:
         report.run(config, str(tmp_path))
-    words, _, names = str(error.value).partition(": leave out ")
+    words, _, names = str(error.value).partition(": remove ")
     assert "\n" not in words and set(names.split(", ")) == set(wrong)
     assert not (tmp_path / "report").exists()

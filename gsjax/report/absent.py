@@ -12,7 +12,7 @@ CURVES = {  # metric: what its panel shows
     "knn/top1": "kNN accuracy",
     "train/loss": "loss",
     "train/embedding_std": "spread",
-    "train/positive_distance": "distance of the two views",
+    "train/positive_distance": "distance between the two views",
     "train/learning_rate": "learning rate",
     "train/images_per_second": "speed",
 }
@@ -26,14 +26,14 @@ def line(study: Study) -> str:
     pictures = [what for file, what in PICTURES.items() if not any(_has(r, file) for r in runs)]
     curves = [what for name, what in CURVES.items() if not any(name in r.curves for r in runs)]
     if any(run.folder for run in runs):
-        why = "in none of the work directories"
+        why = "not in any work directory"
     else:
-        why = "they stand in the members' work directories, not in their summaries"
+        why = "in the members' work directories, not in their summaries"
     parts = [f"{', '.join(pictures)} ({why})"] if pictures else []
     if not any(_is_diagnosed(run) for run in runs):
         parts.append("calibration and histograms of psi (no diagnostics)")
     parts += [f"{', '.join(curves)} (not recorded)"] if curves else []
-    return f"Not here: {'; '.join(parts)}." if parts else ""
+    return f"Not shown: {'; '.join(parts)}." if parts else ""
 
 
 def _has(run: Run, file: str) -> bool:

@@ -49,20 +49,20 @@ def find(paths: Sequence[epath.Path]) -> tuple[list[Study], list[str]]:
     found = _Found()
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"--job report: there is no folder {path}")
+            raise UserError(f"--job report: no such folder: {path}")
         found.look(path, _DEPTH)
     studies = found.studies + _loose_studies(found.loose)
     if not studies:
         names = ", ".join(str(path) for path in paths)
         reason = f" ({found.damaged[0]})" if found.damaged else ""
         raise UserError(
-            f"--job report: {names} holds neither a run nor a sweep{reason}; --workdir names the "
-            "folder of a run, of a sweep, or of several"
+            f"--job report: no run or sweep in {names}{reason}; set --workdir to the folder of one "
+            "or of several"
         )
     return studies, found.damaged
 
 
-def open_paths(workdir: str, others: str) -> list[epath.Path]:
+def parse_paths(workdir: str, others: str) -> list[epath.Path]:
     """Returns the folders given by `--workdir` and `report.runs`."""
     names = [workdir, *(name.strip() for name in others.split(",") if name.strip())]
     return [files.absolute(name) for name in names]
@@ -126,8 +126,8 @@ def _loose_studies(loose: Sequence[Run]) -> list[Study]:
                 groups.label_of(run.config),
             )
         )
-        found, repeated = groups.grouped(members)
-        missing = [(run.name, _why(run)) for run in members if not run.finished]
+        found, repeated = groups.group_runs(members)
+        missing = [(run.name, _unfinished(run)) for run in members if not run.finished]
         title = f"Run {members[0].name}" if len(members) == 1 else f"{len(members)} runs"
         title += f" on {images}" if len(by_images) > 1 else ""
         studies.append(Study(title, (), "", found, (*missing, *repeated)))
@@ -160,13 +160,13 @@ def _study(folder: epath.Path, damaged: list[str]) -> Study:
             continue
         found.append(run)
         if not run.finished:
-            missing.append((name, _why(run)))
+            missing.append((name, _unfinished(run)))
     planned = [(about["label"], about["value"]) for _, about in members]
     found.sort(key=lambda run: planned.index((run.member["label"], run.member["value"])))
-    there, repeated = groups.grouped(found)
+    present, repeated = groups.group_runs(found)
     ran = {(run.member["label"], run.member["value"]) for run in found}
-    absent = [groups.name_of(*one) for one in dict.fromkeys(planned) if one not in ran]
-    return Study(title, shows, axis, there, (*missing, *repeated), tuple(absent))
+    absent = [groups.name_of(*key) for key in dict.fromkeys(planned) if key not in ran]
+    return Study(title, shows, axis, present, (*missing, *repeated), tuple(absent))
 
 
 def _member(folder: epath.Path, name: str, about: dict[str, Any], damaged: list[str]) -> Run | None:
@@ -182,12 +182,12 @@ def _member(folder: epath.Path, name: str, about: dict[str, Any], damaged: list[
     try:
         later = runs.read(own)
     except UserError as error:
-        damaged.append(f"{error}; its summary stands in")
+        damaged.append(f"{error}; using its summary instead")
         return run
     if later.step != run.step:  # checkpoints were removed, or it is retraining
         return run
     return dataclasses.replace(run, results={**run.results, **later.results})
 
 
-def _why(run: Run) -> str:
+def _unfinished(run: Run) -> str:
     return f"unfinished, step {run.step} of {run.num_steps}"

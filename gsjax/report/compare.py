@@ -16,12 +16,12 @@ CONFIDENCE = 0.95
 PRIMARY = "kNN top-1"  # the score in the thesis' figures, measured in every pre-training run
 _CALIBRATION = "calibration error"
 # Settings that affect the kNN accuracy of raw pixels, and that of an untrained encoder.
-_OF_PIXELS = (
+_PIXEL_SETTINGS = (
     *("data.source", "data.num_images", "data.labeled_split", "data.test_split"),
     *("data.image_size", "data.mean", "data.std", "knn.preset", "knn.k"),
 )
-_OF_UNTRAINED = (
-    *_OF_PIXELS,
+_UNTRAINED_SETTINGS = (
+    *_PIXEL_SETTINGS,
     *("encoder.name", "encoder.width", "encoder.stem", "encoder.zero_init_residual"),
 )
 
@@ -82,19 +82,19 @@ def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
     """
     pixels: dict[str, dict[str, list[float]]] = {}
     untrained: dict[str, dict[str, dict[int, float]]] = {}
-    several = {
+    varying = {
         key
-        for key in _OF_UNTRAINED
+        for key in _UNTRAINED_SETTINGS
         for group in groups
         if group.shaping[key] != groups[0].shaping[key]
     }
     for group in groups:
         for run in group.runs:
-            label = _among("raw pixels", group, several & set(_OF_PIXELS))
+            label = _qualified("raw pixels", group, varying & set(_PIXEL_SETTINGS))
             if run.curves.get("knn/pixels_top1"):
                 value = run.curves["knn/pixels_top1"][0][1]
                 pixels.setdefault(label, {PRIMARY: [value]})
-            label = _among("untrained encoder", group, several)
+            label = _qualified("untrained encoder", group, varying)
             for score, value in _scores(run, 0).items():
                 seeds = untrained.setdefault(label, {}).setdefault(score, {})
                 seeds.setdefault(run.config["seed"], value)
@@ -104,9 +104,9 @@ def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def _among(label: str, group: Group, several: Collection[str]) -> str:
+def _qualified(label: str, group: Group, varying: Collection[str]) -> str:
     """Returns the label with the settings that distinguish it from others of its kind."""
-    parts = [f"{key}={settings.text(group.shaping[key])}" for key in sorted(several)]
+    parts = [f"{key}={settings.text(group.shaping[key])}" for key in sorted(varying)]
     return f"{label} ({', '.join(parts)})" if parts else label
 
 
@@ -145,12 +145,12 @@ def score_names(groups: Sequence[Group]) -> list[str]:
 def difference(group: Group, groups: Sequence[Group], score: str) -> Difference | None:
     """Returns a group's paired difference from its baseline; None if they cannot be compared."""
     baseline = baseline_of(group, groups)
-    if not baseline or (score == _CALIBRATION and _asked(group) != _asked(baseline)):
+    if not baseline or (score == _CALIBRATION and _target_psi(group) != _target_psi(baseline)):
         return None
     return paired(by_seed(group, score), by_seed(baseline, score))
 
 
-def _asked(group: Group) -> set[str]:
+def _target_psi(group: Group) -> set[str]:
     """Returns the psi that the calibration error of its runs is measured against."""
     entries = [entry for run in group.finished for entry in run.results.get("diagnostics", [])]
     return {str(entry.get("protocol", {}).get("psi")) for entry in entries}
@@ -221,7 +221,7 @@ def length_of(group: Group, axis: str = "") -> str:
 def headline(study: Study) -> list[str]:
     """Says in sentences what was compared and found, claiming nothing beyond the intervals."""
     finished = [group for group in study.groups if group.finished]
-    lines = [f"{study.title}: nothing has been trained to its end."]
+    lines = [f"{study.title}: no run has finished."]
     if finished:
         data = ", ".join(dict.fromkeys(str(group.shaping["data.source"]) for group in finished))
         by_length: dict[str, list[Group]] = {}
@@ -268,11 +268,11 @@ def _names(study: Study, groups: Sequence[Group]) -> str:
 
 def _verdict(found: Difference) -> str:
     if found.low is None or found.high is None:
-        return f"{signed(found.mean)[0]} points (one seed, so no interval) against"
+        return f"{signed(found.mean)[0]} points (one seed, so no interval) relative to"
     mean, low, high = signed(found.mean, found.low, found.high)
     text = f"{mean} points (95 % interval {low} to {high}, {found.pairs} pairs)"
     if found.low > 0:
         return f"{text}: higher than"
     if found.high < 0:
         return f"{text}: lower than"
-    return f"{text}: not told apart from"
+    return f"{text}: no clear difference from"

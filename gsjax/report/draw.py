@@ -19,9 +19,9 @@ Line = list[tuple[float, float]]  # (step or epoch, value), ascending
 GRAY = "#888888"
 # Readable on white and on black.
 _COLORS = ("#3b82c4", "#e07b39", "#3f9b5c", "#b65fc2", "#c9a227", "#35a3b5", "#d1495b", GRAY)
-_FEWEST = 20  # smallest calibration bin to draw; a pair of views counts in both directions
+_MIN_BIN_COUNT = 20  # smallest calibration bin to draw; a pair of views counts in both directions
 _FEW = 5  # most legend entries at full size
-_MOST_CLASSES = 12  # most classes that a map's legend names
+_MAX_CLASSES = 12  # most classes that a map's legend names
 
 
 def colors(study: Study) -> dict[str, str]:
@@ -144,7 +144,7 @@ def histograms(axes: Axes, details: Mapping[str, Any]) -> None:
         share = counts / max(counts.sum(), 1)
         axes.bar(left, share, 0.5 / len(counts), align="edge", label=label)
     axes.set_xlabel("overlap of the two crops, and psi")
-    axes.set_ylabel("share of pairs")
+    axes.set_ylabel("fraction of pairs")
     axes.legend()
 
 
@@ -154,12 +154,12 @@ def large_bins(bins: Mapping[str, Any]) -> tuple[list[int], str]:
     If none is, as in a tiny run, returns all non-empty ones.
     """
     filled = [i for i, count in enumerate(bins["count"]) if count]
-    large = [i for i in filled if bins["count"][i] >= _FEWEST]
+    large = [i for i in filled if bins["count"][i] >= _MIN_BIN_COUNT]
     if len(large) == len(filled):
         return large, ""
     if large:
-        return large, f"Bins of fewer than {_FEWEST} directions are left out."
-    return filled, f"All bins are small, of fewer than {_FEWEST} directions."
+        return large, f"Bins with fewer than {_MIN_BIN_COUNT} directions are omitted."
+    return filled, f"All bins have fewer than {_MIN_BIN_COUNT} directions."
 
 
 def calibration(axes: Axes, bins: Mapping[str, Any], color: str) -> None:
@@ -168,24 +168,24 @@ def calibration(axes: Axes, bins: Mapping[str, Any], color: str) -> None:
     middle = [(bins["ioa_low"][i] + bins["ioa_high"][i]) / 2 for i in rows]
     column = {name: [bins[name][i] for i in rows] for name in bins}
     for low, high, alpha in (("q10", "q90", 0.2), ("q25", "q75", 0.3)):
-        label = f"{low[1:]} to {high[1:]} %"
+        label = f"{low[1:]}th to {high[1:]}th percentile"
         axes.fill_between(middle, column[low], column[high], color=color, alpha=alpha, label=label)
     axes.plot(middle, column["mean"], color=color, marker="o", markersize=3, label="mean")
     axes.plot(middle, column["target"], color=GRAY, linestyle="--", label="1 - psi")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, max([1.5, *(1.05 * value for value in column["q90"])]))
     axes.set_xlabel("IoA of the two crops")
-    axes.set_ylabel("distance of the embeddings")
+    axes.set_ylabel("distance between the embeddings")
     axes.legend()
 
 
-def plane(axes: Axes, places: Mapping[str, Any]) -> None:
+def scatter_map(axes: Axes, places: Mapping[str, Any]) -> None:
     """Draws the map of the representations, one color per label."""
     x, y = np.asarray(places["x"]), np.asarray(places["y"])
     labels = np.asarray(places["label"] or [0] * len(x))
     names = places["class_names"] or []
     shown = np.unique(labels).tolist()
-    with_legend = 1 < len(shown) <= _MOST_CLASSES
+    with_legend = 1 < len(shown) <= _MAX_CLASSES
     for i, number in enumerate(shown):
         inside = labels == number
         name = names[number] if 0 <= number < len(names) else str(number)

@@ -30,7 +30,7 @@ _CURVES = {  # metric: (title, axis)
     _KNN: ("kNN accuracy during pre-training", "top-1, %"),
     "train/loss": ("Loss", "loss"),
     "train/embedding_std": ("Spread of the embeddings (0 is collapse)", "std x sqrt(d)"),
-    "train/positive_distance": ("Distance of the two views", "distance"),
+    "train/positive_distance": ("Distance between the two views", "distance"),
     "train/learning_rate": ("Learning rate", "learning rate"),
     "train/images_per_second": ("Speed", "images/s"),
 }
@@ -104,7 +104,7 @@ class Panels:
         if any(group.is_baseline for group in groups):
             notes.append("Dashed: without graded similarity.")
         if any(len(group.runs) > 1 for group in groups):
-            notes.append("Thick: mean over seeds, as far as all go; thin: each seed.")
+            notes.append("Thick: mean over seeds, where all have values; thin: each seed.")
         return self._render(name, title, " ".join(notes), fill)
 
     def _over_axis(self) -> Panel | None:
@@ -113,26 +113,26 @@ class Panels:
         if not any(compare.by_seed(group, compare.PRIMARY) for group in on_axis):
             return None
         note = "Line: mean over seeds; points: each seed."
-        title = f"kNN accuracy over {axis}"
+        title = f"kNN accuracy by {axis}"
         return self._render("axis", title, note, lambda axes: draw.over_axis(axes, self._study))
 
     def _histograms(self) -> list[Panel | None]:
         """Returns one panel per combination of crop distribution and psi."""
-        laws: dict[str, list[tuple[Group, Run, dict]]] = {}
+        by_key: dict[str, list[tuple[Group, Run, dict]]] = {}
         for group in self._study.groups:
             found = _diagnosed(group.runs)
             if found:
-                laws.setdefault(_law_of_overlap(found[1]), []).append((group, *found))
-        return [self._histogram(of_law) for of_law in laws.values()]
+                by_key.setdefault(_overlap_key(found[1]), []).append((group, *found))
+        return [self._histogram(matching) for matching in by_key.values()]
 
-    def _histogram(self, of_law: list[tuple[Group, Run, dict]]) -> Panel | None:
-        first, *rest = sorted(of_law, key=lambda drawn: drawn[0].is_baseline)
+    def _histogram(self, matching: list[tuple[Group, Run, dict]]) -> Panel | None:
+        first, *rest = sorted(matching, key=lambda drawn: drawn[0].is_baseline)
         group, run, entry = first
-        note = f"Pairs of crops of {entry['dataset']}, as {run.name} draws them."
+        note = f"Pairs of crops from {entry['dataset']}, sampled as in {run.name}."
         others = [other.name for other, _, _ in rest]
         if others:
-            note += f" By the same law: {', '.join(others)}."
-        name, title = f"overlap_{slug(group.name)}", f"{group.name}: overlap of the crops, and psi"
+            note += f" Same distribution: {', '.join(others)}."
+        name, title = f"overlap_{slug(group.name)}", f"{group.name}: overlap of the crops and psi"
         return self._try(
             lambda: self._render(
                 name, title, note, lambda axes: draw.histograms(axes, entry["details"])
@@ -147,10 +147,10 @@ class Panels:
         run, entry = found
         note = _seed(run)
         if group.is_baseline:
-            note += " The dashed line is what graded similarity would ask for; this run was not."
+            note += " The dashed line is the target of graded similarity, not used in this run."
         error = entry["scores"].get("diagnostics/calibration_error", math.nan)
         if math.isfinite(error):
-            note += f" Mean distance to the dashed line: {compare.number(error)}."
+            note += f" Mean distance from the dashed line: {compare.number(error)}."
         name, title = f"calibration_{i}_{slug(group.name)}", f"{group.name}: distance by overlap"
 
         def make() -> Panel:
@@ -174,8 +174,8 @@ class Panels:
             lambda: self._render(
                 f"map_{i}_{slug(group.name)}",
                 f"{group.name}: map of the representations",
-                f"UMAP of test pictures by cosine, colored by label. {_seed(run)}",
-                lambda axes: draw.plane(axes, json.loads(file.read_text())),
+                f"UMAP of test images by cosine distance, colored by label. {_seed(run)}",
+                lambda axes: draw.scatter_map(axes, json.loads(file.read_text())),
             ),
             run,
         )
@@ -251,7 +251,7 @@ def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
     return None
 
 
-def _law_of_overlap(entry: Mapping[str, Any]) -> str:
+def _overlap_key(entry: Mapping[str, Any]) -> str:
     """Returns all that IoA and psi of crop pairs depend on, apart from chance."""
     protocol = entry.get("protocol", {})
     crops = [protocol.get("augment", {}).get(key) for key in ("crop", "min_scale", "max_scale")]

@@ -10,10 +10,10 @@ from gsjax.methods import METHODS
 from gsjax.sweep.runs import Run
 
 # These do not affect the encoder, but do affect what the kNN monitor measures on it.
-_OF_THE_MONITOR = ("data.labeled_split", "data.test_split", "knn.preset", "knn.k")
-_NOT_OF_THE_PROTOCOL = ("seed", "num_left_out")
+_MONITOR_SETTINGS = ("data.labeled_split", "data.test_split", "knn.preset", "knn.k")
+_NOT_COMPARED = ("seed", "num_left_out")
 _UNGRADED_SCALE = 0.5  # with it, graded NT-Xent at psi = 1 is NT-Xent plus a constant
-_OF_THE_METHOD = ("learning_rate",)  # of the linear evaluation; each method has its own
+_METHOD_SETTINGS = ("learning_rate",)  # of the linear evaluation; each method has its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def label_of(config: Mapping[str, Any]) -> str:
 
 def shaping(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of `Group.shaping`, with defaults for missing ones."""
-    found = settings.shaping(config) | {key: _flat(config)[key] for key in _OF_THE_MONITOR}
+    found = settings.shaping(config) | {key: _flat(config)[key] for key in _MONITOR_SETTINGS}
     found["data.num_images"] = data.get("num_images")
     return {key: value for key, value in found.items() if key != "seed"}
 
@@ -99,7 +99,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings.flatten(defaults.get_config()) | settings.flatten(config)
 
 
-def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, str], ...]]:
+def group_runs(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, str], ...]]:
     """Groups runs that differ only in the seed, in the order of each group's first run.
 
     Returns:
@@ -117,7 +117,7 @@ def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, s
         for run in sorted(runs, key=lambda run: (-run.step, -len(_entries(run)))):
             first = by_seed.setdefault(run.config["seed"], run)
             if first is not run:
-                repeated.append((run.name, f"the same settings and seed as {first.name}"))
+                repeated.append((run.name, f"same settings and seed as {first.name}"))
         first = runs[0]
         groups.append(
             Group(
@@ -132,15 +132,15 @@ def grouped(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str, s
 
 def _disambiguate(groups: list[Group]) -> tuple[Group, ...]:
     """Adds to identical names the settings in which the groups differ."""
-    told = []
+    renamed = []
     for group in groups:
         twins = [other for other in groups if other.name == group.name]
         keys = [k for k, v in group.shaping.items() if any(t.shaping.get(k) != v for t in twins)]
         if keys:
             detail = ", ".join(f"{key}={settings.text(group.shaping[key])}" for key in keys)
             group = dataclasses.replace(group, label=f"{group.label} ({detail})")
-        told.append(group)
-    return tuple(told)
+        renamed.append(group)
+    return tuple(renamed)
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -163,24 +163,24 @@ def separate_protocols(found: Sequence[Run]) -> list[Run]:
 
     The variant names the settings in which they differ, so that a table never mixes them.
     """
-    ways: dict[tuple[str, str], list[dict[tuple[str, ...], Any]]] = {}
+    protocols: dict[tuple[str, str], list[dict[tuple[str, ...], Any]]] = {}
     for run in found:
         for job, entry in _entries(run):
-            ways.setdefault((job, entry["dataset"]), []).append(_protocol(run, entry))
-    told: list[Run] = []
+            protocols.setdefault((job, entry["dataset"]), []).append(_protocol(run, entry))
+    separated: list[Run] = []
     for run in found:
         results: dict[str, list[dict[str, Any]]] = {job: [] for job in run.results}
         for job, entry in _entries(run):
             own = _protocol(run, entry)
-            others = ways[job, entry["dataset"]]
+            others = protocols[job, entry["dataset"]]
             keys = [k for k in own if any(k in other and other[k] != own[k] for other in others)]
             # The training's settings already say what diagnostics are measured on.
             if keys and job != "diagnostics":
                 detail = ", ".join(f"{key[-1]}={_short(own[key])}" for key in keys)
                 entry = {**entry, "variant": f" ({detail})"}
             results[job].append(entry)
-        told.append(dataclasses.replace(run, results=results))
-    return told
+        separated.append(dataclasses.replace(run, results=results))
+    return separated
 
 
 def _entries(run: Run) -> list[tuple[str, dict[str, Any]]]:
@@ -190,9 +190,9 @@ def _entries(run: Run) -> list[tuple[str, dict[str, Any]]]:
 def _protocol(run: Run, entry: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Returns the settings of a measurement; those specific to a method are keyed by its name."""
     return {
-        (run.config["method"], key) if key in _OF_THE_METHOD else (key,): value
+        (run.config["method"], key) if key in _METHOD_SETTINGS else (key,): value
         for key, value in entry.get("protocol", {}).items()
-        if key not in _NOT_OF_THE_PROTOCOL
+        if key not in _NOT_COMPARED
     }
 
 

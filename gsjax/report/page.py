@@ -67,7 +67,7 @@ def write(
     thesis: Sequence[Table],
     background: Sequence[Table],
     damaged: Sequence[str],
-    made: str,
+    byline: str,
 ) -> None:
     """Writes index.html, tables.md and a CSV file for each table.
 
@@ -77,7 +77,7 @@ def write(
       thesis: tables of the thesis, with our numbers.
       background: settings and environments.
       damaged: a line for each file that could not be read.
-      made: what made the report and when, in one line.
+      byline: the program and the time, in one line.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gsjax.report", "."),
@@ -87,7 +87,7 @@ def write(
         lstrip_blocks=True,
     )
     page = environment.get_template("template.html").render(
-        sections=sections, thesis=thesis, background=background, damaged=damaged, made=made
+        sections=sections, thesis=thesis, background=background, damaged=damaged, byline=byline
     )
     files.write_text(folder / "index.html", page)
     tables = [table for section in sections for table in section.tables]
@@ -99,7 +99,7 @@ def write(
         writer.writerows([cell.text for cell in row] for row in table.rows)
         name = f"{table.name.lower().replace(' ', '_')}.csv"
         files.write_text(folder / name, rows.getvalue())
-    text = [f"# {made}"]
+    text = [f"# {byline}"]
     for section in sections:
         text += [f"## {section.title}", *section.lines]
         if section.missing:

@@ -34,7 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     except ImportError as error:
         raise UserError(f"--job report: {error}; pip install 'gsjax[report]'") from error
 
-    paths = collect.open_paths(workdir, config.report.runs)
+    paths = collect.parse_paths(workdir, config.report.runs)
     studies, damaged = collect.find(paths)
     if config.report.diagnostics and _diagnose(studies, config):
         studies, damaged = collect.find(paths)
@@ -66,9 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                 )
             )
         now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        made = f"Report of gsjax {gsjax.__version__}, {now}"
+        byline = f"Report by gsjax {gsjax.__version__}, {now}"
         background = [_settings(studies), _environments(studies)]
-        page.write(folder, sections, tables.thesis_tables(studies), background, damaged, made)
+        page.write(folder, sections, tables.thesis_tables(studies), background, damaged, byline)
     for line in damaged:
         metrics.log(f"left out: {line}")
     for section in sections:
@@ -100,11 +100,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: one was given.
     """
-    names = [key for key in _given(config) if not _is_handed_on(key)]
+    names = [key for key in _given(config) if not _is_passed_on(key)]
     if names:
         raise UserError(
-            "--job report: a report takes settings of its own and of the diagnostics; the runs "
-            f"have theirs in their config.json: leave out {', '.join(names)}"
+            "--job report: a report accepts only its own settings and those of diagnostics; the "
+            f"others come from each run's config.json: remove {', '.join(names)}"
         )
 
 
@@ -117,7 +117,7 @@ def _given(config: ml_collections.ConfigDict) -> dict[str, settings.Value]:
     }
 
 
-def _is_handed_on(key: str) -> bool:
+def _is_passed_on(key: str) -> bool:
     """Whether to pass a setting on to diagnostics, which always use the newest checkpoint."""
     return SETTINGS[key].kind is Kind.FREE and key != "checkpoint.load"
 
@@ -128,22 +128,22 @@ def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDic
     Each gets the report's settings and its own process, because JAX's 64-bit mode applies to a
     whole process.
     """
-    given = [f"--config.{key}={v}" for key, v in _given(config).items() if _is_handed_on(key)]
-    made = False
+    given = [f"--config.{key}={v}" for key, v in _given(config).items() if _is_passed_on(key)]
+    succeeded = False
     for _, found in _runs(studies):
         done = [entry["step"] for entry in found.results.get("diagnostics", [])]
         if not found.folder or not found.step or found.step in done:
             continue
         if found.step not in checkpoints.saved_steps(found.folder):
             continue
-        metrics.log(f"diagnostics of {found.name}")
+        metrics.log(f"running diagnostics of {found.name}")
         command = [sys.executable, "-m", "gsjax.main", "--job", "diagnostics"]
         command += ["--workdir", found.folder.as_posix(), *given]
         status = subprocess.run(command, check=False).returncode
         if status:
-            metrics.log(f"no diagnostics of {found.name}: the job ended with status {status}")
-        made = made or not status
-    return made
+            metrics.log(f"no diagnostics of {found.name}: the job exited with status {status}")
+        succeeded = succeeded or not status
+    return succeeded
 
 
 def _pictures(study: collect.Study) -> list[tuple[str, epath.Path]]:
@@ -178,10 +178,9 @@ def _settings(studies: Sequence[collect.Study]) -> tables.Table:
             rows.append((key, settings.text(setting.default), *cells))
     header = ("setting", "default", *(group.name for group in found))
     caption = (
-        "Settings that differ from the defaults in the first run of a group; all others are the "
-        "defaults of the package. Left out: the seed, folders of data, checkpoint.load, platform "
-        "(the environment tells the devices) and what is the report's own. An evaluation that was "
-        "started by itself may have had others."
+        "Settings that differ from the package defaults in the first run of any group. Omitted: "
+        "seed, data folders, checkpoint.load, platform (the environment table lists the devices) "
+        "and the report's own. Evaluations that were started separately may have used others."
     )
     table = tuple(tuple(compare.Cell(text) for text in row) for row in rows)
     return tables.Table("settings", caption, header, table)
@@ -203,8 +202,8 @@ def _environments(studies: Sequence[collect.Study]) -> tables.Table:
                 _recorded(start.get("processor")),
             )
             rows.append(tuple(compare.Cell(cell) for cell in cells))
-    header = ("run", "seed", "steps", "start at", "commit", "Python", "JAX", "devices", "processor")
-    return tables.Table("environment", "Where it ran.", header, tuple(rows))
+    header = ("run", "seed", "steps", "from step", "commit", "Python", "JAX", "devices", "CPU")
+    return tables.Table("environment", "Where each run ran.", header, tuple(rows))
 
 
 def _recorded(value: Any) -> str:

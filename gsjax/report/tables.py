@@ -45,7 +45,7 @@ def results_table(study: Study, name: str) -> Table:
     Raw pixels and the untrained encoder come first; groups that were not run are shown as missing.
     """
     names = [n for n in score_names(study.groups) if not _is_hidden(n)]
-    header = ("", "seeds", PRIMARY, "difference to the baseline (95 % interval)", *names[1:])
+    header = ("", "seeds", PRIMARY, "difference from the baseline (95 % interval)", *names[1:])
     rows = []
     for label, found in floors(study.groups).items():
         is_pixels = label.startswith("raw pixels")  # they have no other score and no seed
@@ -62,14 +62,14 @@ def results_table(study: Study, name: str) -> Table:
         done = len(group.finished)
         cells = [spread_cell(list(by_seed(group, score).values()), done) for score in names]
         seeds_cell = Cell(str(done), done)
-        why = _difference_or_why(group, study.groups)
-        rows.append((Cell(group.name), seeds_cell, cells[0], why, *cells[1:]))
+        reason = _difference_or_reason(group, study.groups)
+        rows.append((Cell(group.name), seeds_cell, cells[0], reason, *cells[1:]))
     for label in study.absent:
         rows.append((Cell(label), Cell("0", 0), *[Cell("missing")] * (len(names) + 1)))
     caption = (
-        f"{study.title}: mean (standard deviation over seeds) at the end of the training; accuracy "
-        f"and mAP in %. The difference is of {PRIMARY}; its interval is of this comparison alone, "
-        "by Student's t over seeds that both have."
+        f"{study.title}: mean (standard deviation over seeds) at the end of training; accuracy and "
+        f"mAP in %. The difference is in {PRIMARY}; its interval is by Student's t over the seeds "
+        "that both have, for this comparison alone."
     )
     return Table(name, caption, header, tuple(rows))
 
@@ -100,9 +100,9 @@ def _plain_cell(value: float | None) -> Cell:
     return Cell("missing") if value is None else Cell(f"{value:.6g}", value)
 
 
-def _difference_or_why(group: Group, groups: Sequence[Group]) -> Cell:
+def _difference_or_reason(group: Group, groups: Sequence[Group]) -> Cell:
     if not group.is_baseline and baseline_of(group, groups) is None:
-        return Cell("no baseline here")
+        return Cell("no baseline")
     return difference_cell(difference(group, groups, PRIMARY), group)
 
 
@@ -121,8 +121,8 @@ def differences_table(study: Study, name: str) -> Table | None:
         return None
     header = ("", "baseline", "score", "difference (95 % interval)", "pairs of seeds")
     caption = (
-        "Paired differences: same seed, same crops. Each interval is of its comparison alone: of "
-        "20 without any effect, one is expected to leave out 0."
+        "Paired differences: same seed, same crops. Each interval is for its comparison alone: of "
+        "20 without any effect, one is expected to exclude 0."
     )
     return Table(name, caption, header, tuple(rows), folded=True)
 
@@ -197,8 +197,10 @@ def _evaluated(group: Group, column: thesis.Column, score: str) -> list[str]:
             if entry["step"] == run.num_steps and f"{wanted}{entry.get('variant', '')}" == score:
                 changed.update(dict.fromkeys(_changed(column.job, entry, run.config["method"])))
     variant = score.partition(" (")[2].removesuffix(")")
-    told = [part for part in variant.split(", ") if part and f"{column.job}.{part}" not in changed]
-    return [*changed, *told]
+    distinguishing = [
+        part for part in variant.split(", ") if part and f"{column.job}.{part}" not in changed
+    ]
+    return [*changed, *distinguishing]
 
 
 def _changed(job: str, entry: Mapping[str, Any], method: str) -> list[str]:
