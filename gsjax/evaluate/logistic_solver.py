@@ -1,6 +1,7 @@
 """L-BFGS for logistic regression with a group of penalties; see `gsjax.evaluate.logistic`."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -95,6 +96,153 @@ def _sum(x):
     return jnp.sum(x, axis=(1, 2))
 
 
+class _Problem(NamedTuple):
+    """The constants of a fit.
+
+    Attributes:
+      features: [N, R + 1].
+      spread: [1, 1, R + 1] sums of squares of the features.
+      signs: [1, C, N].
+      penalty: [L, 1, R + 1], 0 for the bias.
+      loss: `_softmax_loss` or `_binary_loss`.
+    """
+
+    features: jax.Array
+    spread: jax.Array
+    signs: jax.Array
+    penalty: jax.Array
+    loss: Callable
+
+
+def _products(problem: _Problem, weights: jax.Array) -> jax.Array:
+    """[L, C, R + 1] unscaled weights -> logits [L, C, N]."""
+    flat = weights.reshape(-1, weights.shape[-1])
+    result = jnp.matmul(flat, problem.features.T, precision=lax.Precision.HIGHEST)
+    return result.reshape(*weights.shape[:2], len(problem.features))
+
+
+def _evaluate(problem: _Problem, weights: jax.Array, logits: jax.Array, scale: jax.Array) -> tuple:
+    """Returns the objective [L], its gradient and the curvature [L, C, 1] at scaled weights."""
+    value, residuals, curvature = problem.loss(logits, problem.signs)
+    flat = residuals.reshape(-1, len(problem.features))
+    gradient = jnp.matmul(flat, problem.features, precision=lax.Precision.HIGHEST)
+    gradient = gradient.reshape(weights.shape)
+    raw = scale * weights
+    value = value + _sum(problem.penalty * jnp.square(raw)) / 2
+    # The floor is for classes without examples.
+    return value, scale * (gradient + problem.penalty * raw), jnp.maximum(curvature, 1e-12)
+
+
+def _search(problem: _Problem, state: _State, direction: jax.Array, change: jax.Array) -> jax.Array:
+    """Returns step lengths [L] along the direction, 0 where there is no descent.
+
+    `change` [L, C, N] is the direction's logits.
+    """
+    penalized = problem.penalty * jnp.square(state.scale)
+    linear = _sum(penalized * state.weights * direction)
+    quadratic = _sum(penalized * jnp.square(direction))
+
+    def slope(step):
+        _, residuals, _ = problem.loss(state.logits + step[:, None, None] * change, problem.signs)
+        return _sum(residuals * change) + linear + step * quadratic
+
+    first = _sum(state.gradient * direction)
+    descends = state.active & (first < 0)
+
+    def searching(carry):
+        return jnp.any(~carry[1]) & (carry[-1] < SEARCH_STEPS)
+
+    def narrow(carry):
+        step, done, low, low_slope, high, high_slope, count = carry
+        here = slope(step)
+        done = done | (jnp.abs(here) <= SLOPE * -first)
+        # The slope only rises: a secant inside the bracket, or a step ahead if there is none.
+        ahead = step - here * (step - low) / jnp.where(here > low_slope, here - low_slope, 1)
+        ahead = jnp.clip(ahead, 1.5 * step, 8 * step)
+        up = here < 0
+        low, low_slope = jnp.where(up, step, low), jnp.where(up, here, low_slope)
+        high, high_slope = jnp.where(up, high, step), jnp.where(up, high_slope, here)
+        width = jnp.where(jnp.isinf(high), 0, high - low)
+        inside = low + width * jnp.clip(low_slope / (low_slope - high_slope), 0.1, 0.9)
+        step = jnp.where(done, step, jnp.where(jnp.isinf(high), ahead, inside))
+        return step, done, low, low_slope, high, high_slope, count + 1
+
+    zeros, ones = jnp.zeros_like(first), jnp.ones_like(first)
+    carry = (ones, ~descends, zeros, first, ones * jnp.inf, ones, 0)
+    step, done, low, *_ = lax.while_loop(searching, narrow, carry)
+    return jnp.where(descends, jnp.where(done, step, low), 0)
+
+
+def _iterate(problem: _Problem, lbfgs_update: Callable, tolerance: float, state: _State) -> _State:
+    """Takes one L-BFGS step."""
+    direction, lbfgs_state = lbfgs_update(state.gradient, state.lbfgs, state.weights)
+    # At zero weights the scale is the exact Hessian's, so the gradient is the Newton step.
+    direction = -jnp.where(state.step == 0, state.gradient, direction)
+    change = _products(problem, state.scale * direction)
+    step = _search(problem, state, direction, change)[:, None, None]
+    weights = state.weights + step * direction
+    logits = state.logits + step * change
+    objective, gradient, curvature = _evaluate(problem, weights, logits, state.scale)
+    squares = jnp.square(gradient / state.scale)
+    left = _sum(squares / (curvature * problem.spread + problem.penalty)) / 2
+    converged = state.converged | (state.active & (left <= tolerance * objective))
+    return _State(
+        weights=weights,
+        logits=logits,
+        gradient=gradient,
+        objective=objective,
+        curvature=curvature,
+        scale=state.scale,
+        lbfgs=lbfgs_state,
+        active=state.active & ~converged & (step[:, 0, 0] > 0),
+        converged=converged,
+        iterations=state.iterations + state.active,
+        step=state.step + 1,
+    )
+
+
+def _rescale(problem: _Problem, state: _State) -> _State:
+    """Refreshes the scale and expresses the same state in it."""
+    scale = lax.rsqrt(state.curvature * problem.spread + problem.penalty)
+    ratio = scale / state.scale
+    weights = state.weights / ratio
+    memory = state.lbfgs
+    return state._replace(
+        weights=weights,
+        gradient=state.gradient * ratio,
+        scale=scale,
+        # Recomputed: the sum over the steps has accumulated rounding errors.
+        logits=_products(problem, scale * weights),
+        lbfgs=memory._replace(
+            params=memory.params / ratio,
+            updates=memory.updates * ratio,
+            diff_params_memory=memory.diff_params_memory / ratio[None],
+            diff_updates_memory=memory.diff_updates_memory * ratio[None],
+        ),
+    )
+
+
+def _initial_state(problem: _Problem, start: jax.Array, lbfgs_init: Callable) -> _State:
+    """Returns the state at unscaled weights [L, C, R + 1]."""
+    num_values = len(start)
+    logits = _products(problem, start)
+    ones = jnp.ones_like(start)
+    objective, gradient, curvature = _evaluate(problem, start, logits, ones)
+    return _State(
+        weights=start,
+        logits=logits,
+        gradient=gradient,
+        objective=objective,
+        curvature=curvature,
+        scale=ones,
+        lbfgs=jax.vmap(lbfgs_init, out_axes=_AXES)(start),
+        active=jnp.ones(num_values, bool),
+        converged=jnp.zeros(num_values, bool),
+        iterations=jnp.zeros(num_values, jnp.int32),
+        step=jnp.int32(0),
+    )
+
+
 @functools.partial(jax.jit, static_argnums=5)
 def solve(
     features: jax.Array,
@@ -121,129 +269,19 @@ def solve(
     Returns:
       Weights [L, C, R + 1], objective, converged and iterations [L].
     """
-    num_values, (num_classes, num), dim = len(l2), signs.shape, len(spread)
-    shape = (num_values, num_classes, dim)
+    dim = len(spread)
     penalty = jnp.where(jnp.arange(dim) < dim - 1, l2[:, None], 0)[:, None, :]
-    spread = spread[None, None, :]
     loss = _softmax_loss if multinomial else _binary_loss
+    problem = _Problem(features, spread[None, None, :], signs[None], penalty, loss)
     lbfgs = optax.scale_by_lbfgs(HISTORY)
-    lbfgs_update = _batched(lbfgs.update, num_values)
-    signs = signs[None]
-
-    def products(weights):
-        flat = weights.reshape(-1, dim)
-        result = jnp.matmul(flat, features.T, precision=lax.Precision.HIGHEST)
-        return result.reshape(num_values, num_classes, num)
-
-    def evaluate(weights, logits, scale):
-        value, residuals, curvature = loss(logits, signs)
-        gradient = jnp.matmul(
-            residuals.reshape(-1, num), features, precision=lax.Precision.HIGHEST
-        ).reshape(shape)
-        raw = scale * weights
-        value = value + _sum(penalty * jnp.square(raw)) / 2
-        # The floor is for classes without examples.
-        return value, scale * (gradient + penalty * raw), jnp.maximum(curvature, 1e-12)
-
-    def search(state, direction, change):
-        """Step lengths [L] along the direction, 0 where there is no descent."""
-        penalized = penalty * jnp.square(state.scale)
-        linear = _sum(penalized * state.weights * direction)
-        quadratic = _sum(penalized * jnp.square(direction))
-
-        def slope(step):
-            _, residuals, _ = loss(state.logits + step[:, None, None] * change, signs)
-            return _sum(residuals * change) + linear + step * quadratic
-
-        first = _sum(state.gradient * direction)
-        descends = state.active & (first < 0)
-
-        def searching(carry):
-            return jnp.any(~carry[1]) & (carry[-1] < SEARCH_STEPS)
-
-        def narrow(carry):
-            step, done, low, low_slope, high, high_slope, count = carry
-            here = slope(step)
-            done = done | (jnp.abs(here) <= SLOPE * -first)
-            # The slope only rises: a secant inside the bracket, or a step ahead if there is none.
-            ahead = step - here * (step - low) / jnp.where(here > low_slope, here - low_slope, 1)
-            ahead = jnp.clip(ahead, 1.5 * step, 8 * step)
-            up = here < 0
-            low, low_slope = jnp.where(up, step, low), jnp.where(up, here, low_slope)
-            high, high_slope = jnp.where(up, high, step), jnp.where(up, high_slope, here)
-            width = jnp.where(jnp.isinf(high), 0, high - low)
-            inside = low + width * jnp.clip(low_slope / (low_slope - high_slope), 0.1, 0.9)
-            step = jnp.where(done, step, jnp.where(jnp.isinf(high), ahead, inside))
-            return step, done, low, low_slope, high, high_slope, count + 1
-
-        zeros, ones = jnp.zeros_like(first), jnp.ones_like(first)
-        carry = (ones, ~descends, zeros, first, ones * jnp.inf, ones, 0)
-        step, done, low, *_ = lax.while_loop(searching, narrow, carry)
-        return jnp.where(descends, jnp.where(done, step, low), 0)
-
-    def iterate(state):
-        direction, lbfgs_state = lbfgs_update(state.gradient, state.lbfgs, state.weights)
-        # At zero weights the scale is the exact Hessian's, so the gradient is the Newton step.
-        direction = -jnp.where(state.step == 0, state.gradient, direction)
-        change = products(state.scale * direction)
-        step = search(state, direction, change)[:, None, None]
-        weights = state.weights + step * direction
-        logits = state.logits + step * change
-        objective, gradient, curvature = evaluate(weights, logits, state.scale)
-        squares = jnp.square(gradient / state.scale)
-        left = _sum(squares / (curvature * spread + penalty)) / 2
-        converged = state.converged | (state.active & (left <= tolerance * objective))
-        return _State(
-            weights=weights,
-            logits=logits,
-            gradient=gradient,
-            objective=objective,
-            curvature=curvature,
-            scale=state.scale,
-            lbfgs=lbfgs_state,
-            active=state.active & ~converged & (step[:, 0, 0] > 0),
-            converged=converged,
-            iterations=state.iterations + state.active,
-            step=state.step + 1,
-        )
+    iterate = functools.partial(_iterate, problem, _batched(lbfgs.update, len(l2)), tolerance)
 
     def refresh(state):
-        """Refreshes the scale, expresses the same state in it, and iterates some more."""
-        scale = lax.rsqrt(state.curvature * spread + penalty)
-        ratio = scale / state.scale
-        weights = state.weights / ratio
-        memory = state.lbfgs
-        state = state._replace(
-            weights=weights,
-            gradient=state.gradient * ratio,
-            scale=scale,
-            # Recomputed: the sum over the steps has accumulated rounding errors.
-            logits=products(scale * weights),
-            lbfgs=memory._replace(
-                params=memory.params / ratio,
-                updates=memory.updates * ratio,
-                diff_params_memory=memory.diff_params_memory / ratio[None],
-                diff_updates_memory=memory.diff_updates_memory * ratio[None],
-            ),
-        )
+        """Refreshes the scale, then iterates some more."""
+        state = _rescale(problem, state)
         end = jnp.minimum(state.step + REFRESH, max_iterations)
         return lax.while_loop(lambda s: jnp.any(s.active) & (s.step < end), iterate, state)
 
-    logits = products(start)
-    ones = jnp.ones_like(start)
-    objective, gradient, curvature = evaluate(start, logits, ones)
-    state = _State(
-        weights=start,
-        logits=logits,
-        gradient=gradient,
-        objective=objective,
-        curvature=curvature,
-        scale=ones,
-        lbfgs=jax.vmap(lbfgs.init, out_axes=_AXES)(start),
-        active=jnp.ones(num_values, bool),
-        converged=jnp.zeros(num_values, bool),
-        iterations=jnp.zeros(num_values, jnp.int32),
-        step=jnp.int32(0),
-    )
+    state = _initial_state(problem, start, lbfgs.init)
     state = lax.while_loop(lambda s: jnp.any(s.active) & (s.step < max_iterations), refresh, state)
     return state.scale * state.weights, state.objective, state.converged, state.iterations
