@@ -155,14 +155,14 @@ def test_aircraft_and_retrieval_in_folders_of_any_name(tmp_path, name):
         path = tmp_path / name / f"gnd_own.{ending}"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         truth = ground_truth.load(tmp_path / name, "own")
-        base, queries = ground_truth.picture_paths(tmp_path / name, truth)
+        base, queries = ground_truth.image_paths(tmp_path / name, truth)
         source = from_files("own", "own", [p.as_posix() for p in [*base, *queries]])
         reds = [image[0, 0, 0] for image in input_pipeline.load_images(source, range(2))]
         assert reds == [40, 80]
     for missing in (CAFE, "\ud800", "a\nb"):
         truth = truth._replace(names=(missing * 2,))
         with pytest.raises(UserError, match=r"lacks 1 of 2 images, such as '.*.jpg'") as error:
-            ground_truth.picture_paths(tmp_path / name, truth)
+            ground_truth.image_paths(tmp_path / name, truth)
         assert str(error.value).isprintable()
 
 

@@ -77,7 +77,7 @@ def test_json_equals_pickle_and_the_pictures_are_there(shared_data, tmp_path):
         for key in ("easy", "hard", "junk"):
             np.testing.assert_array_equal(getattr(one, key), getattr(other, key))
             assert getattr(one, key).dtype == np.int64
-    database, queries = ground_truth.picture_paths(folder, truth)
+    database, queries = ground_truth.image_paths(folder, truth)
     assert [path.stem for path in database] == list(truth.names)
     assert [path.stem for path in queries] == [query.name for query in truth.queries]
     assert all(path.is_file() for path in database + queries)
@@ -239,15 +239,15 @@ def test_missing_pictures_are_counted(tmp_path):
     write(tmp_path, content())
     truth = ground_truth.load(tmp_path, "own")
     with pytest.raises(UserError, match="no image folder .*jpg: .*VGG"):
-        ground_truth.picture_paths(tmp_path, truth)
+        ground_truth.image_paths(tmp_path, truth)
     (tmp_path / "jpg").mkdir()
     for name in "acdq":
         (tmp_path / "jpg" / f"{name}.jpg").touch()
     with pytest.raises(UserError, match=r"jpg lacks 2 of 6 images, such as 'b.jpg'") as caught:
-        ground_truth.picture_paths(tmp_path, truth)
+        ground_truth.image_paths(tmp_path, truth)
     assert "\n" not in str(caught.value)
     for name in "br":
         (tmp_path / "jpg" / f"{name}.jpg").touch()
-    database, queries = ground_truth.picture_paths(tmp_path, truth)
+    database, queries = ground_truth.image_paths(tmp_path, truth)
     assert [path.name for path in database] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert [path.name for path in queries] == ["q.jpg", "r.jpg"]

@@ -112,7 +112,7 @@ def load(folder: epath.PathLike, name: str) -> GroundTruth:
     return _parse(content, path)
 
 
-def picture_paths(
+def image_paths(
     folder: epath.PathLike, truth: GroundTruth
 ) -> tuple[list[epath.Path], list[epath.Path]]:
     """Returns the image paths of the database and of the queries, after checking that they exist.

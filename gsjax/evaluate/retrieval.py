@@ -109,7 +109,7 @@ class Retrieval:
 def _open(name: str, folder: epath.Path, truth: ground_truth.GroundTruth) -> tuple[Source, Source]:
     """Opens the database and the queries."""
     base, queries = (
-        [path.as_posix() for path in paths] for paths in ground_truth.picture_paths(folder, truth)
+        [path.as_posix() for path in paths] for paths in ground_truth.image_paths(folder, truth)
     )
     root = epath.Path(base[0]).parent.as_posix()
     return (
