@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from etils import epath
 from trainings import (
@@ -131,7 +132,7 @@ def record_batches(patch):
 
     def train_batches(*arguments):
         for batch in original(*arguments):
-            seen.append(hash(tuple(batch[name].tobytes() for name in sorted(batch))))
+            seen.append(hash(tuple(array.tobytes() for array in jax.tree.leaves(batch))))
             yield batch
 
     patch.setattr(input_pipeline, "train_batches", train_batches)
