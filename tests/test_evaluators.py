@@ -1,4 +1,4 @@
-"""Every evaluator in the table of jobs keeps the contract, for an encoder from anywhere."""
+"""Every evaluator keeps the contract, for an encoder from anywhere."""
 
 import json
 
@@ -19,7 +19,6 @@ from gsjax.evaluate.knn import KNN
 from gsjax.evaluate.linear import Linear
 from gsjax.evaluate.retrieval import Retrieval
 from gsjax.evaluate.transfer import Transfer
-from gsjax.jobs import JOBS
 from gsjax.methods import base
 from gsjax.methods.simclr import SimCLR
 from gsjax.models.outputs import Outputs
@@ -72,13 +71,6 @@ def create_encoder(config, devices):
         batch_size=64,
         pretrained=Pretrained(method, params, extra),
     )
-
-
-def test_they_are_all_here():
-    # The job `features` measures nothing.
-    assert EVALUATORS.keys() | {"features"} == {
-        name for name, job in JOBS.items() if job.configured_by == "run"
-    }
 
 
 @pytest.mark.parametrize("job", EVALUATORS)
