@@ -15,6 +15,9 @@ import pytest
 from conftest import copy_parts
 from ipykernel import kernelspec
 
+from gsjax.config import defaults
+from gsjax.jobs import JOBS
+
 NOTEBOOKS = ("evaluate", "graded_similarity", "pretrain_own_folder")
 OWN = "https://example.org/somebody/fork"
 
@@ -104,6 +107,16 @@ def test_notebook_is_clean(repo_root, name):
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_commands_name_settings_jobs_and_files_that_exist(repo_root, name):
+    cells = read(repo_root, name)["cells"]
+    code = "".join(line for cell in cells if cell["cell_type"] == "code" for line in cell["source"])
+    assert set(re.findall(r"--config\.([\w.]+)=", code)) <= defaults.SETTINGS.keys()
+    assert set(re.findall(r"--job (\w+)", code)) <= JOBS.keys()
+    for path in re.findall(r"--config (\w\S+)", code):
+        assert (repo_root / path).is_file()
+
+
 class Commands:
     """Stands in for subprocess.run: keeps the commands, and `git clone` makes a clone."""
 
@@ -190,8 +203,11 @@ def test_a_failing_command_stops_the_notebook(install, capsys):
     assert capsys.readouterr().out == "no\n"
 
 
-def execute(tree, name, monkeypatch):
-    """Runs a notebook as Jupyter opens it, in its folder; returns what its cells put out."""
+def execute(tree, name, monkeypatch, without=()):
+    """Runs a notebook as Jupyter opens it, in its folder; returns what its cells put out.
+
+    `without` names cells to leave out.
+    """
     jupyter = tree.parent / "jupyter"
     for variable in ("DATA", "CONFIG", "RUNTIME"):  # not the user's
         monkeypatch.setenv(f"JUPYTER_{variable}_DIR", str(jupyter / variable.lower()))
@@ -202,6 +218,7 @@ def execute(tree, name, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     kernelspec.write_kernel_spec(jupyter / "data" / "kernels" / "python3")
     notebook = nbformat.read(tree / "colab" / f"{name}.ipynb", as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.id not in without]
     client = nbclient.NotebookClient(
         notebook,
         timeout=600,
@@ -220,8 +237,10 @@ def shown(outputs, mime="image/png"):
     return [o.data[mime] for o in outputs if o.output_type != "stream" and mime in o.data]
 
 
-def test_graded_similarity(tree, monkeypatch):
-    outputs = execute(tree, "graded_similarity", monkeypatch)
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_graded_similarity(tree, monkeypatch, trains):
+    without = () if trains else ("pretrain", "examples", "report")
+    outputs = execute(tree, "graded_similarity", monkeypatch, without)
     assert not shown(outputs["install"]) and not printed(outputs["install"])
     header, *rows = printed(outputs["psi"]).splitlines()
     thresholds = [float(text) for text in re.findall(r"λ = (\S+)", header)]
@@ -231,10 +250,13 @@ def test_graded_similarity(tree, monkeypatch):
         for value, threshold in zip(psi, thresholds, strict=True):
             expected = min(overlap / threshold, 1) if threshold else 1
             assert value == pytest.approx(expected, abs=0.005 / (threshold or 1) + 0.005)
-    for cell in ("overlap", "gradient", "examples"):
+    for cell in ("overlap", "gradient"):
         assert len(shown(outputs[cell])) == 1
     lengths = re.findall(r"length (\S+),", printed(outputs["difference"]))
     assert float(lengths[-1]) == 0  # no difference at psi = 1
+    if not trains:
+        return
+    assert len(shown(outputs["examples"])) == 1
     assert "trained encoder" in printed(outputs["pretrain"])
     (page,) = shown(outputs["report"], "text/html")
     assert "srcdoc=" in page and (tree / "runs/demo_small/report/index.html").is_file()
