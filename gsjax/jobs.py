@@ -21,10 +21,12 @@ class Job(Row):
     Attributes:
       configured_by: where the settings that shape the encoder come from: the config `file`, the
         work directory of the `run` (an evaluation), or those of a `sweep`.
+      records: whether the job of a run writes `results/<job>.json`.
     """
 
     function: str = "run"
     configured_by: Literal["file", "run", "sweep"] = "run"
+    records: bool = True
 
 
 _RATES = ", ".join(f"{row.linear_learning_rate:g} ({name})" for name, row in METHODS.items())
@@ -129,6 +131,7 @@ JOBS: dict[str, Job] = {
             ),
         },
         _check_features,
+        records=False,
     ),
     "sweep": Job(
         "gsjax.sweep.runner",

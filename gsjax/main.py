@@ -5,15 +5,18 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import ml_collections
 from absl import app, flags, logging
 
 from gsjax.config import settings
+from gsjax.config.schema import Row
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS, Job
+from gsjax.methods import METHODS
+from gsjax.models import ENCODERS
 from gsjax.runtime import interrupts, output, rendezvous
 from gsjax.sweep import plans
 
@@ -47,6 +50,12 @@ usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config
 jobs:
 {jobs}
 
+methods (--config.method):
+{methods}
+
+encoders (--config.encoder.name):
+{encoders}
+
 Evaluations use the newest checkpoint in --workdir and its settings (--config may be omitted);
 --config.checkpoint.load=none evaluates the untrained encoder of --config. A sweep needs a file in
 configs/sweeps/; a report covers every run and sweep under --workdir.
@@ -74,6 +83,10 @@ def _print_error(message: str) -> None:
     output.print_stderr(f"gsjax: error: {' '.join(message.split())}")
 
 
+def _list(table: Mapping[str, Row]) -> str:
+    return "\n".join(f"  {name:12} {row.help}" for name, row in table.items())
+
+
 def _workdir() -> str:
     return _WORKDIR.value or f"runs/{pathlib.Path(_CONFIG.value or 'defaults').stem}"
 
@@ -82,8 +95,13 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
     """Returns the job to run, with checked settings; exits on --help and on errors."""
     try:
         if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
-            jobs = "\n".join(f"  {name:12} {job.help}" for name, job in JOBS.items())
-            print(_HELP.format(jobs=jobs, settings=settings.describe()), flush=True)
+            tables: dict[str, Mapping[str, Row]] = {
+                "jobs": JOBS,
+                "methods": METHODS,
+                "encoders": ENCODERS,
+            }
+            listed = {title: _list(table) for title, table in tables.items()}
+            print(_HELP.format(**listed, settings=settings.describe()), flush=True)
             sys.exit(0)
         arguments, overrides = settings.split_overrides(argv)
         surplus = flags.FLAGS(arguments)[1:]

@@ -47,17 +47,22 @@ def test_every_example_works(repo_root, tmp_path):
     parts = ("gsjax", "configs", "pyproject.toml")
     clone = copy_parts(tmp_path / "clone", *parts)
     (clone / "tests").mkdir()
-    for name in ("conftest.py", "test_optimizers.py"):
-        (clone / "tests" / name).write_text((repo_root / "tests" / name).read_text())
+    for file in (repo_root / "tests").glob("*.py"):
+        (clone / "tests" / file.name).write_text(file.read_text())
     written = set()
     for path, code in places((repo_root / "CONTRIBUTING.md").read_text()):
         file = clone / path
         file.write_text((file.read_text() if file.exists() else "") + "\n\n" + code)
         written.add(path)
     assert len(written) == 16, sorted(written)
+    pytest_command = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     tests = sorted(path for path in written if path.startswith("tests/"))
-    printed = run(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
-    assert re.search(r"\d\d passed", printed)
+    assert re.search(r"\d\d passed", run(clone, *pytest_command, *tests))
+    # The tests of every row take the new ones.
+    suites = [f"tests/test_{name}.py" for name in ("methods", "step", "encoders", "configs")]
+    chosen = "(variance or tiny) and not in_every_combination"
+    assert re.search(r"\d passed", run(clone, *pytest_command, *suites, "-k", chosen))
+    run(clone, *pytest_command, "tests/test_settings.py")
 
     overrides = [f"--config.{key}={value}" for key, value in SMALL.items()]
     command = ("-m", "gsjax.main", "--workdir", str(tmp_path / "run"))

@@ -156,7 +156,7 @@ class Row:
       help: one line.
       settings: {dotted key: setting}; rows that share a key share the setting.
       check: yields a message for everything in a configuration that the code cannot handle; called
-        only if the row is chosen, before JAX is imported.
+        before JAX is imported. A job's is called for every job, all others' only if chosen.
       function: the function's name in the module.
     """
 

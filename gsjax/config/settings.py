@@ -15,7 +15,7 @@ from etils import epath
 
 from gsjax.config import config_file, defaults
 from gsjax.config.defaults import SETTINGS
-from gsjax.config.schema import Kind, Value
+from gsjax.config.schema import Kind, Row, Value
 from gsjax.data import find_source
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
@@ -223,7 +223,9 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.source is empty; give a TFDS name, folder or photos"
     method = METHODS[config.method]
     if config.optimizer.fix_pred_lr and "optimizer.fix_pred_lr" not in method.settings:
-        yield f"optimizer.fix_pred_lr is true, but {method.label} has no predictor"
+        yield f"optimizer.fix_pred_lr is true, but {method.label} does not read it"
+    if config.similarity.measure != "none" and not method.graded:
+        yield f"{method.label} has no graded form; set similarity.measure=none"
     rows = (
         method,
         ENCODERS[config.encoder.name],
@@ -270,6 +272,22 @@ def shaping(config: Mapping[str, Any]) -> dict[str, Value]:
     """Returns {key: value} of all settings that are not free, with defaults for missing ones."""
     flat = _defaults() | flatten(config)
     return {key: value for key, value in flat.items() if not _is_free(key)}
+
+
+def unused(config: Mapping[str, Any]) -> set[str]:
+    """Returns the settings that belong only to methods, encoders and optimizers not chosen."""
+    flat = _defaults() | flatten(config)
+    chosen: set[str] = set()
+    others: set[str] = set()
+    tables: dict[str, Mapping[str, Row]] = {
+        "method": METHODS,
+        "encoder.name": ENCODERS,
+        "optimizer.name": OPTIMIZERS,
+    }
+    for key, table in tables.items():
+        for name, row in table.items():
+            (chosen if name == flat[key] else others).update(row.settings)
+    return others - chosen
 
 
 def text(value: Value) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 import gsjax
+from gsjax.config import settings
 from gsjax.errors import UserError
 from gsjax.evaluate import pictures, results
 from gsjax.evaluate.encoder import Encoder
@@ -106,7 +107,7 @@ class Evaluation:
         entry = {
             "checkpoint": "untrained" if self._checkpoint is None else str(self._checkpoint),
             "step": self.step,
-            "encoder": {**self.config.encoder.to_dict(), "digest": self.encoder.digest},
+            "encoder": {**self.encoder.settings, "digest": self.encoder.digest},
             "method": self.config.method,
             "image_size": self.config.data.image_size,
             "normalization": self.encoder.normalization[:2],
@@ -187,6 +188,12 @@ def _file_name(name: str, number: int) -> str:
     return name if len(name.encode()) <= 150 else f"{name[:30]}_{number}"
 
 
+def _encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the group `encoder` without the settings of other encoders."""
+    unused = settings.unused(config.to_dict())
+    return {k: v for k, v in config.encoder.items() if f"encoder.{k}" not in unused}
+
+
 @contextlib.contextmanager
 def open_evaluation(
     config: ml_collections.ConfigDict, workdir: str, name: str, heads: bool = False
@@ -223,7 +230,7 @@ def open_evaluation(
         variables,
         step.pixels(config),
         mesh,
-        config.encoder.to_dict(),
+        _encoder_settings(config),
         config.features.batch_size,
         folder=folder / "features" / "kept" if config.features.keep else None,
         pretrained=pretrained,

@@ -20,10 +20,12 @@ class MethodRow(Row):
     Attributes:
       label: its name in reports.
       linear_learning_rate: default of the linear evaluation, per 256 images.
+      graded: whether its loss has a graded form.
     """
 
     label: str
     linear_learning_rate: float
+    graded: bool = True
 
 
 _SCALE = shapes(1.0, "scale of the positive term in eq. 10; 0.5 gives NT-Xent at psi = 1", low=1e-6)
@@ -33,8 +35,8 @@ _SIAMESE = shapes(
     "SimSiam without graded similarity: mse (eq. 3) or cosine (half of it)",
     choices=("mse", "cosine"),
 )
-_PREDICTOR = shapes(512, "hidden width of the predictor; SimSiam only", low=1, high=2**16)
-_FIX_PRED_LR = shapes(False, "keep the predictor's learning rate constant; SimSiam only")
+_PREDICTOR = shapes(512, "hidden width of the predictor", low=1, high=2**16)
+_FIX_PRED_LR = shapes(False, "keep the predictor's learning rate constant")
 
 
 def _check_simsiam(config: ml_collections.ConfigDict) -> Iterator[str]:

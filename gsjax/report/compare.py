@@ -15,14 +15,10 @@ from gsjax.sweep import runs
 CONFIDENCE = 0.95
 PRIMARY = "kNN top-1"  # the score in the thesis' figures, measured in every pre-training run
 _CALIBRATION = "calibration error"
-# Settings that affect the kNN accuracy of raw pixels, and that of an untrained encoder.
+# Settings that affect the kNN accuracy of raw pixels.
 _PIXEL_SETTINGS = (
     *("data.source", "data.num_images", "data.labeled_split", "data.test_split"),
     *("data.image_size", "data.mean", "data.std", "knn.preset", "knn.k"),
-)
-_UNTRAINED_SETTINGS = (
-    *_PIXEL_SETTINGS,
-    *("encoder.name", "encoder.width", "encoder.stem", "encoder.zero_init_residual"),
 )
 
 
@@ -84,9 +80,9 @@ def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
     untrained: dict[str, dict[str, dict[int, float]]] = {}
     varying = {
         key
-        for key in _UNTRAINED_SETTINGS
         for group in groups
-        if group.shaping[key] != groups[0].shaping[key]
+        for key in group.shaping
+        if _shapes_untrained(key) and group.shaping[key] != groups[0].shaping.get(key)
     }
     for group in groups:
         for run in group.runs:
@@ -104,9 +100,15 @@ def floors(groups: Sequence[Group]) -> dict[str, dict[str, list[float]]]:
     }
 
 
+def _shapes_untrained(key: str) -> bool:
+    """Whether a setting affects the kNN accuracy of an untrained encoder."""
+    return key in _PIXEL_SETTINGS or (key.startswith("encoder.") and key != "encoder.dtype")
+
+
 def _qualified(label: str, group: Group, varying: Collection[str]) -> str:
     """Returns the label with the settings that distinguish it from others of its kind."""
-    parts = [f"{key}={settings.text(group.shaping[key])}" for key in sorted(varying)]
+    keys = sorted(group.shaping.keys() & varying)
+    parts = [f"{key}={settings.text(group.shaping[key])}" for key in keys]
     return f"{label} ({', '.join(parts)})" if parts else label
 
 
@@ -215,7 +217,8 @@ def length_of(group: Group, axis: str = "") -> str:
         "batch_size": "batch {}",
         length: f"{{}} {unit}",
     }
-    return ", ".join(text.format(group.shaping[key]) for key, text in parts.items() if key != axis)
+    keys = [key for key in parts if key in group.shaping and key != axis]
+    return ", ".join(parts[key].format(group.shaping[key]) for key in keys)
 
 
 def headline(study: Study) -> list[str]:

@@ -92,7 +92,8 @@ def shaping(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any
     """Returns the settings of `Group.shaping`, with defaults for missing ones."""
     found = settings.shaping(config) | {key: _flat(config)[key] for key in _MONITOR_SETTINGS}
     found["data.num_images"] = data.get("num_images")
-    return {key: value for key, value in found.items() if key != "seed"}
+    left_out = settings.unused(config) | {"seed"}
+    return {key: value for key, value in found.items() if key not in left_out}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 
 # The jobs that write results/<job>.json.
-EVALUATIONS = [n for n, job in JOBS.items() if job.configured_by == "run" and n != "features"]
+EVALUATIONS = [n for n, job in JOBS.items() if job.configured_by == "run" and job.records]
 
 
 @dataclasses.dataclass(frozen=True)
