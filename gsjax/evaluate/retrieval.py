@@ -37,7 +37,8 @@ class Retrieval:
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
         """Reads the ground truths; raises UserError if one or an image is missing."""
-        self._settings = settings = config.retrieval
+        settings = config.retrieval
+        self._protocol, self._num_pictures = settings.protocol, settings.pictures
         thesis = settings.protocol == "thesis"
         self._image_size = config.data.image_size if thesis else settings.image_size
         if not settings.data_dir:
@@ -78,18 +79,18 @@ class Retrieval:
             for metric, value in values.items():
                 scores[f"retrieval/{difficulty}_{metric}"] = value
         protocol = {
-            "protocol": self._settings.protocol,
+            "protocol": self._protocol,
             "image_size": self._image_size,
             "num_database": base.num_examples,
             "num_queries": queries.num_examples,
             "ground_truth": store.digest(truth),
         }
-        figures = _draw(base, queries, truth, ranking, self._settings.pictures)
+        figures = _draw(base, queries, truth, ranking, self._num_pictures)
         return Result(name, scores, protocol, {"queries_with_positives": counts}, figures)
 
     def _represent(self, encoder: Encoder, source: Source, boxes: tuple | None) -> np.ndarray:
         """L2-normalized representations [N, F] by the configured protocol."""
-        size, protocol = self._image_size, self._settings.protocol
+        size, protocol = self._image_size, self._protocol
         scaled: list[transforms.Transform]
         if protocol == "thesis":
             scaled, shapes = [transforms.Stretched(size)], None
