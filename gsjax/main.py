@@ -95,13 +95,13 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
     """Returns the job to run, with checked settings; exits on --help and on errors."""
     try:
         if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
-            tables: dict[str, Mapping[str, Row]] = {
-                "jobs": JOBS,
-                "methods": METHODS,
-                "encoders": ENCODERS,
-            }
-            listed = {title: _list(table) for title, table in tables.items()}
-            print(_HELP.format(**listed, settings=settings.describe()), flush=True)
+            text = _HELP.format(
+                jobs=_list(JOBS),
+                methods=_list(METHODS),
+                encoders=_list(ENCODERS),
+                settings=settings.describe(),
+            )
+            print(text, flush=True)
             sys.exit(0)
         arguments, overrides = settings.split_overrides(argv)
         surplus = flags.FLAGS(arguments)[1:]

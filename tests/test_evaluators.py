@@ -2,12 +2,11 @@
 
 import json
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from test_extensions import Patches
 from tiny_folders import write_classes, write_retrieval
 from trainings import small_config
 
@@ -21,7 +20,6 @@ from gsjax.evaluate.retrieval import Retrieval
 from gsjax.evaluate.transfer import Transfer
 from gsjax.methods import base
 from gsjax.methods.simclr import SimCLR
-from gsjax.models.outputs import Outputs
 from gsjax.runtime import parallel
 from gsjax.train import step
 
@@ -32,15 +30,6 @@ EVALUATORS = {
     "retrieval": lambda config, folder: Retrieval(config),
     "diagnostics": lambda config, folder: Diagnostics(config),
 }
-
-
-class Patches(nn.Module):
-    """A convolution without overlap, and no BatchNorm."""
-
-    @nn.compact
-    def __call__(self, images, train):
-        maps = nn.relu(nn.Conv(8, (4, 4), strides=4, padding="VALID")(images))
-        return Outputs(jnp.mean(maps, axis=(1, 2)), maps)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +48,7 @@ def create_encoder(config, devices):
     """An encoder that no checkpoint of gsjax holds, with heads."""
     mesh = parallel.create_mesh(devices, jax.devices()[:devices])
     projector = base.create_projector(config, last_bn_scale=True)
-    method = SimCLR({"encoder": Patches(), "projector": projector}, config)
+    method = SimCLR({"encoder": Patches(8), "projector": projector}, config)
     create = jax.jit(lambda: method.init(jax.random.key(3), config.data.image_size))
     params, extra = jax.device_put(create(), parallel.replicated(mesh))
     return Encoder(

@@ -51,7 +51,7 @@ _COMMON: dict[str, Setting] = {
         "more time, same gradients",
     ),
     # Images.
-    "data.source": shapes("photos", "a TFDS name such as cifar10, folder, or photos (embedded)"),
+    "data.source": shapes("photos", "a TFDS name such as cifar10, folder, or photos (built-in)"),
     "data.split": shapes(
         "train", 'split for pre-training; for a folder: data_dir/SPLIT, or data_dir if ""'
     ),

@@ -56,16 +56,15 @@ class Diagnostics:
         scores, details = pairs.measure(drawn, pairs.graded_settings(config))
         transform = transforms.central(config.data.image_size)
         chosen = None if len(drawn.indices) == source.num_examples else np.sort(drawn.indices)
-        rows = encoder.features(source, transform, chosen)
+        rows = encoder.features(source, transform, chosen).decoded()
         figures = {}
         if config.diagnostics.neighbors:
-            bank = self._bank or source
-            known = encoder.features(bank, transform) if self._bank else rows
-            lines = draw_neighbors(
-                bank, known.decoded(), source, rows.decoded(), config.diagnostics.neighbors
-            )
+            bank, known = source, rows
+            if self._bank:
+                bank, known = self._bank, encoder.features(self._bank, transform).decoded()
+            lines = draw_neighbors(bank, known, source, rows, config.diagnostics.neighbors)
             figures = {"neighbors": pictures.stack(lines)} if lines else {}
-        texts = {"map.json": map_in_plane(source, rows.decoded(), config.seed)}
+        texts = {"map.json": map_in_plane(source, rows, config.seed)}
         protocol = self._protocol(encoder, len(drawn.indices))
         return [Result(source.dataset, scores, protocol, details, figures, texts)]
 

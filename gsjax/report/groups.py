@@ -25,7 +25,8 @@ class Group:
       value: value of the swept setting, if there is one.
       runs: the runs, sorted by seed.
       shaping: {key: value} of every setting except the seed that affects training or its kNN
-        accuracy, and the number of images.
+        accuracy, without those of methods, encoders and optimizers not chosen, and the number of
+        images.
     """
 
     label: str
@@ -45,11 +46,7 @@ class Group:
         Includes lambda = 0, where psi is 1, if the positive term has the same weight.
         """
         s = self.shaping
-        weight = (
-            s["similarity.scale"]
-            if "similarity.scale" in METHODS[s["method"]].settings
-            else _UNGRADED_SCALE
-        )
+        weight = s.get("similarity.scale", _UNGRADED_SCALE)  # not every method has one
         psi_is_1 = s["similarity.threshold"] == 0 and weight == _UNGRADED_SCALE
         return s["similarity.measure"] == "none" or psi_is_1
 
