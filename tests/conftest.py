@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+import toy_main
 
 # Compiling takes most of the tests' time; without LLVM's optimization it is less than half.
 FAST_COMPILATION = "--xla_backend_optimization_level=0"
@@ -22,6 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # So does nohup with SIGHUP; what has a handler here has the default there.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+toy_main.add_row()
 
 REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
 

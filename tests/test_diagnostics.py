@@ -25,6 +25,7 @@ from gsjax.train import step
 from gsjax.train.pretrain import pretrain
 
 MODEL = {
+    "encoder.name": "toy",
     "encoder.width": "4",
     "data.image_size": "16",
     "projector.hidden_dim": "16",
@@ -407,10 +408,24 @@ def test_the_map_of_another_encoder_is_removed(tmp_path):
     result = evaluation.Result("photos", {"diagnostics/positive_distance": 1.0}, {})
     file = tmp_path / "diagnostics_untrained/map.json"
     with evaluation.open_evaluation(configured(UNTRAINED), str(tmp_path), "diagnostics") as job:
-        job.record(dataclasses.replace(result, files={"map.json": "{}"}))
+        job.record(dataclasses.replace(result, files={"map.json": lambda: "{}"}))
         assert file.read_text() == "{}"
-        job.record(dataclasses.replace(result, files={"map.json": None}))
+        job.record(dataclasses.replace(result, files={"map.json": lambda: None}))
     assert not file.exists()
+
+
+def test_a_map_that_fails_loses_no_scores(tmp_path):
+    def fail():
+        raise RuntimeError("numba does not know this processor")
+
+    result = evaluation.Result(
+        "photos", {"diagnostics/positive_distance": 1.0}, {}, files={"map.json": fail}
+    )
+    with evaluation.open_evaluation(configured(UNTRAINED), str(tmp_path), "diagnostics") as job:
+        with pytest.raises(RuntimeError):
+            job.record(result)
+    (entry,) = results.read(tmp_path / "results/diagnostics.json")
+    assert entry["scores"] == result.scores
 
 
 @pytest.mark.slow

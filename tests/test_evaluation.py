@@ -26,6 +26,7 @@ from gsjax.train.pretrain import pretrain
 from gsjax.train.state import create_state
 
 MODEL = {
+    "encoder.name": "toy",
     "encoder.width": "4",
     "data.image_size": "16",
     "projector.hidden_dim": "16",

@@ -123,7 +123,8 @@ def test_hosts_wait_while_the_first_watches_a_dead_ones_lock(tmp_path):
     """On shared storage, for longer than the 30 s that a first exchange of Gloo waits."""
     (tmp_path / "pretrain.lock").write_text("{}")
     began = time.monotonic()
-    for process in together(tmp_path, 2, *flags(num_steps="1"), program=("-c", SHARED)):
+    one_step = flags(num_steps="1", encoder__name="resnet18")
+    for process in together(tmp_path, 2, *one_step, program=("-c", SHARED)):
         finish(process)
     assert time.monotonic() - began > 40
     assert (tmp_path / "checkpoints/1/manifest.sha256").exists()

@@ -152,7 +152,7 @@ def test_a_second_training_is_refused_and_one_after_a_kill_goes_on(arguments, tm
     assert second.returncode == 2
     (line,) = errors.splitlines()
     assert f"gsjax: error: {tmp_path} is in use by another process (process {first.pid}" in line
-    assert "gsjax/main.py" in line
+    assert "tests/toy_main.py" in line
     first.kill()
     first.communicate()
     third = command(tmp_path, *arguments)

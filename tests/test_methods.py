@@ -1,5 +1,7 @@
 """Every method in the table keeps the contract."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,6 @@ from test_step import batch_of, measures_of, small_config
 from gsjax import methods
 from gsjax.config import settings
 from gsjax.methods import METHODS, base
-from gsjax.models.resnet import BasicBlock, ResNet
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, step
 
@@ -24,14 +25,6 @@ def x64():
         yield
 
 
-def create(config):
-    """A method on an encoder of one block, for the time of compilation."""
-    method = methods.create_method(config)
-    encoder = ResNet((1,), BasicBlock, 4, "cifar", config.encoder.dtype, False)
-    method.networks["encoder"] = encoder
-    return method
-
-
 def on_one_device(function, *arguments):
     """Calls what runs inside the mapped program."""
     mesh = parallel.create_mesh(16, jax.devices()[:1])
@@ -39,17 +32,24 @@ def on_one_device(function, *arguments):
     return parallel.data_parallel(function, mesh, in_specs=specs, out_specs=specs)(*arguments)
 
 
+@functools.cache
+def augmented_views():
+    """Those of every method, in float64: the augmentation depends on none."""
+    config = small_config("simclr", "none", "sgd", "float64")
+    crops, position = batch_of(config), np.arange(config.batch_size)
+    augment = jax.jit(lambda key: step.augment_views(crops, key, position, config))
+    return augment(jax.random.key(1))
+
+
 def prepared(method_name, measure, **overrides):
     """(method, params, extra, the loss as a function of params) in float64."""
     config = small_config(method_name, measure, "sgd", "float64")
     changes = {key.replace("__", "."): str(value) for key, value in overrides.items()}
     settings.override(config, changes)
-    method = create(settings.check(config))
+    method = methods.create_method(settings.check(config))
     params, extra = method.init(jax.random.key(0), config.data.image_size)
-    crops = batch_of(config)
-    position = np.arange(config.batch_size)
-    views = step.augment_views(crops, jax.random.key(1), position, config)
-    boxes = {"global": crops["global"].boxes}
+    views = augmented_views()
+    boxes = {"global": batch_of(config)["global"].boxes}
     keys = jax.random.split(jax.random.key(2), config.batch_size)
 
     def loss(params):
@@ -106,7 +106,7 @@ def test_embedding_and_encoder(x64, name):
     np.testing.assert_allclose(anchors, np.concatenate([a for a, _ in again]), atol=1e-12)
     variables = method.encoder_variables(params, extra)
     outputs = method.networks["encoder"].apply(variables, images, train=False)
-    assert outputs.pooled.shape == (3, 4) and outputs.maps.shape == (3, 16, 16, 4)
+    assert outputs.pooled.shape == (3, 4) and outputs.maps.shape == (3, 4, 4, 4)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -114,7 +114,7 @@ def test_every_leaf_is_the_same_on_all_devices(name):
     """`check_vma=False` never looks."""
     config = small_config(name, measures_of(name)[-1], "sgd", "float32")
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:4])
-    method = create(config)
+    method = methods.create_method(config)
     schedule = optimizers.create_schedule(config, 20, 20)
     optimizer = optimizers.create_optimizer(config, schedule, method.param_groups)
     state = step.create_state_fn(config, method, optimizer, mesh)(jax.random.key(0))

@@ -164,7 +164,7 @@ def test_a_terminal_that_is_gone(tmp_path):
 def test_training_evaluation_and_report_without_any_stream(tmp_path):
     run = tmp_path / "runs" / "one"
     for arguments in (
-        [f"--workdir={run}", *flags()],
+        [f"--workdir={run}", *flags(encoder__name="resnet18")],
         [f"--workdir={run}", "--job=knn"],
         [f"--workdir={run.parent}", "--job=report", "--config.report.diagnostics=false"],
     ):
@@ -176,7 +176,7 @@ def test_training_evaluation_and_report_without_any_stream(tmp_path):
 
 @pytest.mark.slow
 def test_a_training_under_nohup_without_a_terminal(tmp_path):
-    arguments = " ".join(flags())
+    arguments = " ".join(flags(encoder__name="resnet18"))
     line = f"cd {tmp_path} && nohup {PYTHON} -m gsjax.main --workdir=run {arguments} <&-"
     status, output, errors = shell(line, PYTHONPATH=os.getcwd())
     assert status == 0, errors

@@ -64,7 +64,7 @@ def test_a_training_its_diagnostics_and_report(folder):
     program = ("-m", "gsjax.main", "--config.platform=cpu", "--workdir")
     run_folder = str(folder / "runs" / "run")
     for arguments in (
-        (run_folder, *flags(num_steps="4")),
+        (run_folder, *flags(num_steps="4", encoder__name="resnet18")),
         (run_folder, "--job=diagnostics"),
         (str(folder / "runs"), "--job=report"),
     ):

@@ -22,6 +22,7 @@ SMALL = {
     "data.labeled_split": "",
     "data.test_split": "",
     "batch_size": "16",
+    "encoder.name": "toy",
     "encoder.width": "4",
     "data.image_size": "16",
     "projector.hidden_dim": "16",
@@ -69,7 +70,7 @@ def trained(pictures, tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "differences"),
     [
-        ({"encoder.name": "resnet34"}, "encoder.name: resnet18 -> resnet34"),
+        ({"encoder.name": "resnet34"}, "encoder.name: toy -> resnet34"),
         ({"encoder.width": "8"}, "encoder.width: 4 -> 8"),
         ({"projector.num_layers": "3"}, "projector.num_layers: 2 -> 3"),
         (

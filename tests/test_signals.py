@@ -13,7 +13,7 @@ import pytest
 from conftest import FAST_COMPILATION as FAST
 from test_interrupts import KNN, SLOW_KNN, ended, rows, same_as, state, until
 from test_sweep import NAMES, SWEEP, children, start, write
-from trainings import command, finish, flags, records, together, wait_for
+from trainings import PROGRAM, command, finish, flags, records, together, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ TERMINAL = """
 import fcntl, os, sys, termios
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, "-m", "gsjax.main", *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
@@ -69,7 +69,7 @@ def test_a_training_whose_terminal_is_closed_saves_its_step(whole, tmp_path):
     """The kernel sends SIGHUP, and from then on every write is an I/O error."""
     master, slave = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", TERMINAL, "--workdir", str(tmp_path), *AT_STEP_4],
+        [sys.executable, "-c", TERMINAL, *PROGRAM, "--workdir", str(tmp_path), *AT_STEP_4],
         stdin=slave, stdout=slave, stderr=slave,
         env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {FAST}"},
     )  # fmt: skip
@@ -94,7 +94,7 @@ def read_until_closed(master):
 @pytest.mark.slow
 def test_a_limit_of_cpu_time_saves_the_step(tmp_path):
     """The kernel's own SIGXCPU, which comes again every second."""
-    long = flags(num_steps="100000", checkpoint__every_steps="100000")
+    long = flags(num_steps="100000", checkpoint__every_steps="100000", encoder__name="resnet18")
     process = command(
         tmp_path, *long, program=("-c", "import resource; from gsjax import main\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (30, 300)); main.main()"),

@@ -147,7 +147,7 @@ def test_a_process_that_dies_is_waited_for_again(port):
     ("number", "count", "expected"),
     [
         (1, 3, "there is already a process 1 at localhost:PORT: each needs its own --process_id"),
-        (2, 4, "process 2 was started as one of 4 processes, process 0 at localhost:PORT as one"),
+        (2, 4, "process 2 was started as one of 4 processes, but process 0 at localhost:PORT as"),
     ],
 )
 def test_a_process_that_does_not_belong_there_is_refused(port, number, count, expected):

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import FAST_COMPILATION
+from conftest import FAST_COMPILATION, REPO_ROOT
 from etils import epath
 from PIL import Image
-from trainings import SMALL, TIMES, finish, host_flags, wait_for
+from trainings import TIMES, TOY, finish, host_flags, wait_for
 
 from gsjax import jobs
 from gsjax.errors import UserError
@@ -22,11 +22,18 @@ from gsjax.runtime import parallel
 from gsjax.sweep import plans, runner, runs
 
 BASE = """
+import sys
+
 from gsjax.config import defaults, settings
+
+sys.path.append("TESTS")
+import toy_main
+
+toy_main.add_row()
 
 def get_config():
     config = defaults.get_config()
-    settings.override(config, SMALL)
+    settings.override(config, TOY)
     config.num_steps = 20
     config.batch_size = 8
     config.data.source = "folder"
@@ -60,7 +67,8 @@ def write(folder, text):
     """Writes a sweep, its base config and 84 pictures; returns the sweep's file."""
     (folder / "configs" / "sweeps").mkdir(parents=True)
     pictures = folder / "pictures"
-    base = BASE.replace("SMALL", repr(SMALL)).replace("PICTURES", str(pictures))
+    base = BASE.replace("TOY", repr(TOY)).replace("PICTURES", str(pictures))
+    base = base.replace("TESTS", str(REPO_ROOT / "tests"))
     (folder / "configs" / "base.py").write_text(base)
     generator = np.random.default_rng(0)
     for split, count in (("train", 64), ("test", 20)):

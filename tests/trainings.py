@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from conftest import FAST_COMPILATION
+from conftest import FAST_COMPILATION, REPO_ROOT
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -29,18 +29,20 @@ SMALL = {
     "log.every_steps": "1",
     "log.example_pairs": "2",
 }
+TOY = SMALL | {"encoder.name": "toy"}
+PROGRAM = (str(REPO_ROOT / "tests/toy_main.py"),)
 TIMES = ("train/images_per_second", "train/data_wait")
 
 
 def small_config(**overrides):
     config = settings.load(None)
     changes = {key.replace("__", "."): text for key, text in overrides.items()}
-    settings.override(config, SMALL | changes)
+    settings.override(config, TOY | changes)
     return settings.check(config)
 
 
 def flags(**overrides):
-    changes = SMALL | {key.replace("__", "."): text for key, text in overrides.items()}
+    changes = TOY | {key.replace("__", "."): text for key, text in overrides.items()}
     return [f"--config.{key}={text}" for key, text in changes.items()]
 
 
@@ -81,7 +83,7 @@ def command(
     fast=True,
     environment=None,
     output=subprocess.PIPE,
-    program=("-m", "gsjax.main"),
+    program=PROGRAM,
 ):
     xla_flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION * fast}"
     environment = (environment or os.environ) | {"XLA_FLAGS": xla_flags}

@@ -5,6 +5,7 @@ maps images to the plane.
 """
 
 import atexit
+import functools
 import json
 import os
 import shutil
@@ -64,9 +65,9 @@ class Diagnostics:
                 bank, known = self._bank, encoder.features(self._bank, transform).decoded()
             lines = draw_neighbors(bank, known, source, rows, config.diagnostics.neighbors)
             figures = {"neighbors": pictures.stack(lines)} if lines else {}
-        texts = {"map.json": map_in_plane(source, rows, config.seed)}
         protocol = self._protocol(encoder, len(drawn.indices))
-        return [Result(source.dataset, scores, protocol, details, figures, texts)]
+        plane = functools.partial(map_in_plane, source, rows, config.seed)
+        return [Result(source.dataset, scores, protocol, details, figures, {"map.json": plane})]
 
     def _protocol(self, encoder: Encoder, num_images: int) -> dict[str, Any]:
         config, source = self._config, self._source
@@ -149,10 +150,8 @@ def _class_name(source: Source, label: int) -> str:
 def map_in_plane(source: Source, rows: Features, seed: int) -> str | None:
     """Returns JSON with positions in the plane, labels and class names (null if there are none).
 
-    On other hosts than the primary, and if there can be no map, returns None.
+    If there can be no map, returns None.
     """
-    if not parallel.is_primary():
-        return None
     if len(rows.indices) <= _UMAP_NEIGHBORS:
         metrics.log(f"no map: it needs {_UMAP_NEIGHBORS + 1} images, not {len(rows.indices)}")
         return None

@@ -41,7 +41,8 @@ class Result:
       protocol: every setting and count that the scores depend on.
       details: anything else worth knowing.
       figures: {name: uint8 [H, W, 3]}, needed on the primary host only.
-      files: {file name: text}, needed on the primary host only; None removes an older file.
+      files: {file name: function that makes its text}, called on the primary host only, once the
+        scores are written; where it returns None, an older file is removed.
     """
 
     dataset: str
@@ -49,7 +50,7 @@ class Result:
     protocol: Mapping[str, Any]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    files: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Callable[[], str | None]] = dataclasses.field(default_factory=dict)
 
 
 Evaluator = Callable[[Encoder], Iterable[Result]]
@@ -130,12 +131,15 @@ class Evaluation:
                 with files.write_errors(file):
                     files.write_text(file, json.dumps([*others, entry], indent=1) + "\n")
                 self._write_scores(scores, (self.step or 0) if at is None else at)
-                self._write_figures(result)
         except lock.InUse as error:
             raise UserError(f"{error}; not written: {json.dumps(entry['scores'])}") from error
         if len(others) < len(known):
             metrics.log(f"replaces the earlier result of the same checkpoint on {dataset}")
         self._recorded.append(entry)
+        if result.figures:
+            with lock.exclusive(file):
+                self._write_figures(result.figures)
+        self._write_files(result.files)
 
     def _write_scores(self, scores: Mapping[str, float], at: int) -> None:
         with files.write_errors(self.folder):
@@ -143,22 +147,23 @@ class Evaluation:
         with contextlib.closing(self.writer()) as writer:
             writer.write_scalars(at, scores)
 
-    def _write_figures(self, result: Result) -> None:
-        for name, text in result.files.items():
+    def _write_figures(self, figures: Mapping[str, np.ndarray]) -> None:
+        with contextlib.closing(self.writer()) as writer:
+            for i, (name, figure) in enumerate(figures.items()):
+                path = self.folder / f"{_file_name(name, i)}.png"
+                with files.write_errors(path):
+                    pictures.save(figure, path)
+                writer.write_images(self.step or 0, {name: figure[None]})
+        metrics.log(f"figures written to {files.shown(self.folder)}: {len(figures)}")
+
+    def _write_files(self, makers: Mapping[str, Callable[[], str | None]]) -> None:
+        for name, make in makers.items():
+            text = make()
             with files.write_errors(self.folder / name):
                 if text is None:
                     (self.folder / name).unlink(missing_ok=True)
                 else:
                     files.write_text(self.folder / name, text)
-        if not result.figures:
-            return
-        with contextlib.closing(self.writer()) as writer:
-            for i, (name, figure) in enumerate(result.figures.items()):
-                path = self.folder / f"{_file_name(name, i)}.png"
-                with files.write_errors(path):
-                    pictures.save(figure, path)
-                writer.write_images(self.step or 0, {name: figure[None]})
-        metrics.log(f"figures written to {files.shown(self.folder)}: {len(result.figures)}")
 
     def print_table(self) -> None:
         """Prints the recorded results, with the untrained encoder's and comparable earlier ones."""

@@ -1,6 +1,6 @@
 """Metric writers, built on CLU: TensorBoard event files and `metrics.jsonl`."""
 
-from gsjax.runtime import tensorflow_setup  # noqa: F401  # CLU imports TensorFlow
+from gsjax.runtime.tensorflow_setup import metric_writers  # CLU imports TensorFlow
 
 # isort: split
 import contextlib
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from clu import metric_writers
 from clu.metric_writers import MetricWriter
 from etils import epath
 
