@@ -72,10 +72,11 @@ def test_every_public_module_has_one_page_in_the_navigation(reference):
     public = {"gsjax", *(name for name in walked if "._" not in name)}
     assert {"gsjax.losses", "gsjax.evaluate.knn"} < public
     expected = sorted([*(f"reference/{name}.md" for name in public), "reference/index.md"])
-    assert sorted(reference.pages()) == expected
+    pages = reference.pages()
+    assert sorted(pages) == expected
     assert sorted(_entries(reference.navigation())) == expected
     for name in public:
-        assert f"::: {name}\n" in reference.pages()[f"reference/{name}.md"]
+        assert f"::: {name}\n" in pages[f"reference/{name}.md"]
 
 
 def test_a_private_module_has_no_page(reference, tmp_path):
