@@ -103,7 +103,7 @@ def kill_and_resume(pictures, tmp_path, steps, kills, in_saves):
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(pictures, tmp_path):
-    kill_and_resume(pictures, tmp_path, steps=20, kills=3, in_saves=1)
+    kill_and_resume(pictures, tmp_path, steps=20, kills=2, in_saves=1)
 
 
 @pytest.mark.slow
