@@ -12,7 +12,7 @@ import optax
 import pytest
 from PIL import Image
 from tiny_folders import write_classes, write_retrieval
-from trainings import finish, together
+from trainings import PROGRAM, finish, together
 
 from gsjax.config import settings
 from gsjax.crops import Crops
@@ -27,7 +27,7 @@ from gsjax.train.state import create_state
 
 MODEL = {
     "encoder.name": "toy",
-    "encoder.width": "4",
+    "encoder.width": "32",
     "data.image_size": "16",
     "projector.hidden_dim": "16",
     "projector.out_dim": "8",
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named(workdir):
     files = [f for f in (workdir / "checkpoints/2").rglob("*") if f.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
-    command = [sys.executable, "-m", "gsjax.main", "--workdir", str(workdir), "--job", "knn"]
+    command = [sys.executable, *PROGRAM, "--workdir", str(workdir), "--job", "knn"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     name = largest.relative_to(workdir / "checkpoints/2")
