@@ -220,7 +220,8 @@ def whole(tmp_path_factory):
     return workdir
 
 
-KNN = {"knn__every_epochs": "0.0256"}  # 4 of 156 steps
+# A monitor every 4 of 156 steps, with an encoder slow enough to be interrupted in it.
+KNN = {"knn__every_epochs": "0.0256", "encoder__name": "resnet18"}
 SLOW_KNN = KNN | {"features__batch_size": "1"}  # 7,000 batches
 
 
