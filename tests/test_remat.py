@@ -91,7 +91,7 @@ def test_remat_may_change_on_the_way():
 
 
 def test_only_training_is_computed_anew():
-    config = small_config("simclr", "ioa", "sgd", "float32")
+    config = small_config("simclr", "ioa", "sgd", "float32", "resnet18")
     images = jnp.zeros((2, 16, 16, 3))
     programs = {}
     for remat in (False, True):
