@@ -1,9 +1,9 @@
-"""The losses of SimCLR and SimSiam and their graded forms, as pure functions.
+"""The losses of SimCLR, MoCo, SimSiam and BYOL and their graded forms, as pure functions.
 
 Embeddings come straight from the heads; they are normalized here, in at least float32. Each loss is
 a scalar, the mean over positive pairs: an anchor and a target from different views of one image.
 
-`contrastive` and `siamese` take any number of views: anchors [B, V, D], targets [B, W, D] and psi
+`contrastive`, `momentum_contrastive` and `siamese` take any number of views: anchors [B, V, D], targets [B, W, D] and psi
 [B, V, W], where target w is view w and psi[b, v, w] is the similarity of view v to view w
 (`gsjax.similarity.pairwise`). The other functions are the papers' equations for two views i and j:
 row n of every argument belongs to image n, `psi_ij` [N] is the similarity of view i to view j, and
@@ -48,15 +48,53 @@ def contrastive(
       UserError: the shapes do not match.
     """
     _check_views(anchors, targets, psi)
-    anchors, targets = _normalize(anchors), _normalize(targets)
+    anchors, targets = normalize(anchors), normalize(targets)
     v, w = pairs(anchors.shape[1], targets.shape[1])
-    if psi is None:
-        positive = -jnp.sum(anchors[:, v] * targets[:, w], axis=-1) / temperature
-    else:
-        distance = _graded_distance(anchors[:, v], targets[:, w], psi[:, v, w])
-        positive = scale / temperature * distance
+    of_pairs = None if psi is None else psi[:, v, w]
+    positive = _positive(anchors[:, v], targets[:, w], of_pairs, temperature, scale)
     negative = _log_denominators(anchors, targets, temperature, axis_name)[:, v]
     return jnp.mean(positive) + jnp.mean(negative)
+
+
+def momentum_contrastive(
+    queries: jax.Array,
+    keys: jax.Array,
+    queue: jax.Array,
+    psi: jax.Array | None,
+    temperature: float,
+    scale: float = 1.0,
+) -> jax.Array:
+    """InfoNCE against a queue of earlier keys (MoCo, eq. 1), graded if psi is given.
+
+    A pair's loss is -cos / tau or, graded, scale / tau * D_GS, plus the logsumexp of the query's
+    logits over its key and the whole queue.
+
+    Args:
+      queries: [N, D] embeddings.
+      keys: [N, D] embeddings of other views of the same images; no gradient flows into them.
+      queue: [K, D] unit rows; no gradient flows into them.
+      psi: [N] similarity in [0, 1] of the queries' views to the keys', or None.
+      temperature: tau, positive.
+      scale: weight of the graded positive term.
+
+    Returns:
+      The loss, a float32 or float64 scalar.
+
+    Raises:
+      UserError: the shapes do not match.
+    """
+    shapes = [queries.shape, keys.shape, queue.shape]
+    if queries.ndim != 2 or keys.shape != queries.shape or queue.shape[1:] != queries.shape[1:]:
+        raise UserError(f"embeddings of shapes {shapes}: give [N, D], [N, D] and [K, D]")
+    if psi is not None and psi.shape != queries.shape[:1]:
+        raise UserError(f"psi of shape {psi.shape}: give one value per query, [N]")
+    queries, keys = normalize(queries), normalize(lax.stop_gradient(keys))
+    queue = lax.stop_gradient(queue)
+    positive = _positive(queries, keys, psi, temperature, scale)
+    own = jnp.sum(queries * keys, axis=-1, keepdims=True)
+    others = jnp.matmul(queries, queue.T, precision=lax.Precision.HIGHEST)
+    logits = jnp.concatenate([own, others], axis=-1) / temperature
+    return jnp.mean(positive) + jnp.mean(jax.nn.logsumexp(logits, axis=-1))
 
 
 def siamese(
@@ -68,32 +106,49 @@ def siamese(
       predictions: [B, V, D] predictions from all views.
       targets: [B, W, D] embeddings of the first W <= V views; no gradient flows into them.
       psi: [B, V, W] similarity in [0, 1], or None.
-      form: "mse", the squared distance, or "cosine", the negative cosine. With psi, only "mse".
+      form: "mse", the squared distance; "cosine", the negative cosine, which cannot be graded; or
+        "sum", twice "mse": with two views the sum of both directions (DeepMind's BYOL).
 
     Returns:
-      The loss, a float32 or float64 scalar: in [0, 4], or in [-1, 1] for "cosine".
+      The loss, a float32 or float64 scalar: in [0, 4] for "mse", in [-1, 1] for "cosine".
 
     Raises:
       UserError: the shapes do not match, or psi is given with "cosine".
     """
     _check_views(predictions, targets, psi)
     # The stop-gradient is part of the loss, so no caller can forget it.
-    predictions, targets = _normalize(predictions), _normalize(lax.stop_gradient(targets))
+    predictions, targets = normalize(predictions), normalize(lax.stop_gradient(targets))
     v, w = pairs(predictions.shape[1], targets.shape[1])
     p, z = predictions[:, v], targets[:, w]
-    if psi is not None:
-        if form != "mse":
-            raise UserError(f"form {form} cannot be graded: use mse, or omit psi")
-        return jnp.mean(_graded_distance(p, z, psi[:, v, w]))
     if form == "cosine":
+        if psi is not None:
+            raise UserError(f"form {form} cannot be graded: use mse, or omit psi")
         return -jnp.mean(jnp.sum(p * z, axis=-1))
-    return jnp.mean(jnp.sum(jnp.square(p - z), axis=-1))
+    if psi is None:
+        distance = jnp.sum(jnp.square(p - z), axis=-1)
+    else:
+        distance = _graded_distance(p, z, psi[:, v, w])
+    return (2 if form == "sum" else 1) * jnp.mean(distance)
 
 
 def pairs(num_views: int, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns indices v and w, [P] each, of all pairs with v != w; target w is view w."""
     v, w = np.nonzero(~np.eye(num_views, num_targets, dtype=bool))
     return v, w
+
+
+def normalize(z: jax.Array) -> jax.Array:
+    """Scales vectors to unit length; a zero vector and its gradient stay zero.
+
+    Args:
+      z: [..., D] vectors.
+
+    Returns:
+      [..., D] in at least float32.
+    """
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    norm = _safe_norm(z)
+    return jnp.where(norm > 0, z, 0) / jnp.where(norm > 0, norm, 1)
 
 
 def nt_xent(
@@ -225,6 +280,15 @@ def _graded_distance(u: jax.Array, v: jax.Array, psi: jax.Array) -> jax.Array:
     return jnp.square(distance - (1 - psi.astype(distance.dtype)))
 
 
+def _positive(
+    u: jax.Array, v: jax.Array, psi: jax.Array | None, temperature: float, scale: float
+) -> jax.Array:
+    """The positive term of a contrastive loss: unit vectors [..., D], psi [...] -> [...]."""
+    if psi is None:
+        return -jnp.sum(u * v, axis=-1) / temperature
+    return scale / temperature * _graded_distance(u, v, psi)
+
+
 def _log_denominators(
     anchors: jax.Array, targets: jax.Array, temperature: float, axis_name: str | None
 ) -> jax.Array:
@@ -262,13 +326,6 @@ def _two_ways(z: jax.Array, psi_ij: jax.Array, psi_ji: jax.Array) -> jax.Array:
     one = jnp.ones_like(psi_ij)
     rows = [jnp.stack([one, psi_ij], axis=1), jnp.stack([psi_ji, one], axis=1)]
     return jnp.stack(rows, axis=1)
-
-
-def _normalize(z: jax.Array) -> jax.Array:
-    """[..., D] -> [..., D] of unit length; a zero row and its gradient stay zero."""
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    norm = _safe_norm(z)
-    return jnp.where(norm > 0, z, 0) / jnp.where(norm > 0, norm, 1)
 
 
 def _safe_norm(x: jax.Array) -> jax.Array:

@@ -32,25 +32,46 @@ _SCALE = shapes(1.0, "scale of the positive term in eq. 10; 0.5 gives NT-Xent at
 _TEMPERATURE = shapes(0.5, "tau of NT-Xent", low=1e-6)
 _SIAMESE = shapes(
     "mse",
-    "SimSiam without graded similarity: mse (eq. 3) or cosine (half of it)",
-    choices=("mse", "cosine"),
+    "mse (eq. 3 and eq. 8), sum (twice that), or without graded similarity cosine (half of it)",
+    choices=("mse", "cosine", "sum"),
 )
 _PREDICTOR = shapes(512, "hidden width of the predictor", low=1, high=2**16)
 _FIX_PRED_LR = shapes(False, "keep the predictor's learning rate constant")
 
 
-def _check_simsiam(config: ml_collections.ConfigDict) -> Iterator[str]:
+_TARGET = {
+    "target.momentum": shapes(0.99, "of the target network, after every step", high=1),
+    "target.final_momentum": shapes(
+        0.0, "momentum at the end, reached along a cosine; 0 keeps it constant", high=1
+    ),
+}
+
+
+def _check_siamese(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.similarity.scale != 1:
         yield (
-            f"similarity.scale is {config.similarity.scale:g}, but SimSiam has no such scale "
-            "(eq. 3 and eq. 8 agree at psi = 1); leave it at 1"
+            f"similarity.scale is {config.similarity.scale:g}, but {METHODS[config.method].label} "
+            "has no such scale (eq. 3 and eq. 8 agree at psi = 1); leave it at 1"
         )
-    if not config.projector.last_bn:
-        yield "projector.last_bn is false, but SimSiam collapses without it; set it to true"
     if config.loss.siamese == "cosine" and config.similarity.measure != "none":
         yield (
             "loss.siamese is cosine, but graded similarity regresses a distance (eq. 8); "
             "cosine needs similarity.measure=none"
+        )
+
+
+def _check_simsiam(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if not config.projector.last_bn:
+        yield "projector.last_bn is false, but SimSiam collapses without it; set it to true"
+    yield from _check_siamese(config)
+
+
+def _check_mocov2(config: ml_collections.ConfigDict) -> Iterator[str]:
+    num_keys = config.batch_size * (2 if config.loss.symmetric else 1)
+    if config.queue.size % num_keys:
+        yield (
+            f"queue.size is {config.queue.size}; it must be a multiple of the {num_keys} keys of a "
+            f"step with batch_size={config.batch_size} and loss.symmetric={config.loss.symmetric}"
         )
 
 
@@ -73,6 +94,30 @@ METHODS: dict[str, MethodRow] = {
         _check_simsiam,
         label="SimSiam",
         linear_learning_rate=30.0,  # thesis 5.1
+    ),
+    "mocov2": MethodRow(
+        "gsjax.methods.mocov2",
+        "contrast with a queue of a momentum encoder's keys (He et al. 2020, Chen et al. 2020)",
+        {
+            "similarity.scale": _SCALE,
+            "loss.temperature": _TEMPERATURE,
+            "loss.symmetric": shapes(
+                True, "each view is query and key; false: queries of view 1, keys of view 2"
+            ),
+            "queue.size": shapes(4096, "keys to contrast with", low=1, high=2**24),
+            **_TARGET,
+        },
+        _check_mocov2,
+        label="MoCo v2",
+        linear_learning_rate=30.0,  # facebookresearch/moco
+    ),
+    "byol": MethodRow(
+        "gsjax.methods.byol",
+        "predict a momentum encoder's embedding of the other view (Grill et al. 2020)",
+        {"loss.siamese": _SIAMESE, "predictor.hidden_dim": _PREDICTOR, **_TARGET},
+        _check_siamese,
+        label="BYOL",
+        linear_learning_rate=0.1,  # as SimCLR's, also trained with LARS
     ),
 }
 

@@ -143,16 +143,18 @@ class Method(abc.ABC):
         """Applies the networks in sequence.
 
         Args:
-          params: {name: parameters}.
+          params: {name: parameters}; may lack the last networks, as a target network does.
           batch_stats: {name: statistics}.
           x: [N, S, S, 3].
           train: whether BatchNorm uses batch statistics.
 
         Returns:
-          The outputs of all networks, [N, F] each, and the updated statistics.
+          The outputs of these networks, [N, F] each, and the updated statistics.
         """
         outputs, updated = [], {}
         for name, network in self.networks.items():
+            if name not in params:
+                break
             variables = {"params": params[name], "batch_stats": batch_stats[name]}
             y, changes = network.apply(variables, x, train=train, mutable=["batch_stats"])
             updated[name] = changes.get("batch_stats", {})
@@ -161,9 +163,16 @@ class Method(abc.ABC):
         return outputs, updated
 
 
-def create_projector(config: ml_collections.ConfigDict, last_bn_scale: bool) -> Projector:
-    """Creates the projector of the group `projector`; `last_bn_scale` as in `Projector`."""
-    return Projector(**config.projector, last_bn_scale=last_bn_scale, dtype=config.encoder.dtype)
+def create_projector(
+    config: ml_collections.ConfigDict, last_bn_scale: bool, hidden_bn: bool = True
+) -> Projector:
+    """Creates the projector of the group `projector`; the other arguments as in `Projector`."""
+    return Projector(
+        **config.projector,
+        last_bn_scale=last_bn_scale,
+        hidden_bn=hidden_bn,
+        dtype=config.encoder.dtype,
+    )
 
 
 def metrics(z: jax.Array, psi: jax.Array) -> dict[str, jax.Array]:

@@ -18,7 +18,7 @@ def _uniform(fan_in: int) -> nn.initializers.Initializer:
 class Projector(nn.Module):
     """Representations to embeddings: [Linear - BN - ReLU] * (num_layers - 1), then a last Linear.
 
-    Linear layers before a BN have no bias. SimCLR's head ends with Linear(bias), or with a BN with
+    Linear layers before a BN have no bias, others have one. SimCLR's head ends with Linear(bias), or with a BN with
     scale but no bias (google-research/simclr, model_util.py); SimSiam's with a BN with neither
     (facebookresearch/simsiam, builder.py).
 
@@ -28,6 +28,7 @@ class Projector(nn.Module):
       out_dim: features of the last.
       last_bn: whether a BN follows the last layer.
       last_bn_scale: whether that BN has a scale.
+      hidden_bn: whether the other layers have a BN (not in MoCo v2).
       dtype: computation dtype, as `ResNet.dtype`.
       axis_name: mapped axis over whose devices training computes BN statistics, or None.
     """
@@ -37,6 +38,7 @@ class Projector(nn.Module):
     out_dim: int
     last_bn: bool
     last_bn_scale: bool
+    hidden_bn: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = "batch"
 
@@ -46,8 +48,9 @@ class Projector(nn.Module):
         linear, norm = _layers(self)
         x = representation
         for i in range(1, self.num_layers):
-            x = linear(self.hidden_dim, x.shape[-1], use_bias=False, name=f"linear{i}")(x)
-            x = norm(relu=True, name=f"bn{i}")(x, train)
+            bias = not self.hidden_bn
+            x = linear(self.hidden_dim, x.shape[-1], use_bias=bias, name=f"linear{i}")(x)
+            x = norm(relu=True, name=f"bn{i}")(x, train) if self.hidden_bn else nn.relu(x)
         last = self.num_layers
         x = linear(self.out_dim, x.shape[-1], use_bias=not self.last_bn, name=f"linear{last}")(x)
         if self.last_bn:
@@ -56,7 +59,7 @@ class Projector(nn.Module):
 
 
 class Predictor(nn.Module):
-    """SimSiam's predictor: Linear - BN - ReLU - Linear(bias) (facebookresearch/simsiam).
+    """The predictor of SimSiam and BYOL: Linear - BN - ReLU - Linear(bias) (facebookresearch/simsiam).
 
     Attributes:
       hidden_dim: features of the first layer.

@@ -1,0 +1,64 @@
+"""BYOL (Grill et al., arXiv:2006.07733), plain or with graded similarity (thesis, section 4)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from gsjax import losses
+from gsjax.methods import base, momentum
+from gsjax.models.heads import Predictor
+
+
+class BYOL(base.Method):
+    """Encoder, projector and predictor; the target network follows the first two.
+
+    The target network has BatchNorm statistics of its own, in training mode.
+    """
+
+    distance = "|p_i - z'_j|"
+
+    def init(self, key, image_size):
+        """See `Method.init`; the target network starts as a copy."""
+        params, extra = super().init(key, image_size)
+        target = {name: params[name] for name in ("encoder", "projector")}
+        stats = {name: extra["batch_stats"][name] for name in target}
+        return params, extra | {"target": {"params": target, "batch_stats": stats}}
+
+    def loss(self, params, extra, views, boxes, keys, progress):
+        """See `Method.loss`; each view has its own forward passes and batch statistics."""
+        del keys, progress
+        online, target = extra["batch_stats"], extra["target"]
+        target_stats = target["batch_stats"]
+        embeddings, predictions, targets = [], [], []
+        for view in range(views["global"].shape[1]):
+            x = views["global"][:, view]
+            (_, z, p), online = self.forward(params, online, x)
+            (_, t), target_stats = self.forward(target["params"], target_stats, x)
+            embeddings.append(z)
+            predictions.append(p)
+            targets.append(t)
+        z, p, t = (jnp.stack(outputs, axis=1) for outputs in (embeddings, predictions, targets))
+        psi = self.psi(boxes)
+        loss = losses.siamese(p, t, psi if self.is_graded else None, self.config.loss.siamese)
+        target = target | {"batch_stats": target_stats}
+        return loss, ({"batch_stats": online, "target": target}, base.metrics(z, psi))
+
+    def after_update(self, params, extra, progress):
+        """See `Method.after_update`; moves the target network's parameters."""
+        return momentum.follow(extra, params, self.config.target, progress)
+
+    def embed(self, params, extra, images: jax.Array):
+        """See `Method.embed`; returns predictions p and the target network's embeddings z'."""
+        (*_, p), _ = self.forward(params, extra["batch_stats"], images, train=False)
+        (_, t), _ = self.forward(**extra["target"], x=images, train=False)
+        return p, t
+
+
+def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> BYOL:
+    """Creates BYOL."""
+    projector = base.create_projector(config, last_bn_scale=True)
+    predictor = Predictor(
+        config.predictor.hidden_dim, config.projector.out_dim, dtype=config.encoder.dtype
+    )
+    return BYOL({"encoder": encoder, "projector": projector, "predictor": predictor}, config)
