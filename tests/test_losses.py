@@ -271,3 +271,43 @@ def test_mistakes_are_told():
         losses.graded_nt_xent(z_i, z_j, psi, psi[:, None], TAU)
     with pytest.raises(UserError, match="psi_ij"):
         losses.graded_siamese_mse(z_i, z_j, z_i, z_j, psi[1:], psi)
+
+
+@pytest.mark.parametrize("psi", [None, similarities()[0]], ids=["plain", "graded"])
+def test_momentum_contrastive_equals_the_loop(psi):
+    queries, keys = embeddings(2)
+    queue = [unit(row) for row in arrays((8, DIM), seed=2)[0]]
+    scale, total = 0.7, 0.0
+    for n in range(NUM):
+        q, k = unit(queries[n]), unit(keys[n])
+        logarithm = np.log(sum(np.exp(q @ row / TAU) for row in [k, *queue]))
+        if psi is None:
+            total += -q @ k / TAU + logarithm
+        else:
+            total += scale / TAU * slow_distance(q, k, psi[n]) + logarithm
+    with jax.enable_x64(True):
+        given = None if psi is None else jnp.array(psi)
+        inputs = [jnp.array(x) for x in (queries, keys, queue)]
+        result = losses.momentum_contrastive(*inputs, given, TAU, scale)
+        np.testing.assert_allclose(result, total / NUM, rtol=1e-12)
+        grads = jax.grad(losses.momentum_contrastive, (0, 1, 2))(*inputs, given, TAU, scale)
+        assert np.abs(grads[0]).max() > 0.01
+        assert not np.any(grads[1]) and not np.any(grads[2])
+
+
+def test_momentum_contrastive_refuses_shapes_that_do_not_match():
+    queries, keys = (jnp.float32(z) for z in embeddings(2))
+    for wrong in (
+        (queries, keys[1:], queries, None), (queries, keys, queries[:, 1:], None),
+        (queries, keys, queries, jnp.ones((NUM, 1))),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="shape"):
+            losses.momentum_contrastive(*wrong, TAU)
+
+
+def test_the_sum_of_both_directions_is_twice_their_mean():
+    p_i, p_j, z_i, z_j = (jnp.float32(z) for z in embeddings(4))
+    predictions, targets = jnp.stack([p_i, p_j], 1), jnp.stack([z_i, z_j], 1)
+    for psi in (None, jnp.full((NUM, 2, 2), 0.3)):
+        mean = losses.siamese(predictions, targets, psi)
+        np.testing.assert_allclose(losses.siamese(predictions, targets, psi, "sum"), 2 * mean)
