@@ -1,4 +1,4 @@
-"""Augmentation of uint8 views on the device: flip, color jitter, gray, blur, normalization.
+"""Augmentation of uint8 views on the device: flip, color jitter, gray, blur, solarization.
 
 The semantics are torchvision's (ColorJitter, RandomGrayscale, GaussianBlur on float tensors).
 The result for an image depends only on its key, not on its batch or device.
@@ -13,6 +13,9 @@ import ml_collections
 # Order of the keys of `jitter`'s `amounts`.
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 
+# Folded into a view's key, for steps that came after the first nine draws. `split` takes 0 and 1.
+_SOLARIZE = 2
+
 
 def augment(
     keys: jax.Array,
@@ -24,13 +27,14 @@ def augment(
 ) -> jax.Array:
     """Augments and normalizes views, each with its own key (SimCLR, appendix A).
 
-    In this order: horizontal flip, color jitter, gray, Gaussian blur, normalization. A step with
-    probability or strength 0 costs nothing.
+    In this order: horizontal flip, color jitter, gray, Gaussian blur, solarization, normalization.
+    A step with probability or strength 0 costs nothing.
 
     Args:
       keys: [N] typed PRNG keys (`jax.random.key`), one per view.
       images: [N, S, S, 3] uint8 RGB.
-      settings: the `augment` group of a config (`gsjax.config.defaults`), read at trace time.
+      settings: the `augment` group of a config (`gsjax.config.defaults`), read at trace time; one
+        number each (`gsjax.config.per_view`).
       mean: per-channel mean of the data set, in [0, 1].
       std: per-channel standard deviation of the data set.
       dtype: dtype of the result; pixels are computed in at least float32.
@@ -168,6 +172,11 @@ def gaussian_blur(image: jax.Array, sigma: jax.typing.ArrayLike, kernel_size: in
     return product("hi,vj,ijc->hvc", matrix, matrix, image)
 
 
+def solarize(image: jax.Array) -> jax.Array:
+    """Inverts all values of at least 0.5 in [..., 3] RGB in [0, 1] (torchvision solarize)."""
+    return jnp.where(image >= 0.5, 1 - image, image)
+
+
 def kernel_size(side: int) -> int:
     """Returns the blur's kernel size: 2 floor(S / 20) + 1, odd and at least 3 (23 at 224)."""
     return 2 * max(side // 20, 1) + 1
@@ -200,6 +209,9 @@ def _augment_one(settings, key: jax.Array, image: jax.Array) -> jax.Array:
         width = _between(sigma, settings.min_sigma, settings.max_sigma)
         soft = gaussian_blur(image, width, kernel_size(image.shape[0]))
         image = jnp.where(blurred < settings.blur, soft, image)
+    if settings.solarize > 0:
+        solarized = jax.random.uniform(jax.random.fold_in(key, _SOLARIZE), (), jnp.float32)
+        image = jnp.where(solarized < settings.solarize, solarize(image), image)
     return image
 
 

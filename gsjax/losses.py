@@ -3,9 +3,10 @@
 Embeddings come straight from the heads; they are normalized here, in at least float32. Each loss is
 a scalar, the mean over positive pairs: an anchor and a target from different views of one image.
 
-`contrastive`, `momentum_contrastive` and `siamese` take any number of views: anchors [B, V, D], targets [B, W, D] and psi
+`contrastive` and `siamese` take any number of views: anchors [B, V, D], targets [B, W, D] and psi
 [B, V, W], where target w is view w and psi[b, v, w] is the similarity of view v to view w
-(`gsjax.similarity.pairwise`). The other functions are the papers' equations for two views i and j:
+(`gsjax.similarity.pairwise`). `momentum_contrastive` takes pairs of them, one per row. The other
+functions are the papers' equations for two views i and j:
 row n of every argument belongs to image n, `psi_ij` [N] is the similarity of view i to view j, and
 `psi_ji` that of j to i.
 """

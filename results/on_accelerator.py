@@ -247,7 +247,8 @@ def _prepared(config, num_images):
     epoch_steps = num_images // config.batch_size
     schedule = optimizers.create_schedule(config, config.num_steps, epoch_steps)
     method = methods.create_method(config)
-    optimizer = optimizers.create_optimizer(config, schedule, method.param_groups)
+    decay = optimizers.create_weight_decay(config, config.num_steps)
+    optimizer = optimizers.create_optimizer(config, schedule, method.param_groups, decay)
     init_key, key = step.keys(config)
     state = step.create_state_fn(config, method, optimizer, mesh)(init_key)
     return mesh, schedule, optimizer, method, key, state

@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 import skimage.data
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from gsjax import augment as aug
 from gsjax.config import defaults
@@ -212,6 +212,24 @@ def test_blur_probability_and_sigma():
     ratio = views[blurred, 2, 1, 0] / views[blurred, 2, 2, 0]
     sigma = np.sqrt(-0.5 / np.log(ratio))
     assert scipy.stats.kstest(sigma, scipy.stats.uniform(0.4, 1.1).cdf).pvalue > 1e-3
+
+
+def test_solarization_is_pillows(photos):
+    inverted = np.asarray(apply(photos, only(solarize=1.0)))
+    for image, result in zip(photos, inverted, strict=True):
+        expected = ImageOps.solarize(Image.fromarray(image), 128)
+        np.testing.assert_allclose(result, np.asarray(expected) / 255, atol=1e-6)
+    many = np.repeat(photos[:1], 3000, axis=0)
+    views = np.asarray(apply(many, only(solarize=0.2)))
+    changed = np.any(views != np.asarray(unit(many)), axis=(1, 2, 3))
+    assert abs(changed.mean() - 0.2) < 0.03
+
+
+def test_solarization_comes_last_and_leaves_the_other_draws_alone(photos):
+    settings = dict(flip=0.5, jitter=0.8, brightness=0.8, hue=0.2, gray=0.2, blur=0.5)
+    without = np.asarray(apply(photos, only(**settings)))
+    views = np.asarray(apply(photos, only(solarize=1.0, **settings)))
+    np.testing.assert_allclose(views, np.where(without >= 0.5, 1 - without, without), atol=1e-6)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

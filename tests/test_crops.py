@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
@@ -167,3 +168,22 @@ def test_central_crop_rounds_as_torchvision(height, width, top, left):
     image = _noise(height, width)
     crop = crops.central_crop(tf.constant(image), 32).numpy()
     np.testing.assert_array_equal(crop, image[top : top + 32, left : left + 32])
+
+
+@pytest.mark.parametrize("crop", LAWS)
+def test_any_number_of_views(crop):
+    """Further views change none of the first ones, and are drawn as they are."""
+    settings = _settings(crop, 0.08, 1.0)
+
+    def draw(num_views, position=3):
+        seed = tf.constant([5, position], tf.int64)
+        size = tf.constant([60, 80])
+        return crops.random_resized_crop_boxes(seed, size, settings, num_views).numpy()
+
+    eight = draw(8)
+    assert eight.shape == (8, 4) and len(np.unique(eight, axis=0)) == 8
+    for num_views in (1, 2, 3, 5):
+        np.testing.assert_array_equal(draw(num_views), eight[:num_views])
+    areas = [np.prod(draw(4, position)[:, 2:], axis=1) for position in range(400)]
+    first, later = np.reshape(areas, (400, 2, 2)).swapaxes(0, 1).reshape(2, -1)
+    assert scipy.stats.ks_2samp(first, later).pvalue > 1e-3

@@ -223,13 +223,14 @@ def test_batch_sizes_that_do_not_fit(case):
         input_pipeline.train_batches(source, config, 0, 1)
 
 
-def test_single_views_are_the_first_of_two(case):
+def test_fewer_views_are_the_first_ones(case):
     config, source = case
-    both, one = (
-        next(input_pipeline.train_batches(source, config, 1, 2, num_views=n)) for n in (2, 1)
+    three, *others = (
+        next(input_pipeline.train_batches(source, config, 1, 2, num_views=n)) for n in (3, 2, 1)
     )
-    for single, pair in zip(one["global"], both["global"], strict=True):
-        np.testing.assert_array_equal(single, pair[:, :1])
+    for number, fewer in zip((2, 1), others, strict=True):
+        for some, whole in zip(fewer["global"], three["global"], strict=True):
+            np.testing.assert_array_equal(some, whole[:, :number])
 
 
 def test_an_abandoned_iterator_leaves_nothing(case):

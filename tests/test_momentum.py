@@ -55,9 +55,7 @@ def test_the_target_follows_the_updated_parameters(x64, name):  # noqa: F811
         state, _ = train_step(state, batch, jax.random.key(4))
         m = 0.8 - 0.2 * (1 + np.cos(np.pi * k / 5)) / 2
         online = {part: state.params[part] for part in networks}
-        expected = jax.tree.map(
-            lambda t, o, m=m: m * t + (1 - m) * np.asarray(o), expected, online
-        )
+        expected = jax.tree.map(lambda t, o, m=m: m * t + (1 - m) * np.asarray(o), expected, online)
         after = jax.device_get(state.extra["target"])
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), after["params"], expected

@@ -1,4 +1,4 @@
-"""Schedule, LARS and SGD against their formulas in NumPy."""
+"""Schedules, LARS, SGD and AdamW against their formulas in NumPy."""
 
 import math
 
@@ -92,10 +92,13 @@ def schedule_of_rates(step):
 
 
 def expected(params, gradients, update, fixed_rate=None):
-    """Applies update(w, v, g, rate) -> (w, v) to each array, step after step."""
+    """Applies update(w, v, g, rate) -> (w, v) to each array, step after step.
+
+    A state v that is not an array starts as 0.
+    """
 
     def one(path, w, *gradients):
-        v = np.zeros_like(w)
+        v = 0.0
         for rate, g in zip(RATES, gradients, strict=True):
             if fixed_rate is not None and path[0].key == "predictor":
                 rate = fixed_rate
@@ -122,14 +125,23 @@ def sgd(w, v, g, rate, weight_decay=0.01):
     return w - rate * v, v
 
 
+def adamw(w, state, g, rate, weight_decay=0.01):
+    """Algorithm 2 of arXiv:1711.05101 as in torch.optim.AdamW, which decays everything."""
+    m, v, step = state or (0, 0, 0)
+    m, v, step = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2, step + 1
+    turn = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.95**step)) + 1e-8)
+    return w - rate * turn - rate * weight_decay * w, (m, v, step)
+
+
 @pytest.mark.parametrize("fix_pred_lr", [False, True])
-@pytest.mark.parametrize(("name", "update"), [("lars", lars), ("sgd", sgd)])
+@pytest.mark.parametrize(("name", "update"), [("lars", lars), ("sgd", sgd), ("adamw", adamw)])
 def test_optimizer_against_numpy(name, update, fix_pred_lr):
     with jax.enable_x64(True):
         config = make_config(
             optimizer__name=name,
             optimizer__weight_decay=0.01,
             optimizer__trust_coefficient=0.05,
+            optimizer__beta2=0.95,
             optimizer__learning_rate=0.6,  # 0.3 at the batch size of 128
             optimizer__fix_pred_lr=fix_pred_lr,
         )
@@ -148,3 +160,58 @@ def test_golden_bias_update():
     params = {"encoder": {"bias": jnp.ones(3)}}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_array_equal(updates["encoder"]["bias"], -1.0)
+
+
+def test_lars_with_the_rate_after_the_momentum():
+    def official(w, v, g, rate):
+        step, v = lars(w, v, g, 1.0)
+        return w - rate * v, v
+
+    with jax.enable_x64(True):
+        config = make_config(
+            optimizer__weight_decay=0.01, optimizer__trust_coefficient=0.05,
+            optimizer__rate_after_momentum=True,
+        )  # fmt: skip
+        params, gradients = example()
+        optimizer = optimizers.create_optimizer(config, schedule_of_rates)
+        actual = run(optimizer, params, gradients)
+        reference = expected(params, gradients, official)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), actual, reference)
+
+
+@pytest.mark.parametrize(("final", "last"), [(0.0, 0.04), (0.4, 0.4)])
+def test_weight_decay_moves_to_its_final_value(final, last):
+    config = make_config(optimizer__weight_decay=0.04, schedule__final_weight_decay=final)
+    decay = optimizers.create_weight_decay(config, 50)
+    for k in range(51):
+        now = float(decay(k)) if final else decay
+        assert now == pytest.approx(last - (last - 0.04) * (1 + math.cos(math.pi * k / 50)) / 2)
+
+
+@pytest.mark.parametrize(("name", "update"), [("lars", lars), ("sgd", sgd), ("adamw", adamw)])
+def test_scheduled_decay_and_groups(name, update):
+    """A decay per step; one part without decay, one frozen."""
+    decays = [0.0, 0.1, 0.2, 0.3, 0.4]
+    with jax.enable_x64(True):
+        config = make_config(
+            optimizer__name=name, optimizer__trust_coefficient=0.05, optimizer__beta2=0.95
+        )
+        params, gradients = example()
+        labels = {"encoder": "default", "projector": "no_decay", "predictor": "frozen"}
+
+        def groups(params):
+            return jax.tree_util.tree_map_with_path(lambda path, _: labels[path[0].key], params)
+
+        def decay_at(count):
+            return jnp.asarray(decays)[count]
+
+        optimizer = optimizers.create_optimizer(config, schedule_of_rates, groups, decay_at)
+        actual = run(optimizer, params, gradients)
+    for part, label in labels.items():
+        for leaf, start in params[part].items():
+            w, v = start, 0.0
+            for rate, decay, gradient in zip(RATES, decays, gradients, strict=True):
+                if label != "frozen":
+                    decay = decay if label == "default" else 0.0
+                    w, v = update(w, v, gradient[part][leaf], rate, weight_decay=decay)
+            np.testing.assert_allclose(actual[part][leaf], w, atol=1e-12)

@@ -54,7 +54,7 @@ def test_overrides_keep_the_type_of_the_default():
         ("similarity.threshold", "nan", "from 0 to 1"),
         ("optimizer.learning_rate", "inf", "optimizer.learning_rate is inf"),
         ("loss.temperature", "0", "loss.temperature is 0"),
-        ("method", "byol", "simclr, simsiam"),
+        ("method", "barlow", "simclr, simsiam, mocov2, byol"),
         ("data.mean", "0.5,0.5", "3 comma-separated numbers from 0 to 1"),
         ("data.std", "0,1,1", "from 1e-06 to 1"),
         ("data.mean", "nan,0,0", "from 0 to 1"),

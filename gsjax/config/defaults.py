@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from gsjax.config.schema import Setting, free, orders, shapes
+from gsjax.config.schema import Setting, free, orders, per_view, shapes
 from gsjax.data import SOURCES
 from gsjax.jobs import JOBS
 from gsjax.methods import METHODS
@@ -99,26 +99,32 @@ _COMMON: dict[str, Setting] = {
         0.08, "smallest crop area as a fraction of the image", low=1e-6, high=1
     ),
     "augment.max_scale": shapes(1.0, "largest crop area", low=1e-6, high=1),
-    "augment.flip": shapes(0.5, "probability of a horizontal flip", high=1),
-    "augment.jitter": shapes(0.8, "probability of the color jitter", high=1),
-    "augment.brightness": shapes(0.8, "strength s: factor from 1 - s to 1 + s"),
-    "augment.contrast": shapes(0.8, "likewise"),
-    "augment.saturation": shapes(0.8, "likewise"),
-    "augment.hue": shapes(0.2, "largest shift in either direction, in turns", high=0.5),
-    "augment.gray": shapes(0.2, "probability of a gray view", high=1),
-    "augment.blur": shapes(0.0, "probability of a Gaussian blur", high=1),
-    "augment.min_sigma": shapes(
+    "augment.flip": per_view(0.5, "probability of a horizontal flip", high=1),
+    "augment.jitter": per_view(0.8, "probability of the color jitter", high=1),
+    "augment.brightness": per_view(0.8, "strength s: factor from 1 - s to 1 + s"),
+    "augment.contrast": per_view(0.8, "likewise"),
+    "augment.saturation": per_view(0.8, "likewise"),
+    "augment.hue": per_view(0.2, "largest shift in either direction, in turns", high=0.5),
+    "augment.gray": per_view(0.2, "probability of a gray view", high=1),
+    "augment.blur": per_view(0.0, "probability of a Gaussian blur", high=1),
+    "augment.min_sigma": per_view(
         0.1, "smallest standard deviation of the blur, in pixels", low=1e-3
     ),
-    "augment.max_sigma": shapes(2.0, "largest standard deviation of the blur"),
+    "augment.max_sigma": per_view(2.0, "largest standard deviation of the blur"),
+    "augment.solarize": per_view(
+        0.0, "probability of solarization: channels of at least 0.5 are inverted", high=1
+    ),
     # Optimizer.
     "optimizer.name": shapes("lars", "update rule", choices=OPTIMIZERS),
     "optimizer.learning_rate": shapes(0.3, "learning rate before scaling"),
     "optimizer.scaling": shapes(
         "linear", "of the learning rate, by batch_size / 256", choices=("linear", "sqrt", "none")
     ),
-    "optimizer.momentum": shapes(0.9, "of LARS and SGD", high=0.9999),
-    "optimizer.weight_decay": shapes(1e-6, "lars: weights only; sgd: every parameter"),
+    "optimizer.momentum": shapes(0.9, "of LARS and SGD; beta1 of AdamW", high=0.9999),
+    "optimizer.weight_decay": shapes(1e-6, "lars: weights only; sgd, adamw: every parameter"),
+    "schedule.final_weight_decay": shapes(
+        0.0, "if positive, the weight decay moves there along a cosine"
+    ),
     "schedule.warmup_epochs": shapes(
         10.0, "linear warmup from 0, then cosine decay to 0; with num_steps, at most a tenth"
     ),
@@ -157,12 +163,16 @@ SETTINGS: dict[str, Setting] = _in_groups(
 )
 
 
+# Groups whose values may be numbers or strings; `settings.check` checks their types.
+_PER_VIEW = {key.rpartition(".")[0] for key, setting in SETTINGS.items() if setting.per_view}
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns the default configuration, locked against keys it does not have."""
     config = ml_collections.ConfigDict()
     for key, setting in SETTINGS.items():
         group, _, name = key.rpartition(".")
         if group and group not in config:
-            config[group] = ml_collections.ConfigDict()
+            config[group] = ml_collections.ConfigDict(type_safe=group not in _PER_VIEW)
         (config[group] if group else config)[name] = setting.default
     return config.lock()

@@ -52,6 +52,8 @@ class Setting:
       high: largest number; if None, what 32 bits hold or, for a float, a million.
       count: if positive, the value is a string of this many comma-separated numbers, each within
         the bounds.
+      per_view: whether a number may be replaced by a string of comma-separated numbers, one per
+        view; the last one is that of all further views.
     """
 
     kind: Kind
@@ -62,6 +64,7 @@ class Setting:
     low: float = 0
     high: float | None = None
     count: int = 0
+    per_view: bool = False
 
     @property
     def allowed(self) -> str:
@@ -69,9 +72,10 @@ class Setting:
         if self.choices:
             return ", ".join(self.choices)
         numbers = f"{self.count} comma-separated numbers " if self.count else ""
+        text = f"at least {self.low:g}" if self.low or self.per_view else ""
         if self.high is not None:
-            return f"{numbers}from {self.low:g} to {self.high:g}"
-        return f"at least {self.low:g}" if self.low else ""
+            text = f"{numbers}from {self.low:g} to {self.high:g}"
+        return f"{text}; or comma-separated, one per view" if self.per_view else text
 
     @property
     def written(self) -> str:
@@ -85,6 +89,8 @@ class Setting:
           UserError: the text is not of the right type.
         """
         wanted = type(self.default)
+        if self.per_view and "," in text:
+            return text
         try:
             return _WORDS[text.lower()] if wanted is bool else wanted(text)
         except (KeyError, ValueError):
@@ -97,6 +103,9 @@ class Setting:
           UserError: it has the wrong type, is not one of the choices or is out of bounds.
         """
         wanted = type(self.default)
+        if self.per_view and type(value) is str:
+            self.numbers(key, value)
+            return
         has_type = type(value) is wanted or (wanted is float and type(value) is int)
         if not has_type:
             raise UserError(f"{key} is {value!r}; it must be {_TYPES[wanted]}")
@@ -111,7 +120,7 @@ class Setting:
             raise UserError(f"{key} is {value}; it must be {allowed}")
 
     def numbers(self, key: str, text: str) -> tuple[float, ...]:
-        """Parses the `count` numbers in a string.
+        """Parses the numbers in a string: `count` of them, or any number per view.
 
         Raises:
           UserError: it does not hold that many, or one is out of bounds.
@@ -120,7 +129,7 @@ class Setting:
             found = tuple(float(part) for part in text.split(","))
         except ValueError:
             found = ()
-        if len(found) != self.count or not all(map(self._holds, found)):
+        if len(found) != (self.count or max(len(found), 1)) or not all(map(self._holds, found)):
             raise UserError(f"{key} is {text!r}; it must be {self.allowed}")
         return found
 
@@ -134,6 +143,9 @@ class Setting:
 
 shapes = functools.partial(Setting, Kind.SHAPES)
 """A setting that affects the trained encoder."""
+
+per_view = functools.partial(Setting, Kind.SHAPES, per_view=True)
+"""A setting that affects the trained encoder and may differ between views."""
 
 orders = functools.partial(Setting, Kind.ORDERS)
 """A setting that affects only which images a training step gets."""

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax.config import config_file, defaults
+from gsjax.config import config_file, defaults, per_view
 from gsjax.config.defaults import SETTINGS
 from gsjax.config.schema import Kind, Row, Value
 from gsjax.data import find_source
@@ -215,7 +215,7 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "profile.first_step is after the last step"
     if config.augment.min_scale > config.augment.max_scale:
         yield "augment.min_scale is above augment.max_scale"
-    if config.augment.min_sigma > config.augment.max_sigma:
+    if any(view.min_sigma > view.max_sigma for view in per_view.augmentations(config)):
         yield "augment.min_sigma is above augment.max_sigma"
     if config.data.labeled_split and not config.data.test_split:
         yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"

@@ -15,9 +15,9 @@ _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with th
 
 
 def random_resized_crop_boxes(
-    seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigDict
+    seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigDict, num_views: int = 2
 ) -> tf.Tensor:
-    """Draws the crop boxes of an image's two views.
+    """Draws the crop boxes of an image's views.
 
     `settings.crop` is `torchvision` (torchvision's RandomResizedCrop.get_params), `tf`
     (tf.image.stateless_sample_distorted_bounding_box with SimCLR's arguments) or `byol` (a crop
@@ -29,10 +29,16 @@ def random_resized_crop_boxes(
       size: int [2], height and width of the image in pixels.
       settings: the group `augment` of a config: `crop`, `min_scale` and `max_scale`, the crop's
         area as a fraction of the image's.
+      num_views: V; the boxes of the first views do not depend on it.
 
     Returns:
-      float32 [2, 4], one box per view: top, left, height, width in whole pixels of the image.
+      float32 [V, 4], one box per view: top, left, height, width in whole pixels of the image.
     """
+    seeds = [seed, *(tf.random.fold_in(seed, pair) for pair in range(1, (num_views + 1) // 2))]
+    return tf.concat([_two_boxes(own, size, settings) for own in seeds], axis=0)[:num_views]
+
+
+def _two_boxes(seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigDict) -> tf.Tensor:
     if settings.crop == "tf":
         return _tf_boxes(seed, size, settings)
     size = tf.cast(size, tf.float32)

@@ -49,7 +49,7 @@ def train_batches(
       num_steps: total steps of training, not counted from start_step.
       process_index: this host's number.
       process_count: number of hosts; b = B / process_count.
-      num_views: V, 2 or, for the linear evaluation, 1.
+      num_views: V; 1 for the linear evaluation.
 
     Returns:
       Dicts: `global`, `gsjax.crops.Crops` of b images and V views; `size` int32 [b, 2] (height and
@@ -182,7 +182,7 @@ def _views(
     image = _decode(picture)
     size = tf.shape(image)[:2]
     crop_seed = tf.stack([tf.constant(seed, tf.int64), position])
-    boxes = crops.random_resized_crop_boxes(crop_seed, size, settings)[:num_views]
+    boxes = crops.random_resized_crop_boxes(crop_seed, size, settings, num_views)
     views = [crops.crop_and_resize(image, box, image_size) for box in tf.unstack(boxes)]
     return {"images": tf.stack(views), "boxes": boxes, "size": size}
 

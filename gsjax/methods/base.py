@@ -103,7 +103,11 @@ class Method(abc.ABC):
         return extra
 
     def param_groups(self, params: Tree) -> Tree:
-        """Returns a label per leaf: `default`, or `constant` for a constant learning rate."""
+        """Returns a label per leaf.
+
+        One of `default`; `constant`, for a constant learning rate; `no_decay`, without weight
+        decay; `frozen`, not trained.
+        """
         return jax.tree.map(lambda _: "default", params)
 
     @abc.abstractmethod

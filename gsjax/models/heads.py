@@ -18,9 +18,9 @@ def _uniform(fan_in: int) -> nn.initializers.Initializer:
 class Projector(nn.Module):
     """Representations to embeddings: [Linear - BN - ReLU] * (num_layers - 1), then a last Linear.
 
-    Linear layers before a BN have no bias, others have one. SimCLR's head ends with Linear(bias), or with a BN with
-    scale but no bias (google-research/simclr, model_util.py); SimSiam's with a BN with neither
-    (facebookresearch/simsiam, builder.py).
+    Linear layers before a BN have no bias, others have one. SimCLR's head ends with Linear(bias),
+    or with a BN with scale but no bias (google-research/simclr, model_util.py); SimSiam's with a BN
+    with neither (facebookresearch/simsiam, builder.py).
 
     Attributes:
       num_layers: number of Linear layers.
@@ -59,7 +59,9 @@ class Projector(nn.Module):
 
 
 class Predictor(nn.Module):
-    """The predictor of SimSiam and BYOL: Linear - BN - ReLU - Linear(bias) (facebookresearch/simsiam).
+    """Predicts another view's embedding: Linear - BN - ReLU - Linear(bias).
+
+    As in facebookresearch/simsiam, builder.py.
 
     Attributes:
       hidden_dim: features of the first layer.

@@ -1,4 +1,4 @@
-"""LARS and SGD with their masks, and the learning rate schedule."""
+"""LARS, SGD and AdamW with their parameter groups, and the schedules."""
 
 import functools
 from collections.abc import Callable
@@ -51,47 +51,84 @@ def create_schedule(
     return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps)
 
 
+def create_weight_decay(config: ml_collections.ConfigDict, num_steps: int) -> Rate:
+    """Creates the weight decay: constant, or along a half cosine to its final value (DINO, A).
+
+    At step k it is final - (final - initial) * (1 + cos(pi * k / num_steps)) / 2.
+    """
+    initial, final = config.optimizer.weight_decay, config.schedule.final_weight_decay
+    if not final:
+        return initial
+    down = optax.cosine_decay_schedule(1.0, num_steps)
+    return lambda count: final - (final - initial) * down(count)
+
+
 def create_optimizer(
     config: ml_collections.ConfigDict,
     schedule: optax.Schedule,
     param_groups: Callable[[Any], Any] | None = None,
+    weight_decay: Rate | None = None,
 ) -> optax.GradientTransformation:
     """Creates the optimizer named by `optimizer.name`.
 
     Args:
       config: the whole configuration.
       schedule: the learning rate per step.
-      param_groups: parameters -> a label for each, as `gsjax.methods.base.Method.param_groups`;
-        those labeled `constant` keep the scaled learning rate. If None, all follow the schedule.
+      param_groups: parameters -> a label for each, as `gsjax.methods.base.Method.param_groups`.
+        If None, all are `default`.
+      weight_decay: weight decay, or a schedule of it; `optimizer.weight_decay` if None.
     """
     create = functools.partial(OPTIMIZERS[config.optimizer.name].load(), config.optimizer)
+    decay = config.optimizer.weight_decay if weight_decay is None else weight_decay
     if param_groups is None:
-        return create(schedule)
-    groups = {"default": create(schedule), "constant": create(scaled_learning_rate(config))}
+        return create(schedule, decay)
+    groups = {
+        "default": create(schedule, decay),
+        "constant": create(scaled_learning_rate(config), decay),
+        "no_decay": create(schedule, 0.0),
+        "frozen": optax.set_to_zero(),
+    }
     return optax.partition(groups, param_groups)
 
 
-def lars(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.GradientTransformation:
-    """LARS (google-research/simclr, lars_optimizer.py).
+def lars(
+    settings: ml_collections.ConfigDict, learning_rate: Rate, weight_decay: Rate
+) -> optax.GradientTransformation:
+    """LARS (You et al., arXiv:1708.03888), for weights with two or more dimensions.
 
-    Weight decay and trust ratios apply only to weights with two or more dimensions; the momentum
-    accumulates updates already multiplied by the learning rate.
+    Others, such as biases, neither decay nor have a trust ratio. The momentum accumulates updates
+    that are already multiplied by the learning rate (google-research/simclr, lars_optimizer.py);
+    with `optimizer.rate_after_momentum` the rate multiplies the momentum (BYOL, MoCo v3).
     """
-    return optax.lars(
-        learning_rate,
-        weight_decay=settings.weight_decay,
-        weight_decay_mask=_is_weight,
-        trust_coefficient=settings.trust_coefficient,
-        trust_ratio_mask=_is_weight,
-        momentum=settings.momentum,
+    steps = [
+        optax.scale_by_learning_rate(learning_rate),
+        optax.trace(decay=settings.momentum),
+    ]
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=_is_weight),
+        optax.masked(
+            optax.scale_by_trust_ratio(trust_coefficient=settings.trust_coefficient), _is_weight
+        ),
+        *(reversed(steps) if settings.rate_after_momentum else steps),
     )
 
 
-def sgd(settings: ml_collections.ConfigDict, learning_rate: Rate) -> optax.GradientTransformation:
+def sgd(
+    settings: ml_collections.ConfigDict, learning_rate: Rate, weight_decay: Rate
+) -> optax.GradientTransformation:
     """SGD as in PyTorch: every parameter decays, and the rate multiplies the momentum."""
     return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay),
+        optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=settings.momentum),
+    )
+
+
+def adamw(
+    settings: ml_collections.ConfigDict, learning_rate: Rate, weight_decay: Rate
+) -> optax.GradientTransformation:
+    """AdamW as in PyTorch: every parameter decays, by rate * decay (arXiv:1711.05101)."""
+    return optax.adamw(
+        learning_rate, b1=settings.momentum, b2=settings.beta2, weight_decay=weight_decay
     )
 
 

@@ -39,7 +39,7 @@ from gsjax.train import step
 from gsjax.train.collapse import CollapseWarning
 from gsjax.train.fit import Run, Trace, fit
 from gsjax.train.memory import describe_step
-from gsjax.train.optimizers import create_optimizer, create_schedule
+from gsjax.train.optimizers import create_optimizer, create_schedule, create_weight_decay
 from gsjax.train.state import TrainState
 
 _DIVERGENCE_ADVICE = (
@@ -111,7 +111,9 @@ def _open(config: ml_collections.ConfigDict, folder: epath.Path) -> _Training:
     num_steps = config.num_steps or config.num_epochs * epoch_steps
     schedule = create_schedule(config, num_steps, epoch_steps)
     method = create_method(config)
-    optimizer = create_optimizer(config, schedule, method.param_groups)
+    optimizer = create_optimizer(
+        config, schedule, method.param_groups, create_weight_decay(config, num_steps)
+    )
     monitor = create_monitor(config, source, method, mesh)
     facts = {
         "num_images": source.num_examples,

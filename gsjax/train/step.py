@@ -1,5 +1,7 @@
 """The compiled data-parallel pre-training step."""
 
+import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gsjax import augment
-from gsjax.config import settings
+from gsjax.config import per_view, settings
 from gsjax.crops import Crops
 from gsjax.methods.base import Method, Progress
 from gsjax.models.norm import at_least_float32
@@ -88,14 +90,20 @@ def augment_views(
     num_views = sum(part.images.shape[1] for part in crops.values())
     split_keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p), num_views))
     keys = split_keys(position)
+    of_views = per_view.augmentations(config, num_views)
     views, first = {}, 0
     for name, part in crops.items():
-        last = first + part.images.shape[1]
-        views[name] = jax.vmap(
-            lambda k, x: augment.augment(k, x, config.augment, mean, std, dtype),
-            in_axes=1,
-            out_axes=1,
-        )(keys[:, first:last], part.images)
+        last, augmented = first + part.images.shape[1], []
+        # Views with the same settings are computed together.
+        for own, places in itertools.groupby(range(first, last), of_views.__getitem__):
+            run = list(places)
+            function = functools.partial(
+                augment.augment, settings=own, mean=mean, std=std, dtype=dtype
+            )
+            images = part.images[:, run[0] - first : run[-1] + 1 - first]
+            of_run = keys[:, run[0] : run[-1] + 1]
+            augmented.append(jax.vmap(function, in_axes=1, out_axes=1)(of_run, images))
+        views[name] = jnp.concatenate(augmented, axis=1)
         first = last
     return views
 
