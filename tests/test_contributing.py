@@ -11,7 +11,7 @@ from conftest import FAST_COMPILATION, copy_parts
 
 SMALL = {
     "data.source": "photos", "data.image_size": "16", "data.split": "train", "batch_size": "32",
-    "num_steps": "4", "encoder.name": "tiny", "encoder.channels": "4", "optimizer.name": "adamw",
+    "num_steps": "4", "encoder.name": "tiny", "encoder.channels": "4", "optimizer.name": "lion",
     "projector.hidden_dim": "16", "projector.out_dim": "8", "knn.baselines": "false",
     "platform": "cpu",
 }  # fmt: skip

@@ -194,6 +194,7 @@ EXPECTED = {
     "crop_scale": (10, (), ()),
     "projector": (12, (), ()),
     "optimizer": (12, (), ()),
+    "methods": (24, (), ()),
     "small_study": (15, (), ()),
     "small_threshold": (8, ("Figure 10",), ()),
 }
