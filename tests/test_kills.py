@@ -68,9 +68,9 @@ def kill_in_steps(process, workdir, generator):
     return False
 
 
-def kill_and_resume(pictures, tmp_path, steps, kills, in_saves):
+def kill_and_resume(pictures, tmp_path, steps, kills, in_saves, **changes):
     """Kills again and again; a run that ends in spite of it is checked, and another begins."""
-    settings = of_pictures(pictures, num_steps=steps, checkpoint__every_steps=str(EVERY))
+    settings = of_pictures(pictures, num_steps=steps, checkpoint__every_steps=str(EVERY), **changes)
     arguments = flags(**settings)
     oracle = tmp_path / "uninterrupted"
     began = time.monotonic()
@@ -107,8 +107,11 @@ def test_a_killed_training_ends_as_if_it_had_not_been(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(pictures, tmp_path):
-    kill_and_resume(pictures, tmp_path, steps=60, kills=30, in_saves=10)
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "mocov2", "queue__size": "48"}], ids=["simclr", "mocov2"]
+)
+def test_thirty_kills_change_nothing(pictures, tmp_path, changes):
+    kill_and_resume(pictures, tmp_path, steps=60, kills=30, in_saves=10, **changes)
 
 
 @pytest.fixture(scope="module")
