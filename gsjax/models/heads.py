@@ -28,9 +28,9 @@ class Projector(nn.Module):
       out_dim: features of the last.
       last_bn: whether a BN follows the last layer.
       last_bn_scale: whether that BN has a scale.
-      hidden_bn: whether the other layers have a BN (not in MoCo v2).
       dtype: computation dtype, as `ResNet.dtype`.
       axis_name: mapped axis over whose devices training computes BN statistics, or None.
+      hidden_bn: whether the other layers have a BN (not in MoCo v2).
     """
 
     num_layers: int
@@ -38,9 +38,9 @@ class Projector(nn.Module):
     out_dim: int
     last_bn: bool
     last_bn_scale: bool
-    hidden_bn: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = "batch"
+    hidden_bn: bool = True
 
     @nn.compact
     def __call__(self, representation: jax.Array, train: bool) -> jax.Array:
