@@ -214,7 +214,7 @@ def recorded(config, use):
     ml_collections.ConfigDict.__getitem__ = original
     ml_collections.ConfigDict.to_dict = whole
 
-def lower(config):
+def trace(config):
     method = methods.create_method(config)
     optimizer = optimizers.create_optimizer(config, lambda count: 0.1, method.param_groups)
     mesh = parallel.create_mesh(config.batch_size)
@@ -226,7 +226,7 @@ def lower(config):
         jax.ShapeDtypeStruct((config.batch_size, 2, 4), "float32"),
     )
     train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
-    train_step.lower(state, {"global": crops}, key)
+    jax.eval_shape(train_step, state, {"global": crops}, key)
 
 keys = set()
 _, overrides = settings.split_overrides(sys.argv[2:])
@@ -237,13 +237,15 @@ recorded(settings.check(config), lambda config: parallel.choose_platform(config.
 recorded(settings.check(config), lambda config: pretrain.pretrain(config, sys.argv[1]))
 settings.override(config, {"method": "simsiam", "projector.last_bn": "true",
                            "similarity.measure": "none", "augment.blur": "0.5"})
-recorded(settings.check(config), lower)
+recorded(settings.check(config), trace)
+settings.override(config, {"method": "mocov2", "optimizer.name": "adamw"})
+recorded(settings.check(config), trace)
 open(sys.argv[1] + "/keys", "w").write(" ".join(sorted(keys)))
 """
 
 
 def test_every_setting_is_read(finished, tmp_path):
-    """A run of SimCLR and the program of SimSiam read each setting there is."""
+    """A run of SimCLR and the programs of SimSiam and MoCo v2 read each setting there is."""
     environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION}
     subprocess.run(
         [sys.executable, "-c", READS, str(tmp_path), *flags(encoder__name="resnet18")],

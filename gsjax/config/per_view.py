@@ -18,10 +18,12 @@ def augmentations(
     """
     lists = {
         name: SETTINGS[f"augment.{name}"].numbers(f"augment.{name}", value)
-        for name, value in config.augment.items()
+        for name, value in config.augment.to_dict().items()
         if SETTINGS[f"augment.{name}"].per_view and isinstance(value, str)
     }
     count = num_views or max(map(len, lists.values()), default=1)
+    if not lists:
+        return [config.augment] * count
     return [_of_view(config.augment, lists, view) for view in range(count)]
 
 
