@@ -129,7 +129,8 @@ class Setting:
             found = tuple(float(part) for part in text.split(","))
         except ValueError:
             found = ()
-        if len(found) != (self.count or max(len(found), 1)) or not all(map(self._holds, found)):
+        has_count = len(found) == self.count if self.count else bool(found)
+        if not has_count or not all(map(self._holds, found)):
             raise UserError(f"{key} is {text!r}; it must be {self.allowed}")
         return found
 

@@ -20,7 +20,7 @@ import ml_collections
 from jax import lax
 
 from gsjax import losses, similarity
-from gsjax.models.heads import Projector
+from gsjax.models.heads import Predictor, Projector
 from gsjax.models.outputs import Outputs
 from gsjax.runtime.parallel import AXIS
 
@@ -176,6 +176,13 @@ def create_projector(
         last_bn_scale=last_bn_scale,
         hidden_bn=hidden_bn,
         dtype=config.encoder.dtype,
+    )
+
+
+def create_predictor(config: ml_collections.ConfigDict) -> Predictor:
+    """Creates the predictor of the group `predictor`."""
+    return Predictor(
+        config.predictor.hidden_dim, config.projector.out_dim, dtype=config.encoder.dtype
     )
 
 

@@ -7,7 +7,6 @@ import ml_collections
 
 from gsjax import losses
 from gsjax.methods import base, momentum
-from gsjax.models.heads import Predictor
 
 
 class BYOL(base.Method):
@@ -58,7 +57,5 @@ class BYOL(base.Method):
 def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> BYOL:
     """Creates BYOL."""
     projector = base.create_projector(config, last_bn_scale=True)
-    predictor = Predictor(
-        config.predictor.hidden_dim, config.projector.out_dim, dtype=config.encoder.dtype
-    )
+    predictor = base.create_predictor(config)
     return BYOL({"encoder": encoder, "projector": projector, "predictor": predictor}, config)

@@ -7,7 +7,6 @@ import ml_collections
 
 from gsjax import losses
 from gsjax.methods import base
-from gsjax.models.heads import Predictor
 
 
 class SimSiam(base.Method):
@@ -45,7 +44,5 @@ def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> SimSiam:
     """Creates SimSiam."""
     # The last BN of facebookresearch/simsiam has no scale.
     projector = base.create_projector(config, last_bn_scale=False)
-    predictor = Predictor(
-        config.predictor.hidden_dim, config.projector.out_dim, dtype=config.encoder.dtype
-    )
+    predictor = base.create_predictor(config)
     return SimSiam({"encoder": encoder, "projector": projector, "predictor": predictor}, config)
