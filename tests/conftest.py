@@ -74,6 +74,15 @@ def _cache_home(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture
+def x64():
+    """Arrays of 64 bits."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(params=["cpu", "default"])
 def branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each branch of layers that depend on the platform, both computed on this one."""

@@ -19,12 +19,6 @@ STOPS_GRADIENT = {"simsiam"}
 PROGRESS = base.Progress(jnp.zeros((), jnp.int32), 10, 10)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def on_one_device(function, *arguments):
     """Calls what runs inside the mapped program."""
     mesh = parallel.create_mesh(16, jax.devices()[:1])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import augmented_views, on_one_device, prepared, x64  # noqa: F401
+from test_methods import augmented_views, on_one_device, prepared
 from test_step import batch_of, small_config
 
 from gsjax import losses, methods
@@ -34,7 +34,7 @@ def test_the_momentum_is_constant_or_rises_along_a_cosine():
 
 
 @pytest.mark.parametrize("name", ["mocov2", "byol"])
-def test_the_target_follows_the_updated_parameters(x64, name):  # noqa: F811
+def test_the_target_follows_the_updated_parameters(x64, name):
     """Parameters move after the optimizer's step; statistics are the target's own."""
     config = configured(name, target__momentum=0.6, target__final_momentum=0.8)
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:1])
@@ -90,7 +90,7 @@ def test_the_queue_takes_the_keys_in_order_and_wraps(devices):
         np.testing.assert_array_equal(queue, expected)
 
 
-def test_the_queue_starts_as_random_unit_rows(x64):  # noqa: F811
+def test_the_queue_starts_as_random_unit_rows(x64):
     _, _, extra, _ = prepared("mocov2", "ioa")
     queue = np.asarray(extra["queue"])
     assert queue.shape == (96, 8)
@@ -100,7 +100,7 @@ def test_the_queue_starts_as_random_unit_rows(x64):  # noqa: F811
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("measure", ["none", "ioa"])
-def test_mocov2_compares_with_the_queue_as_it_was(x64, measure, symmetric):  # noqa: F811
+def test_mocov2_compares_with_the_queue_as_it_was(x64, measure, symmetric):
     """One step by hand, from the networks' outputs."""
     method, params, extra, loss = prepared("mocov2", measure, loss__symmetric=symmetric)
     views, config = augmented_views()["global"], method.config

@@ -75,12 +75,6 @@ def first_step(config, devices):
     return jax.device_get((state, metrics))
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def check_float64(method, measure, optimizer, encoder):
     config = small_config(method, measure, optimizer, "float64", encoder)
     (one, metrics_one), (four, metrics_four) = first_step(config, 1), first_step(config, 4)
