@@ -187,3 +187,23 @@ def test_any_number_of_views(crop):
     areas = [np.prod(draw(4, position)[:, 2:], axis=1) for position in range(400)]
     first, later = np.reshape(areas, (400, 2, 2)).swapaxes(0, 1).reshape(2, -1)
     assert scipy.stats.ks_2samp(first, later).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("crop", LAWS)
+def test_each_view_has_its_own_range_of_areas(crop):
+    """Further views have the last one; a list of equal values is that value."""
+    listed = _settings(crop)
+    with listed.unlocked():
+        listed.update(min_scale="0.6,0.1", max_scale="0.9,0.3")
+
+    def draw(settings, position):
+        seed = tf.constant([5, position], tf.int64)
+        return crops.random_resized_crop_boxes(seed, tf.constant([80, 80]), settings, 5).numpy()
+
+    areas = [np.prod(draw(listed, position)[:, 2:], axis=1) / 6400 for position in range(50)]
+    assert 0.57 < np.min(areas, axis=0)[0] and np.max(areas, axis=0)[0] < 0.93
+    assert 0.08 < np.min(areas, axis=0)[1:].min() and np.max(areas, axis=0)[1:].max() < 0.33
+    with listed.unlocked():
+        listed.update(min_scale="0.2,0.2", max_scale="0.5,0.5")
+    one = _settings(crop, 0.2, 0.5)
+    np.testing.assert_array_equal(draw(listed, 3), draw(one, 3))

@@ -27,6 +27,7 @@ from trainings import (
 )
 
 from gsjax.data import input_pipeline, sources
+from gsjax.methods import METHODS
 
 PEER_LIMIT = 30.0  # seconds from a process' death to the end of the others
 
@@ -270,6 +271,25 @@ def test_fifty_steps_are_those_of_one_process_in_float64(in_float64, hosts, devi
     run("--job=knn")
     (result,) = json.loads((tmp_path / "results/knn.json").read_text())
     assert result["scores"]["knn/top1"] == pytest.approx(knn[-1][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_every_method_as_one_does(method, tmp_path):
+    """To the last leaf of the state: target networks and queues, too."""
+    changes = {"similarity__measure": "ioa"} if METHODS[method].graded else {}
+    if "queue.size" in METHODS[method].settings:
+        changes["queue__size"] = "96"  # which is full after three of the twelve steps
+    overrides = {"method": method, "encoder__dtype": "float64", "batch_size": "16"}
+    arguments = flags(**overrides, **changes)
+    finish(command(tmp_path / "one", *arguments))
+    for process in together(tmp_path / "two", 2, *arguments):
+        finish(process)
+    losses = [measured(tmp_path / workdir, "train/loss") for workdir in ("two", "one")]
+    np.testing.assert_allclose(*losses, rtol=1e-9)
+    leaves, expected = (final_state(tmp_path / workdir) for workdir in ("two", "one"))
+    for leaf, other in zip(leaves, expected, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -89,6 +89,17 @@ def test_names_that_the_encoding_lacks(variables, tmp_path):
         assert b"gsjax: error: " in done.stderr and b"\\u" in done.stderr
 
 
+def test_a_path_neither_breaks_a_line_nor_controls_the_terminal(capfd):
+    from gsjax import main
+    from gsjax.runtime import metrics
+
+    metrics.log("workdir  runs/a\nb\x1b[31m c")
+    main._print_error("runs/\x1b[31m is not a folder")
+    told = capfd.readouterr()
+    assert told.out == "workdir  runs/a\\nb\\x1b[31m c\n"
+    assert told.err == "gsjax: error: runs/\\x1b[31m is not a folder\n"
+
+
 SAYS = """
 import os, sys
 from gsjax.runtime import metrics

@@ -58,7 +58,7 @@ def test_lists_in_a_config_file(tmp_path):
         "    return config\n"
     )
     config = settings.check(settings.load(str(tmp_path / "own.py")))
-    views = per_view.augmentations(config, 3)
+    views = per_view.augmentations(config.augment, 3)
     assert [view.blur for view in views] == [1.0, 0.1, 0.1]
     assert [view.flip for view in views] == [1, 1, 1]
     assert config.augment.blur == "1.0,0.1"  # as written, also in config.json

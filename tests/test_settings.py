@@ -1,6 +1,8 @@
 """Settings: overrides, checks and what they say."""
 
 import json
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -61,6 +63,7 @@ def test_overrides_keep_the_type_of_the_default():
         ("seed", "99999999999", "it must be at most 2147483647"),
         ("num_steps", "0", "num_epochs and num_steps"),
         ("augment.max_scale", "0.01", "augment.min_scale is above"),
+        ("augment.max_scale", "1,0.01", "augment.min_scale is above"),
         ("data.test_split", "", "data.test_split is empty"),
         ("data.source", "folder", "data.data_dir"),
         ("optimizer.fix_pred_lr", "true", "SimCLR does not read it"),
@@ -176,6 +179,14 @@ def test_every_setting_stands_in_the_table_with_its_class():
         assert isinstance(setting.kind, schema.Kind), key
         assert setting.help and "\n" not in setting.help, key
         assert set(setting.choices) >= ({setting.default} if setting.choices else set()), key
+
+
+def test_the_table_is_there_without_assertions_and_docstrings():
+    program = "from gsjax.config import defaults; print(*defaults.SETTINGS)"
+    listed = subprocess.run(
+        [sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert listed.stdout.split() == list(defaults.SETTINGS)
 
 
 def test_a_setting_cannot_be_made_without_its_class():

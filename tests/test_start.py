@@ -12,6 +12,9 @@ import time
 import pytest
 from conftest import FAST_COMPILATION
 
+from gsjax.errors import UserError
+from gsjax.runtime import cluster, parallel
+
 START = """
 import functools, sys
 from gsjax import jobs, main; from gsjax.runtime import rendezvous
@@ -204,29 +207,44 @@ def test_a_program_that_looks_at_the_port_changes_nothing(port):
     assert [result(process)[0] for process in (first, second)] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "variables", "expected"),
-    [
-        (["--coordinator=localhost", "--num_processes=2"], {}, "it must have the form HOST:PORT"),
-        (["--coordinator=localhost:x", "--num_processes=2"], {}, "it must have the form HOST:PORT"),
-        (["--coordinator=localhost:1234"], {}, "needs --num_processes"),
-        (of_several(1234, 4, 4), {}, "process_id is 4"),
-        (of_several(1234, -1, 4), {}, "process_id is -1"),
-        (of_several(1234, 0, 0), {}, "num_processes is 0"),
-        (["--process_id=0"], {}, "--coordinator"),
-        ([], slurm(0, "many"), "SLURM_STEP_NUM_TASKS=many"),
-        ([], slurm("", 4), "SLURM_PROCID is missing"),
-        ([], slurm(0, 4, SLURM_PROCID=None), "SLURM_PROCID is missing"),
-        ([], slurm(0, 4, SLURM_JOB_ID="x"), "SLURM_JOB_ID=x"),
-        ([], slurm(0, 4, SLURM_LOCALID="x"), "SLURM_LOCALID=x"),
-        ([], slurm(0, 4, SLURM_STEP_NODELIST=None), "SLURM_STEP_NODELIST is missing"),
-        ([], slurm(7, 4), "process_id is 7"),
-        ([], {"TPU_WORKER_HOSTNAMES": "a,b"}, "JAX found no TPU pod"),
-        ([], {"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, "JAX found no TPU pod"),
-        (["--coordinator=auto"], {}, "JAX found no TPU pod"),
-    ],
-)
-def test_what_names_no_run_is_told_in_one_line(arguments, variables, expected):
+# (coordinator, num_processes, process_id), variables, part of the line
+NO_RUN = [
+    (("localhost", 2, None), {}, "it must have the form HOST:PORT"),
+    (("localhost:x", 2, None), {}, "it must have the form HOST:PORT"),
+    (("localhost:1234", None, None), {}, "needs --num_processes"),
+    (("localhost:1234", 4, 4), {}, "process_id is 4"),
+    (("localhost:1234", 4, -1), {}, "process_id is -1"),
+    (("localhost:1234", 0, 0), {}, "num_processes is 0"),
+    (("", None, 0), {}, "--coordinator"),
+    (("", None, None), slurm(0, "many"), "SLURM_STEP_NUM_TASKS=many"),
+    (("", None, None), slurm("", 4), "SLURM_PROCID is missing"),
+    (("", None, None), slurm(0, 4, SLURM_PROCID=None), "SLURM_PROCID is missing"),
+    (("", None, None), slurm(0, 4, SLURM_JOB_ID="x"), "SLURM_JOB_ID=x"),
+    (("", None, None), slurm(0, 4, SLURM_LOCALID="x"), "SLURM_LOCALID=x"),
+    (("", None, None), slurm(0, 4, SLURM_STEP_NODELIST=None), "SLURM_STEP_NODELIST is missing"),
+    (("", None, None), slurm(7, 4), "process_id is 7"),
+    (("", None, None), {"TPU_WORKER_HOSTNAMES": "a,b"}, "JAX found no TPU pod"),
+    (("", None, None), {"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, "JAX found no TPU pod"),
+    (("auto", None, None), {}, "JAX found no TPU pod"),
+]
+
+
+@pytest.mark.parametrize(("flags", "variables", "expected"), NO_RUN)
+def test_what_names_no_run_is_refused(monkeypatch, flags, variables, expected):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TPU_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        parallel._member(*flags)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("flags", "variables", "expected"), [NO_RUN[i] for i in (5, 9, 14)])
+def test_what_names_no_run_is_told_in_one_line(flags, variables, expected):
+    names = ("coordinator", "num_processes", "process_id")
+    given = zip(names, flags, strict=True)
+    arguments = [f"--{name}={value}" for name, value in given if value not in ("", None)]
     status, _, lines = result(launch(*arguments, **variables))
     assert status == 2
     assert len(lines) == 1 and expected in lines[0]
@@ -256,8 +274,6 @@ def test_a_single_process_in_a_cluster(variables):
     ],
 )
 def test_the_first_node_of_a_step(monkeypatch, nodes, first):
-    from gsjax.runtime import cluster
-
     for name, value in slurm(1, 2, SLURM_STEP_NODELIST=nodes, SLURM_JOB_ID="5000").items():
         monkeypatch.setenv(name, value)
     assert cluster.from_slurm().address == f"{first}:{61440 + 5000 % 4096}"

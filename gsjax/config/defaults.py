@@ -25,7 +25,8 @@ def _in_groups(*parts: Mapping[str, Setting]) -> dict[str, Setting]:
     joined: dict[str, Setting] = {}
     for part in parts:
         for key, setting in part.items():
-            assert joined.setdefault(key, setting) is setting, f"{key} is defined twice"
+            assert joined.get(key, setting) is setting, f"{key} is defined twice"
+            joined[key] = setting
     groups = list(dict.fromkeys(key.rpartition(".")[0] for key in joined))
     return {
         key: joined[key] for group in groups for key in joined if key.rpartition(".")[0] == group
@@ -95,10 +96,10 @@ _COMMON: dict[str, Setting] = {
     "augment.crop": shapes(
         "torchvision", "distribution of the random crops", choices=("torchvision", "tf", "byol")
     ),
-    "augment.min_scale": shapes(
+    "augment.min_scale": per_view(
         0.08, "smallest crop area as a fraction of the image", low=1e-6, high=1
     ),
-    "augment.max_scale": shapes(1.0, "largest crop area", low=1e-6, high=1),
+    "augment.max_scale": per_view(1.0, "largest crop area", low=1e-6, high=1),
     "augment.flip": per_view(0.5, "probability of a horizontal flip", high=1),
     "augment.jitter": per_view(0.8, "probability of the color jitter", high=1),
     "augment.brightness": per_view(0.8, "strength s: factor from 1 - s to 1 + s"),

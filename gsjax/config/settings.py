@@ -213,9 +213,10 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "num_epochs and num_steps are both 0; one of them must be positive"
     if 0 < config.num_steps < config.profile.first_step and config.profile.num_steps:
         yield "profile.first_step is after the last step"
-    if config.augment.min_scale > config.augment.max_scale:
+    of_views = per_view.augmentations(config.augment)
+    if any(view.min_scale > view.max_scale for view in of_views):
         yield "augment.min_scale is above augment.max_scale"
-    if any(view.min_sigma > view.max_sigma for view in per_view.augmentations(config)):
+    if any(view.min_sigma > view.max_sigma for view in of_views):
         yield "augment.min_sigma is above augment.max_sigma"
     if config.data.labeled_split and not config.data.test_split:
         yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"

@@ -1,9 +1,12 @@
 """Draws random crop boxes; crops and resizes images."""
 
+import functools
 import math
+from collections.abc import Sequence
 
 import ml_collections
 
+from gsjax.config import per_view
 from gsjax.data import careful
 from gsjax.runtime.tensorflow_setup import tf
 
@@ -12,6 +15,9 @@ _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height
 _MAX_ATTEMPTS = 100  # of crop=tf, as in google-research/simclr data_util.py
 _MAX_INTERMEDIATE = 2**24  # pixels between two passes, 12 bytes each
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
+
+# Smallest and largest area of each view's crop, as a fraction of the image's.
+_Areas = Sequence[tuple[float, float]]
 
 
 def random_resized_crop_boxes(
@@ -27,29 +33,36 @@ def random_resized_crop_boxes(
     Args:
       seed: int [2]; the boxes depend only on it and on the size.
       size: int [2], height and width of the image in pixels.
-      settings: the group `augment` of a config: `crop`, `min_scale` and `max_scale`, the crop's
-        area as a fraction of the image's.
+      settings: the group `augment` of a config: `crop`; `min_scale` and `max_scale`, the crop's
+        area as a fraction of the image's, of all views or of each.
       num_views: V; the boxes of the first views do not depend on it.
 
     Returns:
       float32 [V, 4], one box per view: top, left, height, width in whole pixels of the image.
     """
-    seeds = [seed, *(tf.random.fold_in(seed, pair) for pair in range(1, (num_views + 1) // 2))]
-    return tf.concat([_two_boxes(own, size, settings) for own in seeds], axis=0)[:num_views]
+    pairs = range((num_views + 1) // 2)
+    views = per_view.augmentations(settings, 2 * len(pairs))
+    areas = [(view.min_scale, view.max_scale) for view in views]
+    draw = _tf_boxes if settings.crop == "tf" else functools.partial(_two_boxes, settings.crop)
+    boxes = [
+        draw(tf.random.fold_in(seed, pair) if pair else seed, size, areas[2 * pair : 2 * pair + 2])
+        for pair in pairs
+    ]
+    return tf.concat(boxes, axis=0)[:num_views]
 
 
-def _two_boxes(seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigDict) -> tf.Tensor:
-    if settings.crop == "tf":
-        return _tf_boxes(seed, size, settings)
+def _two_boxes(crop: str, seed: tf.Tensor, size: tf.Tensor, areas: _Areas) -> tf.Tensor:
     size = tf.cast(size, tf.float32)
     height, width = size[0], size[1]
     draws = tf.random.stateless_uniform([2, 2 * _TRIES + 2], seed)
-    area = settings.min_scale + (settings.max_scale - settings.min_scale) * draws[:, :_TRIES]
+    smallest = tf.constant([[low] for low, _ in areas], tf.float32)
+    span = tf.constant([[high - low] for low, high in areas], tf.float32)
+    area = smallest + span * draws[:, :_TRIES]
     area *= height * width
     log_ratio = math.log(_MIN_RATIO) + math.log(_MAX_RATIO / _MIN_RATIO) * draws[:, _TRIES:-2]
     ratio = tf.exp(log_ratio)
     sides = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=-1)))  # [2, tries, 2]
-    if settings.crop == "byol":
+    if crop == "byol":
         chosen = tf.clip_by_value(sides[:, 0], 1.0, size)
         corner = tf.floor(draws[:, -2:] * (size - chosen + 1))
         return tf.concat([corner, chosen], axis=-1)
@@ -70,16 +83,16 @@ def _central_box(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     return tf.stack([top, left, crop_height, crop_width])
 
 
-def _tf_boxes(seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigDict) -> tf.Tensor:
+def _tf_boxes(seed: tf.Tensor, size: tf.Tensor, areas: _Areas) -> tf.Tensor:
     boxes = []
-    for view_seed in tf.unstack(tf.random.split(seed, 2)):
+    for view_seed, area in zip(tf.unstack(tf.random.split(seed, 2)), areas, strict=True):
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
             tf.concat([tf.cast(size, tf.int32), [3]], axis=0),
             bounding_boxes=tf.zeros([1, 0, 4]),
             seed=view_seed,
             min_object_covered=0.1,
             aspect_ratio_range=(_MIN_RATIO, _MAX_RATIO),
-            area_range=(settings.min_scale, settings.max_scale),
+            area_range=area,
             max_attempts=_MAX_ATTEMPTS,
             use_image_if_no_bounding_boxes=True,
         )

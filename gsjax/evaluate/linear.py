@@ -268,6 +268,7 @@ def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
             jitter=0.0,
             gray=0.0,
             blur=0.0,
+            solarize=0.0,
         )
     return data
 

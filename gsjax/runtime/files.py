@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from gsjax.errors import UserError
+from gsjax.runtime import output
 
 
 def error_types(*others: type[Exception]) -> tuple[type[Exception], ...]:
@@ -28,7 +29,7 @@ def shown(path: str | os.PathLike) -> str:
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # not a file name that this locale can encode
         text = ascii(os.fspath(path))[1:-1]
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return output.escaped(text)
 
 
 def absolute(path: str) -> epath.Path:

@@ -63,6 +63,11 @@ def _guarded(former: IO[str] | None, number: int) -> io.TextIOWrapper:
     )
 
 
+def escaped(text: str) -> str:
+    """Escapes line breaks and the characters that would control a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def is_terminal() -> bool:
     """Whether standard output is a terminal."""
     try:

@@ -90,7 +90,7 @@ def augment_views(
     num_views = sum(part.images.shape[1] for part in crops.values())
     split_keys = jax.vmap(lambda p: jax.random.split(jax.random.fold_in(key, p), num_views))
     keys = split_keys(position)
-    of_views = per_view.augmentations(config, num_views)
+    of_views = per_view.augmentations(config.augment, num_views)
     views, first = {}, 0
     for name, part in crops.items():
         last, augmented = first + part.images.shape[1], []
