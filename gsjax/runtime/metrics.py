@@ -77,7 +77,8 @@ def rewrite(workdir: epath.Path, records: Sequence[Mapping[str, Any]]) -> None:
 def log(line: str) -> None:
     """Prints a line on the primary host, above any live progress line.
 
-    Line breaks and control characters, as in a path, are escaped. Output that cannot be written (`| head`, a log on a full disk) is silently dropped.
+    Line breaks and control characters, as in a path, are escaped. Output that cannot be written
+    (`| head`, a log on a full disk) is silently dropped.
     """
     if not parallel.is_primary() or sys.stdout is None:
         return
