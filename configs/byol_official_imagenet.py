@@ -3,8 +3,10 @@
     python -m gsjax.main --config configs/byol_official_imagenet.py \
         --config.data.data_dir=gs://BUCKET/tfds
 
-The paper reports 74.3 % top-1 in linear evaluation. Two details differ: there, the last layers of
-projector and predictor have no bias, and the brightness jitter adds instead of multiplying.
+The paper reports 74.3 % top-1 in linear evaluation, without the zero-initialized residual branches
+that the repository and this file have. There, the last layers of projector and predictor have no
+bias, the target network starts from weights of its own, the brightness jitter adds instead of
+multiplying, and crops are resized bicubically, without antialiasing.
 """
 
 import simclr_imagenet

@@ -145,6 +145,75 @@ def test_thesis_values(name, expected):
     assert flat["optimizer.scaling"] == "linear"
 
 
+_LIGHTLY = {
+    "encoder.zero_init_residual": False, "batch_size": 512, "num_epochs": 200,
+    "optimizer.name": "sgd", "optimizer.weight_decay": 5e-4, "schedule.warmup_epochs": 0,
+    "augment.brightness": 0.4, "augment.hue": 0.1, "augment.blur": 0, "knn.preset": "instdisc",
+}  # fmt: skip
+
+
+# The publications' code: facebookresearch/moco, google-deepmind/deepmind-research, and lightly's
+# cifar10_benchmark.py.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "mocov2_official_imagenet",
+            {"encoder.name": "resnet50", "encoder.zero_init_residual": False, "batch_size": 256,
+             "num_epochs": 200, "optimizer.name": "sgd", "optimizer.learning_rate": 0.03,
+             "optimizer.weight_decay": 1e-4, "optimizer.momentum": 0.9,
+             "schedule.warmup_epochs": 0, "queue.size": 65536, "target.momentum": 0.999,
+             "target.final_momentum": 0, "loss.temperature": 0.2, "loss.symmetric": False,
+             "projector.hidden_dim": 2048, "projector.out_dim": 128, "augment.min_scale": 0.2,
+             "augment.jitter": 0.8, "augment.brightness": 0.4, "augment.saturation": 0.4,
+             "augment.hue": 0.1, "augment.gray": 0.2, "augment.blur": 0.5},
+        ),
+        (
+            "byol_official_imagenet",
+            {"encoder.name": "resnet50", "encoder.zero_init_residual": True, "batch_size": 4096,
+             "num_epochs": 1000, "optimizer.name": "lars", "optimizer.learning_rate": 0.2,
+             "optimizer.weight_decay": 1.5e-6, "optimizer.momentum": 0.9,
+             "optimizer.rate_after_momentum": True, "schedule.warmup_epochs": 10,
+             "target.momentum": 0.996, "target.final_momentum": 1, "loss.siamese": "sum",
+             "projector.hidden_dim": 4096, "projector.out_dim": 256,
+             "predictor.hidden_dim": 4096, "augment.crop": "byol", "augment.min_scale": 0.08,
+             "augment.brightness": 0.4, "augment.saturation": 0.2, "augment.hue": 0.1,
+             "augment.blur": "1.0,0.1", "augment.solarize": "0,0.2"},
+        ),
+        (
+            "simclr_lightly_cifar10",
+            {"optimizer.learning_rate": 0.12, "optimizer.scaling": "linear",
+             "augment.min_scale": 0.08, "loss.temperature": 0.5, "projector.num_layers": 2,
+             "projector.hidden_dim": 512, "projector.out_dim": 128, "projector.last_bn": True},
+        ),
+        (
+            "simsiam_lightly_cifar10",
+            {"optimizer.learning_rate": 0.06, "optimizer.scaling": "none",
+             "augment.min_scale": 0.2, "loss.siamese": "cosine", "projector.num_layers": 2,
+             "projector.hidden_dim": 2048, "projector.out_dim": 2048,
+             "projector.last_bn": True, "predictor.hidden_dim": 512},
+        ),
+        (
+            "mocov2_lightly_cifar10",
+            {"optimizer.learning_rate": 0.12, "augment.min_scale": 0.08, "queue.size": 8192,
+             "loss.temperature": 0.1, "loss.symmetric": True, "target.momentum": 0.99,
+             "projector.hidden_dim": 512, "projector.out_dim": 128, "projector.last_bn": False},
+        ),
+        (
+            "byol_lightly_cifar10",
+            {"optimizer.learning_rate": 0.12, "augment.min_scale": 0.08,
+             "target.momentum": 0.99, "target.final_momentum": 0, "loss.siamese": "cosine",
+             "projector.hidden_dim": 1024, "projector.out_dim": 256,
+             "predictor.hidden_dim": 1024, "projector.last_bn": False},
+        ),
+    ],
+)  # fmt: skip
+def test_published_recipes(name, expected):
+    flat = settings.flatten(load(name))
+    expected = expected | (_LIGHTLY if "lightly" in name else {})
+    assert {key: flat[key] for key in expected} == expected
+
+
 def test_thesis_warmup_is_ten_epochs():
     config = load("simclr_cifar10")
     steps_per_epoch = 50000 // 1024

@@ -276,7 +276,7 @@ def test_linear_step_is_nesterovs_on_the_encoders_features(workdir):
     """Against a transcription of PyTorch's SGD with Nesterov momentum in NumPy."""
     config = settings.of_evaluation(str(workdir), None, QUICK | {"linear.flip": "0"})
     with config.unlocked():  # what pre-training did to the images does not matter
-        config.augment.update(jitter=1.0, gray=1.0, blur=1.0, solarize=1.0)
+        config.augment.update(jitter=1.0, hue="0.1,0.2", gray=1.0, blur="1.0,0.1", solarize=1.0)
     with evaluation.open_evaluation(config, str(workdir), "linear") as job:
         rates = [0.5, 0.3, 0.1]
         optimizer = optax.sgd(lambda count: jnp.array(rates)[count], momentum=0.9, nesterov=True)

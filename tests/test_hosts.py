@@ -280,7 +280,10 @@ def test_two_processes_train_every_method_as_one_does(method, tmp_path):
     changes = {"similarity__measure": "ioa"} if METHODS[method].graded else {}
     if "queue.size" in METHODS[method].settings:
         changes["queue__size"] = "96"  # which is full after three of the twelve steps
-    overrides = {"method": method, "encoder__dtype": "float64", "batch_size": "16"}
+    overrides = {
+        "method": method, "encoder__dtype": "float64", "batch_size": "16",
+        "projector__last_bn": str(method == "simsiam"),
+    }  # fmt: skip
     arguments = flags(**overrides, **changes)
     finish(command(tmp_path / "one", *arguments))
     for process in together(tmp_path / "two", 2, *arguments):

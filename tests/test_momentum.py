@@ -10,7 +10,7 @@ from test_step import batch_of, small_config
 from gsjax import losses, methods
 from gsjax.config import settings
 from gsjax.errors import UserError
-from gsjax.methods import momentum
+from gsjax.methods import target_network
 from gsjax.methods.base import Progress
 from gsjax.methods.mocov2 import enqueued
 from gsjax.runtime import parallel
@@ -27,10 +27,12 @@ def configured(method, **overrides):
 def test_the_momentum_is_constant_or_rises_along_a_cosine():
     progress = [Progress(jnp.asarray(k), 40, 10) for k in range(40)]
     constant = configured("mocov2", target__momentum=0.9).target
-    assert [float(momentum.momentum(constant, p)) for p in progress] == pytest.approx([0.9] * 40)
+    moments = [float(target_network.momentum(constant, p)) for p in progress]
+    assert moments == pytest.approx([0.9] * 40)
     rising = configured("byol", target__momentum=0.9, target__final_momentum=0.96).target
     expected = [0.96 - 0.06 * (1 + np.cos(np.pi * k / 40)) / 2 for k in range(40)]
-    assert [float(momentum.momentum(rising, p)) for p in progress] == pytest.approx(expected)
+    moments = [float(target_network.momentum(rising, p)) for p in progress]
+    assert moments == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["mocov2", "byol"])
@@ -138,10 +140,48 @@ def test_mocov2_compares_with_the_queue_as_it_was(x64, measure, symmetric):
     jax.tree.map(np.testing.assert_array_equal, new["target"]["batch_stats"], target)
 
 
+@pytest.mark.parametrize(
+    ("measure", "form"), [("none", "mse"), ("none", "cosine"), ("none", "sum"), ("ioa", "mse")]
+)
+def test_byol_compares_predictions_with_the_other_views_target(x64, measure, form):
+    """One step by hand, from the networks' outputs."""
+    method, params, extra, loss = prepared("byol", measure, loss__siamese=form)
+    views = augmented_views()["global"]
+    psi = np.float64(method.psi({"global": batch_of(method.config)["global"].boxes}))
+
+    def outputs(params):
+        stats, target = extra["batch_stats"], extra["target"]["batch_stats"]
+        p, t = [], []
+        for view in range(2):
+            (*_, prediction), stats = method.forward(params, stats, views[:, view])
+            (_, z), target = method.forward(extra["target"]["params"], target, views[:, view])
+            p.append(losses.normalize(prediction))
+            t.append(losses.normalize(z))
+        return p, t, target
+
+    p, t, target = on_one_device(outputs, params)
+    (value, (new, _)) = on_one_device(loss, params)
+    terms = []
+    for v, w in ((0, 1), (1, 0)):
+        for n in range(16):
+            distance = np.linalg.norm(p[v][n] - t[w][n])
+            wanted = 1 - psi[n, v, w] if measure == "ioa" else 0
+            terms.append(-(p[v][n] @ t[w][n]) if form == "cosine" else (distance - wanted) ** 2)
+    expected = np.mean(terms) * (2 if form == "sum" else 1)
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    jax.tree.map(np.testing.assert_array_equal, new["target"]["batch_stats"], target)
+
+
 def test_a_queue_that_steps_do_not_divide_is_refused():
     with pytest.raises(UserError, match=r"queue.size is 48; it must be a multiple of the 32 keys"):
         configured("mocov2", queue__size=48)
     configured("mocov2", queue__size=48, loss__symmetric="false")
+    keys = [jax.ShapeDtypeStruct((8, 3), "float32")] * 3
+    mesh = parallel.create_mesh(8, jax.devices()[:1])
+    specs = jax.sharding.PartitionSpec()
+    run = parallel.data_parallel(enqueued, mesh, in_specs=specs, out_specs=specs)
+    with pytest.raises(ValueError, match="64 rows are no multiple of the 24 keys"):
+        jax.eval_shape(run, jax.ShapeDtypeStruct((64, 3), "float32"), keys, 0)
 
 
 def test_byol_has_no_scale():

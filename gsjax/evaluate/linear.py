@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gsjax import augment
+from gsjax.config import per_view
 from gsjax.data import input_pipeline, order, sources, transforms
 from gsjax.data.source import Source
 from gsjax.errors import UserError
@@ -150,7 +151,8 @@ class Linear:
                 advice="Use a smaller linear.learning_rate; this starts a new head",
                 describe_memory=lambda _: _memory_advice(batch_size),
             )
-            program = create_train_step(encoder, data.augment, optimizer, self._mesh)
+            (augmentation,) = per_view.augmentations(data.augment, 1)
+            program = create_train_step(encoder, augmentation, optimizer, self._mesh)
             columns = ("global", "label")
             state = fit(
                 state, program, batches, num_steps, run, self._mesh, columns,

@@ -38,8 +38,8 @@ class Pairs(NamedTuple):
     Attributes:
       indices: int64 [n] indices of the images in the source.
       boxes: float32 [n, 2, 4] crop boxes.
-      anchor: float64 [n, 2, D], of length 1: z of SimCLR, p of SimSiam.
-      target: float64 [n, 2, D], of length 1: z of the projector.
+      anchor: float64 [n, 2, D], of length 1, of `Method.embed`.
+      target: float64 [n, 2, D], of length 1, likewise.
     """
 
     indices: np.ndarray

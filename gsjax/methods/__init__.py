@@ -40,7 +40,9 @@ _FIX_PRED_LR = shapes(False, "keep the predictor's learning rate constant")
 
 
 _TARGET = {
-    "target.momentum": shapes(0.99, "of the target network, after every step", high=1),
+    "target.momentum": shapes(
+        0.99, "m in target = m * target + (1 - m) * online, after every step", high=1
+    ),
     "target.final_momentum": shapes(
         0.0, "momentum at the end, reached along a cosine; 0 keeps it constant", high=1
     ),

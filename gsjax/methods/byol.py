@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from gsjax import losses
-from gsjax.methods import base, momentum
+from gsjax.methods import base, target_network
 
 
 class BYOL(base.Method):
@@ -45,7 +45,7 @@ class BYOL(base.Method):
 
     def after_update(self, params, extra, progress):
         """See `Method.after_update`; moves the target network's parameters."""
-        return momentum.follow(extra, params, self.config.target, progress)
+        return target_network.follow(extra, params, self.config.target, progress)
 
     def embed(self, params, extra, images: jax.Array):
         """See `Method.embed`; returns predictions p and the target network's embeddings z'."""

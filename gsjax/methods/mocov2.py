@@ -7,7 +7,7 @@ import ml_collections
 from jax import lax
 
 from gsjax import losses
-from gsjax.methods import base, momentum
+from gsjax.methods import base, target_network
 from gsjax.runtime.parallel import AXIS
 
 
@@ -60,7 +60,7 @@ class MoCoV2(base.Method):
 
     def after_update(self, params, extra, progress):
         """See `Method.after_update`; moves the key network's parameters."""
-        return momentum.follow(extra, params, self.config.target, progress)
+        return target_network.follow(extra, params, self.config.target, progress)
 
     def embed(self, params, extra, images: jax.Array):
         """See `Method.embed`; returns queries q and keys k."""
@@ -74,13 +74,18 @@ def enqueued(queue: jax.Array, keys: list[jax.Array], step: jax.Array) -> jax.Ar
 
     Args:
       queue: [K, D].
-      keys: [B, D] of this device, one per view; K is a multiple of the number of all keys.
+      keys: [B, D] of this device, one per view.
       step: [] int32, steps taken before.
 
     Returns:
       [K, D], with the keys of the first view first, in the order of the global batch.
+
+    Raises:
+      ValueError: K is not a multiple of the number of all keys.
     """
     rows = jnp.concatenate([lax.all_gather(view, AXIS, tiled=True) for view in keys])
+    if len(queue) % len(rows):
+        raise ValueError(f"{len(queue)} rows are no multiple of the {len(rows)} keys of a step")
     # In whole steps, which cannot overflow as a count of keys would.
     place = step % (len(queue) // len(rows)) * len(rows)
     return lax.dynamic_update_slice(queue, rows, (place, jnp.zeros_like(place)))
