@@ -51,7 +51,7 @@ print(places.shape)
 """
 
 
-@pytest.mark.parametrize("home", [None, "/root"])
+@pytest.mark.parametrize("home", ["/root", pytest.param(None, marks=pytest.mark.slow)])
 def test_the_map_is_drawn_without_a_cache(home, folder):
     output, errors = run(folder, "-c", MAP, home=home)
     assert output[-1] == "(40, 2)"

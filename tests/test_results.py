@@ -81,6 +81,24 @@ def test_studies(repo_root, study, words, baselines):
         assert close(difference, expected), arm
 
 
+@pytest.mark.parametrize("file", ["cifar10_600_steps.json", "momentum_600_steps.json"])
+def test_the_comparison_with_pytorch(repo_root, file):
+    shown = table_after(repo_root, "### Comparison with a PyTorch reference")
+    runs = collections.defaultdict(list)
+    for run in json.loads((repo_root / "results" / file).read_text())["runs"]:
+        runs[run["run"]].append(run)
+    for label, found in runs.items():
+        assert [run["seed"] for run in found] == [5, 6]
+        knn, mean, _, loss, _, std, _ = shown[label]
+        values = np.array([run["knn_top1"] for run in found])
+        numbers = [np.array(cell.split("/"), float) for cell in (knn, loss, std)]
+        np.testing.assert_allclose(numbers[0], values, atol=0.0501)
+        np.testing.assert_allclose(float(mean), values.mean(), atol=0.0501)
+        names = ("loss_last_50_steps", "embedding_std_times_sqrt_d_last_50_steps")
+        for cell, name in zip(numbers[1:], names, strict=True):
+            np.testing.assert_allclose(cell, [run[name] for run in found], atol=0.000501)
+
+
 def test_the_evaluation_jobs(repo_root):
     content = json.loads((repo_root / "results/evaluation_cifar10_600_steps.json").read_text())
     scores = {True: {}, False: {}}  # by whether the encoder is trained
