@@ -119,7 +119,9 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
         else:
             config = settings.load(_CONFIG.value)
             settings.override(config, overrides)
-        return functools.partial(_run_job, job, settings.check(config))
+        settings.check(config)
+        settings.check_used(config, overrides)
+        return functools.partial(_run_job, job, config)
     except (UserError, flags.Error) as error:
         _print_error(str(error))
         sys.exit(2)

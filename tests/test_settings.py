@@ -66,7 +66,6 @@ def test_overrides_keep_the_type_of_the_default():
         ("augment.max_scale", "1,0.01", "augment.min_scale is above"),
         ("data.test_split", "", "data.test_split is empty"),
         ("data.source", "folder", "data.data_dir"),
-        ("optimizer.fix_pred_lr", "true", "SimCLR does not read it"),
         ("checkpoint.load", "", "checkpoint.load is empty"),
     ],
 )
@@ -87,6 +86,17 @@ def test_impossible_values_are_named(key, text, expected):
 def test_simsiam_refuses_what_it_does_not_have(overrides, expected):
     with pytest.raises(UserError, match=expected):
         checked(**{"method": "simsiam", "projector.last_bn": "true", **overrides})
+
+
+def test_settings_that_the_chosen_rows_do_not_read_are_named():
+    for method, key, told in (
+        ("simclr", "optimizer.fix_pred_lr", "method=simclr: omit it, or choose simsiam"),
+        ("byol", "loss.temperature", "method=byol: omit it, or choose simclr or mocov2"),
+    ):
+        config = checked(method=method)
+        settings.check_used(config, ["seed", "batch_size", "method", "projector.hidden_dim"])
+        with pytest.raises(UserError, match=f"^{key} has no effect with {told}"):
+            settings.check_used(config, [key])
 
 
 def test_wrong_types_in_a_config_file_are_named():

@@ -7,7 +7,7 @@ on devices or data is checked where they are opened.
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -25,6 +25,12 @@ from gsjax.train import OPTIMIZERS
 
 # Free settings that an evaluation does not take from the run: it may run on another machine.
 _MACHINE_SETTINGS = ("platform",)
+# The settings that choose a row, whose own settings are read only then.
+_TABLES: dict[str, Mapping[str, Row]] = {
+    "method": METHODS,
+    "encoder.name": ENCODERS,
+    "optimizer.name": OPTIMIZERS,
+}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -223,8 +229,6 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     if not config.data.source:
         yield "data.source is empty; give a TFDS name, folder or photos"
     method = METHODS[config.method]
-    if config.optimizer.fix_pred_lr and "optimizer.fix_pred_lr" not in method.settings:
-        yield f"optimizer.fix_pred_lr is true, but {method.label} does not read it"
     if config.similarity.measure != "none" and not method.graded:
         yield f"{method.label} has no graded form; set similarity.measure=none"
     rows = (
@@ -280,15 +284,26 @@ def unused(config: Mapping[str, Any]) -> set[str]:
     flat = _defaults() | flatten(config)
     chosen: set[str] = set()
     others: set[str] = set()
-    tables: dict[str, Mapping[str, Row]] = {
-        "method": METHODS,
-        "encoder.name": ENCODERS,
-        "optimizer.name": OPTIMIZERS,
-    }
-    for key, table in tables.items():
+    for key, table in _TABLES.items():
         for name, row in table.items():
             (chosen if name == flat[key] else others).update(row.settings)
     return others - chosen
+
+
+def check_used(config: ml_collections.ConfigDict, keys: Iterable[str]) -> None:
+    """Checks that the chosen method, encoder and optimizer read the settings of the command line.
+
+    Raises:
+      UserError: a setting belongs only to others.
+    """
+    flat = flatten(config)
+    for key in sorted(unused(flat).intersection(keys)):
+        for choice, table in _TABLES.items():
+            if names := [name for name, row in table.items() if key in row.settings]:
+                raise UserError(
+                    f"{key} has no effect with {choice}={flat[choice]}: omit it, or choose "
+                    f"{' or '.join(names)}"
+                )
 
 
 def text(value: Value) -> str:
