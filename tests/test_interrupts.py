@@ -266,7 +266,8 @@ def test_sigterm_in_the_knn_of_a_training(whole, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_last_knn_of_a_training(whole, tmp_path):
-    process = command(tmp_path, *flags(features__batch_size="1"))
+    arguments = flags(encoder__name="resnet18")
+    process = command(tmp_path, *arguments, "--config.features.batch_size=1")
     wait_for(
         process, lambda: (tmp_path / "metrics.jsonl").exists() and len(records(tmp_path)) == 12
     )
@@ -275,7 +276,7 @@ def test_ctrl_c_in_the_last_knn_of_a_training(whole, tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = ended(process, signal.SIGINT, begin)
     assert "stopped and saved at step 12" in output
-    assert "trained encoder" in finish(command(tmp_path, *flags()))
+    assert "trained encoder" in finish(command(tmp_path, *arguments))
     assert records(tmp_path)[-1] == records(whole)[-1]
 
 
