@@ -81,7 +81,7 @@ def test_studies(repo_root, study, words, baselines):
         assert close(difference, expected), arm
 
 
-@pytest.mark.parametrize("file", ["cifar10_600_steps.json", "momentum_600_steps.json"])
+@pytest.mark.parametrize("file", ["cifar10_600_steps.json"])
 def test_the_comparison_with_pytorch(repo_root, file):
     shown = table_after(repo_root, "### Comparison with a PyTorch reference")
     runs = collections.defaultdict(list)

@@ -151,8 +151,7 @@ class Linear:
                 advice="Use a smaller linear.learning_rate; this starts a new head",
                 describe_memory=lambda _: _memory_advice(batch_size),
             )
-            (augmentation,) = per_view.augmentations(data.augment, 1)
-            program = create_train_step(encoder, augmentation, optimizer, self._mesh)
+            program = create_train_step(encoder, data.augment, optimizer, self._mesh)
             columns = ("global", "label")
             state = fit(
                 state, program, batches, num_steps, run, self._mesh, columns,
@@ -262,6 +261,7 @@ def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     data = config.copy_and_resolve_references()
     with data.unlocked():
         data.batch_size = config.linear.batch_size
+        (data.augment,) = per_view.augmentations(data.augment, 1)
         data.augment.update(
             crop="torchvision",
             min_scale=config.linear.min_scale,
