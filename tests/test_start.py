@@ -178,8 +178,10 @@ def test_a_second_process_0_on_this_machine(port):
 
 @pytest.mark.parametrize("process_id", [0, 1])
 def test_an_address_of_no_use(port, process_id):
-    for host in ("nowhere.invalid", "192.0.2.1"):  # the latter is reserved for documentation
-        status, _, lines = result(launch(*of_several(port, process_id, 2, host), seconds=2))
+    hosts = ("nowhere.invalid", "192.0.2.1")  # the latter is reserved for documentation
+    processes = [launch(*of_several(port, process_id, 2, host), seconds=2) for host in hosts]
+    for host, process in zip(hosts, processes, strict=True):
+        status, _, lines = result(process)
         assert status == 2
         assert len(lines) == 1 and f"{host}:{port}" in lines[0]
 
