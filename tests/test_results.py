@@ -81,14 +81,13 @@ def test_studies(repo_root, study, words, baselines):
         assert close(difference, expected), arm
 
 
-@pytest.mark.parametrize("file", ["cifar10_600_steps.json"])
+@pytest.mark.parametrize("file", ["cifar10_600_steps.json", "momentum_600_steps.json"])
 def test_the_comparison_with_pytorch(repo_root, file):
     shown = table_after(repo_root, "### Comparison with a PyTorch reference")
     runs = collections.defaultdict(list)
     for run in json.loads((repo_root / "results" / file).read_text())["runs"]:
         runs[run["run"]].append(run)
     for label, found in runs.items():
-        assert [run["seed"] for run in found] == [5, 6]
         knn, mean, _, loss, _, std, _ = shown[label]
         values = np.array([run["knn_top1"] for run in found])
         numbers = [np.array(cell.split("/"), float) for cell in (knn, loss, std)]
