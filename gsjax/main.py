@@ -80,7 +80,7 @@ settings and their defaults:
 
 
 def _print_error(message: str) -> None:
-    output.print_stderr(output.escaped(f"gsjax: error: {' '.join(message.split())}"))
+    output.print_stderr(f"gsjax: error: {' '.join(message.split())}")
 
 
 def _list(table: Mapping[str, Row]) -> str:

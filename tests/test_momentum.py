@@ -18,6 +18,8 @@ from gsjax.methods.mocov2 import enqueued
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, step
 
+assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-15)
+
 
 def configured(method, **overrides):
     config = small_config(method, "ioa", "sgd", "float64")
@@ -139,8 +141,7 @@ def test_mocov2_compares_with_the_queue_as_it_was(x64, measure, symmetric):
     rows = np.concatenate(k)
     np.testing.assert_allclose(new["queue"][: len(rows)], rows, atol=1e-12)
     np.testing.assert_array_equal(new["queue"][len(rows) :], extra["queue"][len(rows) :])
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-15)
-    jax.tree.map(close, new["target"]["batch_stats"], target)
+    jax.tree.map(assert_close, new["target"]["batch_stats"], target)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +173,7 @@ def test_byol_compares_predictions_with_the_other_views_target(x64, measure, for
             terms.append(-(p[v][n] @ t[w][n]) if form == "cosine" else (distance - wanted) ** 2)
     expected = np.mean(terms) * (2 if form == "sum" else 1)
     np.testing.assert_allclose(value, expected, rtol=1e-9)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-15)
-    jax.tree.map(close, new["target"]["batch_stats"], target)
+    jax.tree.map(assert_close, new["target"]["batch_stats"], target)
 
 
 def test_a_queue_that_steps_do_not_divide_is_refused():

@@ -1,6 +1,5 @@
 """Draws random crop boxes; crops and resizes images."""
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -16,8 +15,7 @@ _MAX_ATTEMPTS = 100  # of crop=tf, as in google-research/simclr data_util.py
 _MAX_INTERMEDIATE = 2**24  # pixels between two passes, 12 bytes each
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
 
-# Smallest and largest area of each view's crop, as a fraction of the image's.
-_Areas = Sequence[tuple[float, float]]
+_Views = Sequence[ml_collections.ConfigDict]  # the settings of two views
 
 
 def random_resized_crop_boxes(
@@ -42,27 +40,27 @@ def random_resized_crop_boxes(
     """
     pairs = range((num_views + 1) // 2)
     views = per_view.augmentations(settings, 2 * len(pairs))
-    areas = [(view.min_scale, view.max_scale) for view in views]
-    draw = _tf_boxes if settings.crop == "tf" else functools.partial(_two_boxes, settings.crop)
+    seeds = [tf.random.fold_in(seed, pair) if pair else seed for pair in pairs]
     boxes = [
-        draw(tf.random.fold_in(seed, pair) if pair else seed, size, areas[2 * pair : 2 * pair + 2])
-        for pair in pairs
+        _two_boxes(own, size, views[2 * pair : 2 * pair + 2]) for pair, own in enumerate(seeds)
     ]
     return tf.concat(boxes, axis=0)[:num_views]
 
 
-def _two_boxes(crop: str, seed: tf.Tensor, size: tf.Tensor, areas: _Areas) -> tf.Tensor:
+def _two_boxes(seed: tf.Tensor, size: tf.Tensor, views: _Views) -> tf.Tensor:
+    if views[0].crop == "tf":
+        return _tf_boxes(seed, size, views)
     size = tf.cast(size, tf.float32)
     height, width = size[0], size[1]
     draws = tf.random.stateless_uniform([2, 2 * _TRIES + 2], seed)
-    smallest = tf.constant([[low] for low, _ in areas], tf.float32)
-    span = tf.constant([[high - low] for low, high in areas], tf.float32)
+    smallest = tf.constant([[view.min_scale] for view in views], tf.float32)
+    span = tf.constant([[view.max_scale - view.min_scale] for view in views], tf.float32)
     area = smallest + span * draws[:, :_TRIES]
     area *= height * width
     log_ratio = math.log(_MIN_RATIO) + math.log(_MAX_RATIO / _MIN_RATIO) * draws[:, _TRIES:-2]
     ratio = tf.exp(log_ratio)
     sides = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=-1)))  # [2, tries, 2]
-    if crop == "byol":
+    if views[0].crop == "byol":
         chosen = tf.clip_by_value(sides[:, 0], 1.0, size)
         corner = tf.floor(draws[:, -2:] * (size - chosen + 1))
         return tf.concat([corner, chosen], axis=-1)
@@ -83,16 +81,16 @@ def _central_box(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     return tf.stack([top, left, crop_height, crop_width])
 
 
-def _tf_boxes(seed: tf.Tensor, size: tf.Tensor, areas: _Areas) -> tf.Tensor:
+def _tf_boxes(seed: tf.Tensor, size: tf.Tensor, views: _Views) -> tf.Tensor:
     boxes = []
-    for view_seed, area in zip(tf.unstack(tf.random.split(seed, 2)), areas, strict=True):
+    for view_seed, view in zip(tf.unstack(tf.random.split(seed, 2)), views, strict=True):
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
             tf.concat([tf.cast(size, tf.int32), [3]], axis=0),
             bounding_boxes=tf.zeros([1, 0, 4]),
             seed=view_seed,
             min_object_covered=0.1,
             aspect_ratio_range=(_MIN_RATIO, _MAX_RATIO),
-            area_range=area,
+            area_range=(view.min_scale, view.max_scale),
             max_attempts=_MAX_ATTEMPTS,
             use_image_if_no_bounding_boxes=True,
         )

@@ -77,7 +77,7 @@ def is_terminal() -> bool:
 
 
 def print_stderr(line: str) -> None:
-    """Writes a line to standard error if possible.
+    """Writes a line, escaped, to standard error if possible.
 
     Bypasses Python's buffer: a signal may arrive in the middle of a print, which is not reentrant.
     Waits up to a second for a stopped terminal (Ctrl-S).
@@ -85,4 +85,4 @@ def print_stderr(line: str) -> None:
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
         if select.select([], [2], [], 1.0)[1]:
-            os.write(2, f"{line}\n".encode(encoding, "backslashreplace"))
+            os.write(2, f"{escaped(line)}\n".encode(encoding, "backslashreplace"))
