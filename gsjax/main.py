@@ -11,7 +11,7 @@ from typing import NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from gsjax.config import settings
+from gsjax.config import choices, settings
 from gsjax.config.schema import Row
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS, Job
@@ -120,7 +120,7 @@ def _parse_flags(argv: list[str]) -> Callable[[], None]:
             config = settings.load(_CONFIG.value)
             settings.override(config, overrides)
         settings.check(config)
-        settings.check_used(config, overrides)
+        choices.check(config, overrides)
         return functools.partial(_run_job, job, config)
     except (UserError, flags.Error) as error:
         _print_error(str(error))

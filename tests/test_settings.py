@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from gsjax.config import defaults, schema, settings
+from gsjax.config import choices, defaults, schema, settings
 from gsjax.errors import UserError
 from gsjax.methods import METHODS
 from gsjax.models import ENCODERS
@@ -94,9 +94,9 @@ def test_settings_that_the_chosen_rows_do_not_read_are_named():
         ("byol", "loss.temperature", "method=byol: omit it, or choose simclr or mocov2"),
     ):
         config = checked(method=method)
-        settings.check_used(config, ["seed", "batch_size", "method", "projector.hidden_dim"])
+        choices.check(config, ["seed", "batch_size", "method", "projector.hidden_dim"])
         with pytest.raises(UserError, match=f"^{key} has no effect with {told}"):
-            settings.check_used(config, [key])
+            choices.check(config, [key])
 
 
 def test_wrong_types_in_a_config_file_are_named():

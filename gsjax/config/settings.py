@@ -7,7 +7,7 @@ on devices or data is checked where they are opened.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -15,7 +15,7 @@ from etils import epath
 
 from gsjax.config import config_file, defaults, per_view
 from gsjax.config.defaults import SETTINGS
-from gsjax.config.schema import Kind, Row, Value
+from gsjax.config.schema import Kind, Value
 from gsjax.data import find_source
 from gsjax.errors import UserError
 from gsjax.jobs import JOBS
@@ -25,12 +25,6 @@ from gsjax.train import OPTIMIZERS
 
 # Free settings that an evaluation does not take from the run: it may run on another machine.
 _MACHINE_SETTINGS = ("platform",)
-# The settings that choose a row, whose own settings are read only then.
-_TABLES: dict[str, Mapping[str, Row]] = {
-    "method": METHODS,
-    "encoder.name": ENCODERS,
-    "optimizer.name": OPTIMIZERS,
-}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -277,33 +271,6 @@ def shaping(config: Mapping[str, Any]) -> dict[str, Value]:
     """Returns {key: value} of all settings that are not free, with defaults for missing ones."""
     flat = _defaults() | flatten(config)
     return {key: value for key, value in flat.items() if not _is_free(key)}
-
-
-def unused(config: Mapping[str, Any]) -> set[str]:
-    """Returns the settings that belong only to methods, encoders and optimizers not chosen."""
-    flat = _defaults() | flatten(config)
-    chosen: set[str] = set()
-    others: set[str] = set()
-    for key, table in _TABLES.items():
-        for name, row in table.items():
-            (chosen if name == flat[key] else others).update(row.settings)
-    return others - chosen
-
-
-def check_used(config: ml_collections.ConfigDict, keys: Iterable[str]) -> None:
-    """Checks that the chosen method, encoder and optimizer read the settings of the command line.
-
-    Raises:
-      UserError: a setting belongs only to others.
-    """
-    flat = flatten(config)
-    for key in sorted(unused(flat).intersection(keys)):
-        for choice, table in _TABLES.items():
-            if names := [name for name, row in table.items() if key in row.settings]:
-                raise UserError(
-                    f"{key} has no effect with {choice}={flat[choice]}: omit it, or choose "
-                    f"{' or '.join(names)}"
-                )
 
 
 def text(value: Value) -> str:

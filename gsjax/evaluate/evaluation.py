@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 import gsjax
-from gsjax.config import settings
+from gsjax.config import choices
 from gsjax.errors import UserError
 from gsjax.evaluate import pictures, results
 from gsjax.evaluate.encoder import Encoder
@@ -195,7 +195,7 @@ def _file_name(name: str, number: int) -> str:
 
 def _encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the group `encoder` without the settings of other encoders."""
-    unused = settings.unused(config.to_dict())
+    unused = choices.unused(config.to_dict())
     return {k: v for k, v in config.encoder.items() if f"encoder.{k}" not in unused}
 
 

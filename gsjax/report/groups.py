@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsjax.config import defaults, settings
+from gsjax.config import choices, defaults, settings
 from gsjax.methods import METHODS
 from gsjax.sweep.runs import Run
 
@@ -89,7 +89,7 @@ def shaping(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any
     """Returns the settings of `Group.shaping`, with defaults for missing ones."""
     found = settings.shaping(config) | {key: _flat(config)[key] for key in _MONITOR_SETTINGS}
     found["data.num_images"] = data.get("num_images")
-    left_out = settings.unused(config) | {"seed"}
+    left_out = choices.unused(config) | {"seed"}
     return {key: value for key, value in found.items() if key not in left_out}
 
 
