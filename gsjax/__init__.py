@@ -1,17 +1,22 @@
 """Self-supervised vision with graded similarity, in JAX and Flax.
 
-Submodules load on first use: `import gsjax; gsjax.losses.nt_xent` works, while
-`import gsjax` alone imports neither JAX nor TensorFlow.
+`load_encoder` and `pretrain` are documented in `gsjax.api`. Submodules load on first use:
+`import gsjax; gsjax.losses.nt_xent` works, while `import gsjax` alone imports neither JAX nor
+TensorFlow.
 """
 
 import importlib
 import pkgutil
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
+_API = ("load_encoder", "pretrain")
 
-def __getattr__(name: str) -> ModuleType:
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        return getattr(importlib.import_module("gsjax.api"), name)
     module_name = f"{__name__}.{name}"
     try:
         return importlib.import_module(module_name)
@@ -22,4 +27,4 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(module.name for module in pkgutil.iter_modules(__path__))})
+    return sorted({*globals(), *_API, *(module.name for module in pkgutil.iter_modules(__path__))})

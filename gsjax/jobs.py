@@ -116,7 +116,7 @@ JOBS: dict[str, Job] = {
         },
     ),
     "features": Job(
-        "gsjax.evaluate.export",
+        "gsjax.evaluate.write_features",
         "write representations of images to a file",
         {
             "features.source": free(
@@ -131,6 +131,17 @@ JOBS: dict[str, Job] = {
             ),
         },
         _check_features,
+        records=False,
+    ),
+    "export": Job(
+        "gsjax.evaluate.export",
+        "write the encoder for torchvision, timm and other programs",
+        {
+            "export.stablehlo": free(False, "also a program for JAX without gsjax"),
+            "export.onnx": free(False, "also a program for ONNX runtimes (extra onnx)"),
+            "export.detectron2": free(False, "also weights with Detectron2's names"),
+            "export.license": free("", "license of the weights, for the model card"),
+        },
         records=False,
     ),
     "sweep": Job(

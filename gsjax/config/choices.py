@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from gsjax.config.defaults import SETTINGS
-from gsjax.config.schema import Row
+from gsjax.config.schema import Kind, Row
 from gsjax.config.settings import flatten
 from gsjax.errors import UserError
 from gsjax.methods import METHODS
@@ -30,6 +30,16 @@ def unused(config: Mapping[str, Any]) -> set[str]:
         for name, row in table.items():
             (chosen if name == flat[key] else others).update(row.settings)
     return others - chosen
+
+
+def encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the group `encoder` without the settings of other encoders or of files."""
+    others = unused(config.to_dict())
+    return {
+        name: value
+        for name, value in config.encoder.items()
+        if f"encoder.{name}" not in others and SETTINGS[f"encoder.{name}"].kind is Kind.SHAPES
+    }
 
 
 def check(config: ml_collections.ConfigDict, keys: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Runs Python files in `configs/` and `configs/sweeps/` for what one of their functions returns."""
 
+import difflib
 import importlib.util
 import pathlib
 import re
@@ -8,6 +9,10 @@ import traceback
 from typing import Any
 
 from gsjax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# Of the configs that come with gsjax: in an installed package, in a clone.
+FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def run(path: str, function: str) -> Any:
@@ -19,9 +24,7 @@ def run(path: str, function: str) -> Any:
       UserError: the file is missing or fails.
       UnknownKey: the file sets a key that the configuration does not have.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"--config: there is no file {path}; give the path of a config file")
+    file = _find(path, function)
     sys.path.insert(0, str(file.resolve().parent))
     try:
         spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -46,6 +49,29 @@ def run(path: str, function: str) -> Any:
         raise UserError(f"{where}: {type(error).__name__}: {message}") from error
     finally:
         sys.path.pop(0)
+
+
+def _find(path: str, function: str) -> pathlib.Path:
+    """Returns a file, or the config of that name that comes with gsjax.
+
+    Raises:
+      UserError: there is neither.
+    """
+    file = pathlib.Path(path)
+    if file.is_file():
+        return file
+    folders = [folder / "sweeps" if function == "get_sweep" else folder for folder in FOLDERS]
+    named = [folder / f"{path}.py" for folder in folders]
+    found = [candidate for candidate in named if candidate.is_file()]
+    if found and file.name == path:
+        return found[0]
+    known = sorted(p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.py"))
+    near = difflib.get_close_matches(file.stem, known, n=1)
+    hint = f"; did you mean --config {near[0]}?" if near else ""
+    raise UserError(
+        f"--config: there is no file {path}; give the path of a config file, or the name of one "
+        f"that comes with gsjax{hint}"
+    )
 
 
 class UnknownKey(Exception):

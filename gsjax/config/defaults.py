@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from gsjax.config.schema import Setting, free, orders, per_view, shapes
+from gsjax.config.schema import Setting, free, orders, per_view, shapes, starts
 from gsjax.data import SOURCES
 from gsjax.jobs import JOBS
 from gsjax.methods import METHODS
@@ -77,6 +77,17 @@ _COMMON: dict[str, Setting] = {
         "bfloat16 for computation only, float64 for everything",
         choices=("float32", "bfloat16", "float64"),
     ),
+    "encoder.weights": free(
+        "", "evaluations: encoder from this file, folder or run, instead of the one in workdir"
+    ),
+    "encoder.network": free(
+        "auto",
+        "of weights that hold two: online (student, query) or target (teacher, key)",
+        choices=("auto", "online", "target"),
+    ),
+    "encoder.init": starts(
+        "", "pre-training starts from the encoder in this file, folder or run, with new heads"
+    ),
     "projector.num_layers": shapes(
         2, "Linear layers; all but the last with BN and ReLU", low=1, high=100
     ),
@@ -139,6 +150,16 @@ _COMMON: dict[str, Setting] = {
     "knn.every_epochs": free(10.0, "epochs between measurements; the end is always measured"),
     "knn.baselines": free(True, "also measure raw pixels and the untrained encoder, at the start"),
     "features.batch_size": free(256, "images per extraction step", low=1),
+    "features.interpolation": free(
+        "bilinear",
+        "of images resized before their central crop; the transfer job always uses bicubic",
+        choices=("bilinear", "bicubic"),
+    ),
+    "features.crop_pct": free(
+        0.0,
+        "side of the central crop / short side of the image; 0: 1 up to 96 pixels, else 224 / 256",
+        high=1,
+    ),
     "features.keep": free(True, "in workdir/features/kept, for the next job on the same encoder"),
     # Checkpoints and logs.
     "checkpoint.load": free("latest", "latest, none, a path or (in evaluations) a step"),

@@ -1,7 +1,7 @@
 """What a setting is: its class, default (and thus type), help, and choices or bounds.
 
-The class says what may change between two starts in one work directory. `shapes`, `orders` and
-`free` create a setting of each class, so that none is defined without one.
+The class says what may change between two starts in one work directory. `shapes`, `orders`,
+`starts` and `free` create a setting of each class, so that none is defined without one.
 """
 
 import dataclasses
@@ -31,11 +31,13 @@ class Kind(enum.Enum):
         read it from there.
       ORDERS: affects which images a training step gets. Fixed during training; an evaluation may
         use another value.
-      FREE: affects neither. May change with every start.
+      STARTS: affects the first start only. Later ones keep its value.
+      FREE: affects none of these. May change with every start.
     """
 
     SHAPES = enum.auto()
     ORDERS = enum.auto()
+    STARTS = enum.auto()
     FREE = enum.auto()
 
 
@@ -150,6 +152,9 @@ per_view = functools.partial(Setting, Kind.SHAPES, per_view=True)
 
 orders = functools.partial(Setting, Kind.ORDERS)
 """A setting that affects only which images a training step gets."""
+
+starts = functools.partial(Setting, Kind.STARTS)
+"""A setting that is read at the first start only."""
 
 free = functools.partial(Setting, Kind.FREE)
 """A setting that may change with every start."""

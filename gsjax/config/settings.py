@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax.config import config_file, defaults, per_view
+from gsjax.config import config_file, defaults, per_view, weights_settings
 from gsjax.config.defaults import SETTINGS
 from gsjax.config.schema import Kind, Value
 from gsjax.data import find_source
@@ -96,20 +96,22 @@ def of_evaluation(
     Settings that shape training come from the `config.json` of the run: the one that holds the
     checkpoint that `checkpoint.load` names, or the work directory. All others come from the config
     file (from the run if there is none) and the overrides. With `checkpoint.load=none`, all
-    come from the config file and the overrides.
+    come from the config file and the overrides. With `encoder.weights`, that file replaces the run.
 
     Raises:
       UserError: there is no run, or an override contradicts it.
     """
     config = load(path)
     override(config, overrides)
+    if config.encoder.weights:
+        weights_settings.apply(config, overrides)
     chosen = config.checkpoint.load
-    if chosen == "none":
+    if chosen == "none" or config.encoder.weights:
         return config
     folder = epath.Path(workdir).expanduser()
     if chosen != "latest" and not chosen.isdecimal():
-        parent = epath.Path(chosen).expanduser().parent.parent
-        folder = parent if (parent / "config.json").exists() else folder
+        named = epath.Path(chosen).expanduser()
+        folder = next((p for p in (named, named.parent.parent) if _has_run(p)), folder)
     file = folder / "config.json"
     for key, value in _read_run(file).items():
         setting = SETTINGS[key]
@@ -125,6 +127,10 @@ def of_evaluation(
     with config.unlocked():
         config.checkpoint.load = chosen  # not the one that the run itself started from
     return config
+
+
+def _has_run(folder: epath.Path) -> bool:
+    return (folder / "config.json").exists()
 
 
 def _read_run(file: epath.Path) -> dict[str, Value]:
@@ -247,8 +253,20 @@ def shaping_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     return [
         f"{key}: {_shown(shaping_old[key])} -> {_shown(shaping_new.get(key))}"
         for key in sorted(shaping_old)
-        if shaping_old[key] != shaping_new.get(key)
+        if shaping_old[key] != shaping_new.get(key) and not _is_start(key)
     ]
+
+
+def with_start_of(former: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested configuration with the settings of the first start, as recorded."""
+    flat = _defaults() | flatten(former)
+    merged = ml_collections.ConfigDict(dict(config))
+    merged.update_from_flattened_dict({key: flat[key] for key in SETTINGS if _is_start(key)})
+    return merged.to_dict()
+
+
+def _is_start(key: str) -> bool:
+    return key in SETTINGS and SETTINGS[key].kind is Kind.STARTS
 
 
 def all_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

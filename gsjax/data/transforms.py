@@ -6,6 +6,8 @@ identifies it where features are kept.
 
 import dataclasses
 
+import ml_collections
+
 from gsjax.data import careful, crops
 from gsjax.runtime.tensorflow_setup import tf
 
@@ -93,14 +95,25 @@ class Cropped:
 Transform = CentralSquare | Stretched | LongSide | Cropped
 
 
-def central(size: int) -> CentralSquare:
+def central(size: int, method: str = "bilinear", crop_pct: float = 0.0) -> CentralSquare:
     """Returns the transform of kNN and linear evaluation for S x S encoder inputs.
 
-    Up to S = 96, an S x S image is left unchanged and any other is resized to a short side of S;
-    above, to a short side of S * 256 / 224.
+    Args:
+      size: S.
+      method: interpolation, bilinear or bicubic.
+      crop_pct: S / short side of the resized image. If 0, 1 up to S = 96, where an S x S image is
+        left unchanged, and 224 / 256 above.
     """
-    ratio = 1.0 if size <= _UNTOUCHED_SIZE else _SHORT_SIDE_RATIO
-    return CentralSquare(size, round(size * ratio))
+    short_side = round(size / crop_pct) if crop_pct else size
+    if not crop_pct and size > _UNTOUCHED_SIZE:
+        short_side = round(size * _SHORT_SIDE_RATIO)
+    return CentralSquare(size, short_side, method)
+
+
+def of_config(config: ml_collections.ConfigDict) -> CentralSquare:
+    """Returns `central` with the settings of a config."""
+    features = config.features
+    return central(config.data.image_size, features.interpolation, features.crop_pct)
 
 
 def transfer(size: int) -> CentralSquare:

@@ -55,7 +55,7 @@ class Diagnostics:
         config, source = self._config, self._source
         drawn = pairs.draw(encoder, config, source, config.diagnostics.num_images)
         scores, details = pairs.measure(drawn, pairs.graded_settings(config))
-        transform = transforms.central(config.data.image_size)
+        transform = transforms.of_config(config)
         chosen = None if len(drawn.indices) == source.num_examples else np.sort(drawn.indices)
         rows = encoder.features(source, transform, chosen).decoded()
         figures = {}

@@ -29,6 +29,26 @@ class Pretrained(NamedTuple):
     extra: Any
 
 
+class Loaded(NamedTuple):
+    """An encoder with its variables.
+
+    Attributes:
+      module: the encoder.
+      variables: its variables, on every device.
+      path: its checkpoint or file; None for the weights of step 0.
+      format: who wrote the file, in words; "" for a checkpoint.
+      pretrained: the method with its heads, if they were asked for.
+      unused: keys of the file that belong to something else.
+    """
+
+    module: nn.Module
+    variables: Any
+    path: epath.Path | None
+    format: str = ""
+    pretrained: Pretrained | None = None
+    unused: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """A network, its variables, and how to feed images to it.

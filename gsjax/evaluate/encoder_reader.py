@@ -1,4 +1,4 @@
-"""Reads encoders from checkpoints of gsjax."""
+"""Reads the encoder to evaluate: from a checkpoint of gsjax, or from a file with weights."""
 
 import functools
 from collections.abc import Callable
@@ -10,11 +10,63 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
+from gsjax.config import choices, settings
 from gsjax.errors import UserError
-from gsjax.evaluate.encoder import Pretrained
+from gsjax.evaluate import foreign
+from gsjax.evaluate.encoder import Loaded, Pretrained
 from gsjax.methods import create_method
-from gsjax.runtime import parallel, saved_state
+from gsjax.models import create_encoder
+from gsjax.runtime import checkpoints, files, metrics, parallel, saved_state
 from gsjax.train import step
+
+# Settings of the encoder that leave its architecture as it is.
+_FREE_TO_DIFFER = ("dtype", "zero_init_residual")
+
+
+def read_encoder(
+    config: ml_collections.ConfigDict, workdir: epath.Path, mesh: Mesh, heads: bool = False
+) -> Loaded:
+    """Reads the encoder that `encoder.weights` or else `checkpoint.load` names.
+
+    Args:
+      config: the whole configuration.
+      workdir: work directory of the run.
+      mesh: the devices.
+      heads: whether to read the method's heads as well.
+
+    Raises:
+      UserError: there is none, it is damaged or of another architecture.
+    """
+    if config.encoder.weights:
+        return foreign.read(config, mesh, heads)
+    look = functools.partial(checkpoints.find, workdir, config.checkpoint.load)
+    reader = EncoderReader(config, mesh, heads)
+    checkpoint, variables, pretrained = reader.find_and_read(look)
+    module = reader.method.networks["encoder"]
+    return Loaded(module, variables, checkpoint, pretrained=pretrained)
+
+
+def read_initial_encoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
+    """Returns the variables of the encoder that `encoder.init` names, on every device.
+
+    Raises:
+      UserError: there is none, or it is not of the configured architecture.
+    """
+    path, ours = config.encoder.init, config.encoder
+    overrides = {"encoder.weights": path, "encoder.network": ours.network}
+    source = settings.check(settings.of_evaluation("", None, overrides))
+    for name, value in choices.encoder_settings(config).items():
+        theirs = source.encoder[name]
+        if name not in _FREE_TO_DIFFER and theirs != value:
+            raise UserError(
+                f"encoder.init={path} has encoder.{name}={theirs}, but this run has {value}: set "
+                f"encoder.{name}={theirs}"
+            )
+    loaded = read_encoder(source, files.absolute("."), mesh)
+    target = foreign.abstract(create_encoder(config), config.data.image_size)
+    metrics.log(f"starting from the encoder in {loaded.path}, with new heads")
+    cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), loaded.variables, target)
+    return jax.device_put(cast, parallel.replicated(mesh))
 
 
 class EncoderReader:

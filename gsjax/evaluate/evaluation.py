@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,15 +11,15 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 import gsjax
 from gsjax.config import choices
 from gsjax.errors import UserError
 from gsjax.evaluate import pictures, results
 from gsjax.evaluate.encoder import Encoder
-from gsjax.evaluate.encoder_reader import EncoderReader
+from gsjax.evaluate.encoder_reader import Loaded, read_encoder
 from gsjax.runtime import (
-    checkpoints,
     files,
     lock,
     metrics,
@@ -64,8 +63,9 @@ class Evaluation:
       config: the whole configuration.
       name: name of the job.
       workdir: work directory of the run.
-      folder: `workdir/<job>` or `workdir/<job>_untrained`, for what the job writes besides results.
-      step: step of the checkpoint; None for an untrained encoder.
+      folder: `workdir/<job>`, or `workdir/<job>_untrained` or `_weights`, for what the job writes
+        besides results.
+      step: step of the checkpoint; None for an untrained encoder or one from a weights file.
       encoder: the encoder to evaluate.
     """
 
@@ -74,14 +74,15 @@ class Evaluation:
         config: ml_collections.ConfigDict,
         name: str,
         workdir: epath.Path,
-        checkpoint: epath.Path | None,
+        loaded: Loaded,
         encoder: Encoder,
     ) -> None:
         self.config, self.name, self.workdir = config, name, workdir
-        self.folder = workdir / (name if checkpoint else f"{name}_untrained")
-        self.step = int(checkpoint.name) if checkpoint else None
+        suffix = "_weights" if loaded.format else "" if loaded.path else "_untrained"
+        self.folder = workdir / f"{name}{suffix}"
+        self.step = int(loaded.path.name) if loaded.path and not loaded.format else None
         self.encoder = encoder
-        self._checkpoint = checkpoint
+        self._loaded = loaded
         self._recorded: list[dict] = []
 
     def record_all(self, evaluator: Evaluator) -> None:
@@ -106,10 +107,10 @@ class Evaluation:
         """
         dataset, scores = result.dataset, result.scores
         entry = {
-            "checkpoint": "untrained" if self._checkpoint is None else str(self._checkpoint),
+            "checkpoint": "untrained" if self._loaded.path is None else str(self._loaded.path),
             "step": self.step,
             "encoder": {**self.encoder.settings, "digest": self.encoder.digest},
-            "method": self.config.method,
+            **self.origin(),
             "image_size": self.config.data.image_size,
             "normalization": self.encoder.normalization[:2],
             "dataset": dataset,
@@ -140,6 +141,12 @@ class Evaluation:
             with lock.exclusive(file):
                 self._write_figures(result.figures)
         self._write_files(result.files)
+
+    def origin(self) -> dict[str, str]:
+        """Returns what trained the encoder: the method, or who wrote the weights."""
+        if self._loaded.format:
+            return {"weights": self._loaded.format}
+        return {"method": self.config.method}
 
     def _write_scores(self, scores: Mapping[str, float], at: int) -> None:
         with files.write_errors(self.folder):
@@ -177,7 +184,9 @@ class Evaluation:
         ]
         rows = [("data set", "encoder", "score", "value")]
         for entry in known:
-            encoder = "untrained" if entry["step"] is None else f"step {entry['step']}"
+            encoder = f"step {entry['step']}"
+            if entry["step"] is None:
+                encoder = entry.get("weights", "untrained")
             for score, value in entry["scores"].items():
                 rows.append((entry["dataset"], encoder, score.split("/", 1)[1], f"{value:.2f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -193,10 +202,27 @@ def _file_name(name: str, number: int) -> str:
     return name if len(name.encode()) <= 150 else f"{name[:30]}_{number}"
 
 
-def _encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the group `encoder` without the settings of other encoders."""
-    unused = choices.unused(config.to_dict())
-    return {k: v for k, v in config.encoder.items() if f"encoder.{k}" not in unused}
+def as_encoder(
+    config: ml_collections.ConfigDict, loaded: Loaded, mesh: Mesh, kept: epath.Path | None = None
+) -> Encoder:
+    """Creates the encoder that was read.
+
+    Args:
+      config: the whole configuration.
+      loaded: what was read.
+      mesh: the devices.
+      kept: where representations are kept for later jobs, or None.
+    """
+    return Encoder(
+        loaded.module,
+        loaded.variables,
+        step.pixels(config),
+        mesh,
+        choices.encoder_settings(config),
+        config.features.batch_size,
+        folder=kept,
+        pretrained=loaded.pretrained,
+    )
 
 
 @contextlib.contextmanager
@@ -227,23 +253,15 @@ def open_evaluation(
         return ours
 
     ownership.compare_hosts(parallel.from_primary(begin), ours)
-    look = functools.partial(checkpoints.find, folder, config.checkpoint.load)
-    reader = EncoderReader(config, mesh, heads)
-    checkpoint, variables, pretrained = reader.find_and_read(look)
-    encoder = Encoder(
-        reader.method.networks["encoder"],
-        variables,
-        step.pixels(config),
-        mesh,
-        _encoder_settings(config),
-        config.features.batch_size,
-        folder=folder / "features" / "kept" if config.features.keep else None,
-        pretrained=pretrained,
+    loaded = read_encoder(config, folder, mesh, heads)
+    encoder = as_encoder(
+        config, loaded, mesh, folder / "features" / "kept" if config.features.keep else None
     )
     metrics.log(f"devices  {metrics.device_line()}")
-    metrics.log(f"encoder  {checkpoint or 'untrained'} ({config.encoder.name}, {config.method})")
+    origin = loaded.format or config.method
+    metrics.log(f"encoder  {loaded.path or 'untrained'} ({config.encoder.name}, {origin})")
     metrics.log(f"workdir  {folder}")
-    job = Evaluation(config, name, folder, checkpoint, encoder)
+    job = Evaluation(config, name, folder, loaded, encoder)
     try:
         yield job
     finally:

@@ -1,67 +1,192 @@
-"""The job `features`: representations of images, for use in other programs."""
+"""The job `export`: the encoder in the formats of other programs.
 
-import hashlib
-import re
+Every file is read back and must give the encoder's own representations.
+"""
 
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import safetensors.numpy
+from etils import epath
 
-from gsjax.data import sources, transforms
-from gsjax.data.paths import encoded
-from gsjax.evaluate import evaluation, store
+import gsjax
+from gsjax import augment
+from gsjax.config import choices
+from gsjax.data import transforms
+from gsjax.errors import UserError
+from gsjax.evaluate import evaluation, foreign, model_card, programs
+from gsjax.models import ENCODERS, weights
+from gsjax.models.weights import names, pytorch
 from gsjax.runtime import files, metrics, parallel
 
-_LONGEST = 50  # characters of a file name: up to 200 of the 255 bytes that file systems allow
+_TOLERANCE = 1e-4  # of the largest representation; programs add up in different orders
+_IMAGES = 2  # compared
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Writes `workdir/features/<name>.npz`.
+    """Writes `workdir/export/`: weights, `config.json`, a model card, and what else is asked for.
 
-    It holds, for N images in the order of the data set, `feature` float32 [N, F], `label` int32
-    [N] (-1 if there is none) or [N, C], `index` int64 [N], `path` [N] (empty if an image is not a
-    file) and `valid` bool [N], False for an image that cannot be decoded. A path is UTF-8 in every
-    locale; bytes that are not become surrogates, as in Python file names (PEP 383).
+    Raises:
+      UserError: the encoder has no names in PyTorch, a file cannot be written, or what was written
+        does not give the same representations.
     """
-    settings = config.features
-    data = config.data.copy_and_resolve_references()
-    split, labeled = settings.split, False
-    with data.unlocked():
-        if settings.source:
-            data.source, data.data_dir = settings.source, settings.data_dir
-        else:
-            split = split or data.split
-            labeled = split in (data.labeled_split, data.test_split) and split != data.split
-    with evaluation.open_evaluation(config, workdir, "features") as job:
-        source = sources.open_source(data, split, labeled)
-        rows = job.encoder.features(source, transforms.central(config.data.image_size))
-        path = job.workdir / "features" / f"{settings.name or _name(source.dataset, split)}.npz"
-        if path.exists():
-            metrics.log(f"replacing {files.shown(path)}")
+    with evaluation.open_evaluation(config, workdir, "export") as job:
         if parallel.is_primary():
-            paths = [_portable(path) for path in source.paths] or [""] * len(rows.indices)
-            arrays = {
-                "feature": rows.feature.astype(np.float32),
-                "label": rows.label,
-                "index": rows.indices,
-                "path": np.array(paths),
-                "valid": rows.valid,
+            _Export(config, job).write()
+        parallel.sync_hosts("exported")
+
+
+class _Export:
+    """One encoder, and the folder it goes to."""
+
+    def __init__(self, config: ml_collections.ConfigDict, job: evaluation.Evaluation) -> None:
+        name = config.encoder.name
+        if not ENCODERS[name].names:
+            raise UserError(
+                f"encoder.name={name} cannot be exported: its row names no module with the names "
+                "of its weights in PyTorch"
+            )
+        self._config, self._job, self._folder = config, job, job.workdir / "export"
+        self._family = weights.family(name)
+        self._variables = jax.tree.map(_as_float32, jax.device_get(job.encoder.variables))
+        self._size = config.data.image_size
+        shape = (_IMAGES, self._size, self._size, 3)
+        self._images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        self._expected = self._encode(self._variables)
+
+    def write(self) -> None:
+        """Writes all files and compares what they give."""
+        with files.write_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        tensors = names.to_tensors(self._variables, self._family.module_name)
+        stored = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+        self._write("config.json", _json(self._description()))
+        self._write("model.safetensors", stored, self._read_weights)
+        wanted = self._config.export
+        if wanted.stablehlo:
+            program = programs.stablehlo(self._from_pixels, self._size)
+            self._write("encoder.stablehlo", program, self._run_stablehlo)
+        if wanted.onnx:
+            program = programs.onnx(self._from_normalized, self._size)
+            self._write("encoder.onnx", program, self._run_onnx)
+        if wanted.detectron2:
+            rename = self._family.detectron2_name
+            content = {
+                "model": {rename(key): value for key, value in tensors.items()},
+                "__author__": "gsjax",
+                "matching_heuristics": True,
             }
-            with files.write_errors(path):
-                store.write_npz(path, arrays)
-        metrics.log(
-            f"wrote {len(rows.valid)} x {rows.feature.shape[1]} features to {files.shown(path)}"
+            self._write("detectron2.pkl", pickle.dumps(content), self._read_detectron2)
+        self._write("README.md", model_card.create(self._config, self._job, self._folder).encode())
+        if architecture(self._config) is None:
+            metrics.log(
+                "note     torchvision and timm have no architecture with this stem, width or "
+                "padding; names and layouts of the weights are theirs all the same"
+            )
+
+    def _write(
+        self, name: str, content: bytes, read: Callable[[epath.Path], np.ndarray] | None = None
+    ) -> None:
+        """Writes a file, and compares the representations that `read` gets from it."""
+        path, remark = self._folder / name, ""
+        with files.write_errors(path):
+            files.write_bytes(path, content)
+        if read:
+            error = np.abs(read(path) - self._expected).max() / np.abs(self._expected).max()
+            if not error <= _TOLERANCE:
+                path.unlink()
+                raise UserError(
+                    f"{files.shown(path)} gives other representations than the encoder (up to "
+                    f"{error:.1e} of the largest) and was removed"
+                )
+            remark = f", read back: equal up to {error:.1e} of the largest representation"
+        metrics.log(f"wrote    {files.shown(path)}{remark}")
+
+    def _description(self) -> dict[str, Any]:
+        """Returns the content of `config.json`, which timm and gsjax read."""
+        config, name = self._config, architecture(self._config)
+        transform = transforms.of_config(config)
+        mean, std, _ = self._job.encoder.normalization
+        settings = {
+            **{f"encoder.{key}": v for key, v in choices.encoder_settings(config).items()},
+            **{f"data.{key}": config.data[key] for key in ("image_size", "mean", "std")},
+            **{f"features.{key}": config.features[key] for key in ("interpolation", "crop_pct")},
+        }
+        return {
+            **({"architecture": name} if name else {}),
+            "num_classes": 0,
+            "num_features": self._expected.shape[1],
+            "global_pool": "avg",
+            "pretrained_cfg": {
+                "num_classes": 0,
+                "input_size": [3, self._size, self._size],
+                "mean": list(mean),
+                "std": list(std),
+                "interpolation": transform.method,
+                "crop_pct": self._size / transform.short_side,
+                "first_conv": "conv1",
+                "classifier": "fc",
+            },
+            "gsjax": {"version": gsjax.__version__, **self._job.origin(), "settings": settings},
+        }
+
+    def _apply(self, variables: Any, inputs: jax.Array) -> jax.Array:
+        module: Any = self._job.encoder.module
+        return module.apply(variables, inputs, train=False).pooled.astype(jnp.float32)
+
+    def _from_pixels(self, images: jax.Array) -> jax.Array:
+        inputs = augment.normalize(images, *self._job.encoder.normalization)
+        return self._apply(self._variables, inputs)
+
+    def _from_normalized(self, images: jax.Array) -> jax.Array:
+        return self._apply(self._variables, jnp.transpose(images, (0, 2, 3, 1)))
+
+    def _encode(self, variables: Any) -> np.ndarray:
+        inputs = augment.normalize(jnp.asarray(self._images), *self._job.encoder.normalization)
+        return np.asarray(jax.jit(self._apply)(variables, inputs))
+
+    def _read_weights(self, path: epath.Path) -> np.ndarray:
+        target = foreign.abstract(self._job.encoder.module, self._size)
+        return self._encode(weights.variables(weights.find(path.parent.as_posix()), target))
+
+    def _run_stablehlo(self, path: epath.Path) -> np.ndarray:
+        return programs.run_stablehlo(path.read_bytes(), self._images)
+
+    def _run_onnx(self, path: epath.Path) -> np.ndarray:
+        mean, std, _ = self._job.encoder.normalization
+        inputs = (self._images / 255 - np.array(mean)) / np.array(std)
+        return programs.run_onnx(path.read_bytes(), inputs.transpose(0, 3, 1, 2))
+
+    def _read_detectron2(self, path: epath.Path) -> np.ndarray:
+        stored = pytorch.load(path.read_bytes()).tensors
+        target = foreign.abstract(self._job.encoder.module, self._size)
+        module_name, rename = self._family.module_name, self._family.detectron2_name
+
+        def place(key: str) -> str:
+            return f"model.{rename(key)}"
+
+        shapes = names.to_shapes(target, module_name)
+        found = {key: stored[place(key)].shape for key in shapes}
+        variables = names.to_variables(
+            target, found, lambda key: stored[place(key)].array(), module_name, place
         )
+        return self._encode(variables)
 
 
-def _name(dataset: str, split: str) -> str:
-    """A file name for the features of a split: letters and digits, of limited length."""
-    whole = f"{dataset}_{split}"
-    name = re.sub(r"\W+", "_", whole).strip("_") or "features"
-    if len(name) > _LONGEST:
-        digest = hashlib.sha256(whole.encode(errors="backslashreplace")).hexdigest()
-        name = f"{name[:_LONGEST]}_{digest[:12]}"
-    return name
+def architecture(config: ml_collections.ConfigDict) -> str | None:
+    """Returns torchvision's and timm's name of the encoder, or None if they do not have it."""
+    return weights.family(config.encoder.name).architecture(config.encoder)
 
 
-def _portable(path: str) -> str:
-    return encoded(path).decode("utf-8", "surrogateescape")
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float32)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

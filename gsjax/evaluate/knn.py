@@ -77,7 +77,7 @@ class KNN:
         """
         self.bank, self.queries = sources.open_labeled(config.data, train)
         self.protocol = create_protocol(config.knn, self.bank.num_examples)
-        self._transform = transforms.central(config.data.image_size)
+        self._transform = transforms.of_config(config)
 
     def __call__(self, encoder: Encoder) -> list[Result]:
         """Measures `knn/top1` and `knn/top5`."""

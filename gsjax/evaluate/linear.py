@@ -64,7 +64,7 @@ class Linear:
         self._mesh = parallel.create_mesh(batch_size, setting="linear.batch_size")
         epoch_steps = order.steps_per_epoch(self._train, batch_size, "linear.batch_size")
         self.num_steps = config.linear.num_epochs * epoch_steps
-        self._transform = transforms.central(config.data.image_size)
+        self._transform = transforms.of_config(config)
 
     def __call__(self, encoder: Encoder) -> list[Result]:
         """Measures `linear/top1` and `linear/top5`."""

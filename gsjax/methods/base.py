@@ -59,10 +59,13 @@ class Method(abc.ABC):
     ) -> None:
         self.networks, self.config = dict(networks), config
 
-    def init(self, key: jax.Array, image_size: int) -> tuple[Tree, Tree]:
+    def init(
+        self, key: jax.Array, image_size: int, encoder: Tree | None = None
+    ) -> tuple[Tree, Tree]:
         """Returns (params, extra) at step 0 for images [N, S, S, 3].
 
-        `params` is {network: parameters}; `extra` holds `batch_stats` in the same form.
+        `params` is {network: parameters}; `extra` holds `batch_stats` in the same form. The encoder
+        starts with the variables `encoder`, as returned by `encoder_variables`, if they are given.
         """
         x: Any = jnp.zeros((2, image_size, image_size, 3))
         params, batch_stats = {}, {}
@@ -71,6 +74,9 @@ class Method(abc.ABC):
             params[name] = variables["params"]
             batch_stats[name] = variables.get("batch_stats", {})
             x = _vectors(y)
+        if encoder is not None:
+            params["encoder"] = encoder["params"]
+            batch_stats["encoder"] = encoder["batch_stats"]
         return params, {"batch_stats": batch_stats}
 
     @abc.abstractmethod

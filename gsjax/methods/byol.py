@@ -17,9 +17,9 @@ class BYOL(base.Method):
 
     distance = "|p_i - z'_j|"
 
-    def init(self, key, image_size):
+    def init(self, key, image_size, encoder=None):
         """See `Method.init`; the target network starts as a copy."""
-        params, extra = super().init(key, image_size)
+        params, extra = super().init(key, image_size, encoder)
         target = {name: params[name] for name in ("encoder", "projector")}
         stats = {name: extra["batch_stats"][name] for name in target}
         return params, extra | {"target": {"params": target, "batch_stats": stats}}

@@ -16,9 +16,9 @@ class MoCoV2(base.Method):
 
     distance = "|q_i - k_j|"
 
-    def init(self, key, image_size):
+    def init(self, key, image_size, encoder=None):
         """See `Method.init`; the key network starts as a copy, the queue as random unit rows."""
-        params, extra = super().init(key, image_size)
+        params, extra = super().init(key, image_size, encoder)
         shape = (self.config.queue.size, self.config.projector.out_dim)
         dtype = jax.tree.leaves(params)[0].dtype
         rows = jax.random.normal(jax.random.fold_in(key, len(self.networks)), shape, dtype)

@@ -5,11 +5,26 @@ Flax module: (images [N, S, S, 3], train) -> `gsjax.models.outputs.Outputs`. It 
 statistics, in the collection `batch_stats`.
 """
 
+import dataclasses
 from typing import Any
 
 import ml_collections
 
 from gsjax.config.schema import Row, shapes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderRow(Row):
+    """A row of the encoder table.
+
+    Attributes:
+      names: module with the names of its weights in PyTorch, such as
+        `gsjax.models.weights.resnet`; without one, its weights can be neither exported nor read
+        from files of other programs.
+    """
+
+    names: str = ""
+
 
 _RESNET = {
     "encoder.width": shapes(
@@ -20,13 +35,24 @@ _RESNET = {
         "imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1",
         choices=("imagenet", "cifar"),
     ),
+    "encoder.padding": shapes(
+        "torch",
+        "torch: as PyTorch; same_pool, same: the stem's pool, or all, as SAME in TensorFlow (ports "
+        "of SimCLR, BYOL); solo: cifar stem padded by 2 (solo-learn)",
+        choices=("torch", "same_pool", "same", "solo"),
+    ),
     "encoder.zero_init_residual": shapes(
         True, "the last BN scale of each residual block starts at 0"
     ),
 }
 
-ENCODERS: dict[str, Row] = {
-    name: Row("gsjax.models.resnet", f"ResNet with {name.removeprefix('resnet')} layers", _RESNET)
+ENCODERS: dict[str, EncoderRow] = {
+    name: EncoderRow(
+        "gsjax.models.resnet",
+        f"ResNet with {name.removeprefix('resnet')} layers",
+        _RESNET,
+        names="gsjax.models.weights.resnet",
+    )
     for name in ("resnet18", "resnet34", "resnet50", "resnet101")
 }
 

@@ -1,7 +1,8 @@
 """Residual networks (He et al., arXiv:1512.03385) as in torchvision's `resnet.py`.
 
 Bottlenecks have their stride in the 3x3 convolution ("v1.5"). Padding is explicit and as in
-PyTorch: Flax's `SAME` pads stride-2 convolutions differently. Images are [N, S, S, 3].
+PyTorch, unless weights come from TensorFlow or Haiku, whose `SAME` pads stride-2 convolutions
+differently. Images are [N, S, S, 3].
 """
 
 import functools
@@ -99,6 +100,8 @@ class ResNet(nn.Module):
       axis_name: mapped axis over whose devices training computes BN statistics, or None.
       remat: keep only the blocks' inputs for the backward pass and recompute the rest (Chen et al.,
         arXiv:1604.06174); variables and values are unchanged.
+      padding: "torch"; "same" or "same_pool", where all or the max-pool is padded as TensorFlow's
+        SAME; "solo", where the cifar stem is padded by 2, as in solo-learn.
     """
 
     stage_sizes: Sequence[int]
@@ -109,6 +112,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = True
     axis_name: str | None = "batch"
     remat: bool = False
+    padding: str = "torch"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> Outputs:
@@ -118,7 +122,7 @@ class ResNet(nn.Module):
         bottlenecks, as many as the maps of the last stage. With `train`, BN uses
         batch statistics and updates the collection `batch_stats`, which must be mutable.
         """
-        conv = functools.partial(_conv, self.dtype)
+        conv = functools.partial(_conv, self.dtype, self.padding == "same")
         norm = functools.partial(
             BatchNorm,
             dtype=self.dtype,
@@ -127,10 +131,12 @@ class ResNet(nn.Module):
         initializers = nn.initializers
         last_scale_init = initializers.zeros if self.zero_init_residual else initializers.ones
         kernel_size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        if self.padding == "solo" and self.stem == "cifar":  # one pixel beside the usual one
+            images = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = conv(self.width, kernel_size, stride, name="conv1")(images)
         x = norm(relu=True, name="bn1")(x, train)
         if self.stem == "imagenet":
-            x = max_pool(x)
+            x = max_pool(x, same=self.padding in ("same", "same_pool"))
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat and train else self.block
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
@@ -146,17 +152,23 @@ class ResNet(nn.Module):
         return Outputs(jnp.mean(maps, axis=(1, 2)), maps)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """The stem's 3x3 max-pool, stride 2, padded by one -inf; halves the sides of [N, H, W, C]."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+def max_pool(x: jax.Array, same: bool = False) -> jax.Array:
+    """The stem's 3x3 max-pool, stride 2; halves the sides of [N, H, W, C].
+
+    Padded with -inf: by one pixel on each side, or with `same` as TensorFlow does.
+    """
+    pads = [(size % 2, 1) if same else (1, 1) for size in x.shape[1:3]]
+    # Padded separately, which XLA undoes: converters to ONNX drop the padding of a pool.
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
 
-def _conv(dtype, features, kernel_size, stride, name) -> nn.Conv:
+def _conv(dtype, same, features, kernel_size, stride, name) -> nn.Conv:
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
         strides=stride,
-        padding=kernel_size // 2,
+        padding="SAME" if same else kernel_size // 2,
         use_bias=False,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
@@ -183,6 +195,7 @@ def create(settings: ml_collections.ConfigDict, remat: bool = False) -> ResNet:
         block=block,
         width=settings.width,
         stem=settings.stem,
+        padding=settings.padding,
         dtype=settings.dtype,
         zero_init_residual=settings.zero_init_residual,
         remat=remat,

@@ -119,7 +119,7 @@ def _given(config: ml_collections.ConfigDict) -> dict[str, settings.Value]:
 
 def _is_passed_on(key: str) -> bool:
     """Whether to pass a setting on to diagnostics, which always use the newest checkpoint."""
-    return SETTINGS[key].kind is Kind.FREE and key != "checkpoint.load"
+    return SETTINGS[key].kind is Kind.FREE and key not in ("checkpoint.load", "encoder.weights")
 
 
 def _diagnose(studies: Sequence[collect.Study], config: ml_collections.ConfigDict) -> bool:

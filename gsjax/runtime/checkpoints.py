@@ -42,12 +42,14 @@ def find(workdir: epath.Path, load: str) -> epath.Path | None:
 def _find(workdir: epath.Path, load: str) -> epath.Path:
     if load != "latest" and not load.isdecimal():
         path = files.absolute(load)
-        if not path.exists() or not path.name.isdecimal():
+        if path.name.isdecimal() and path.exists():
+            return _checked(path)
+        if not any_exist(path):
             raise UserError(
-                f"checkpoint.load: no checkpoint at {path}; give latest, none, a step or the path "
-                "of a checkpoints/<step>"
+                f"checkpoint.load: no checkpoint at {path}; give latest, none, a step, or the path "
+                "of a work directory or its checkpoints/<step>"
             )
-        return _checked(path)
+        workdir, load = path, "latest"
     if load == "latest":
         newest = _newest(workdir)
         if newest is None:

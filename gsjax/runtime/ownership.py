@@ -79,9 +79,11 @@ def compare_hosts(first: dict[str, Any], ours: dict[str, Any]) -> None:
 def _claim(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        recorded = ours
         if checkpoints.any_exist(workdir):
-            _compare_start(workdir, ours)
-        _write(workdir, ours)
+            former = _compare_start(workdir, ours)
+            recorded = ours | {"config": settings.with_start_of(former["config"], ours["config"])}
+        _write(workdir, recorded)
     except files.error_types(AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--workdir {workdir}: {type(error).__name__}: {error}") from error
     return ours
@@ -92,8 +94,8 @@ def _write(workdir: epath.Path, ours: dict[str, Any]) -> None:
     files.write_text(workdir / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:
-    """Compares this start with what the existing checkpoints were trained with."""
+def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> dict[str, Any]:
+    """Compares this start with what the existing checkpoints were trained with; returns that."""
     file = workdir / "config.json"
     if not file.exists():
         raise UserError(
@@ -104,7 +106,7 @@ def _compare_start(workdir: epath.Path, ours: dict[str, Any]) -> None:
     differences = settings.shaping_differences(former["config"], ours["config"])
     differences += _data_differences(former, ours)
     if not differences:
-        return
+        return former
     advice = "use the former settings, or a new --workdir"
     steps = checkpoints.saved_steps(workdir)
     if steps:

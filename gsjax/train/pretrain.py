@@ -21,6 +21,7 @@ from gsjax.data import input_pipeline, order, sources
 from gsjax.data.source import Source
 from gsjax.errors import UserError
 from gsjax.evaluate import pictures
+from gsjax.evaluate.encoder_reader import read_initial_encoder
 from gsjax.evaluate.monitor import Monitor, create_monitor, has_measured
 from gsjax.methods import create_method
 from gsjax.methods.base import Method
@@ -137,8 +138,12 @@ def _finish(training: _Training) -> TrainState:
     create = step.create_state_fn(config, training.method, training.optimizer, training.mesh)
     init_key, key = step.keys(config)
     state = training.saved.restore(config.checkpoint.load, create.eval_shape(init_key))
-    if state is None:
+    if state is None and config.encoder.init:
+        state = create(init_key, read_initial_encoder(config, training.mesh))
+    elif state is None:
         state = create(init_key)
+    elif config.encoder.init:
+        metrics.log(f"encoder.init is ignored: the run is at step {int(state.step)}")
     first = int(state.step)
     if first >= num_steps and not training.saved.holds(first):  # from another directory
         raise UserError(

@@ -47,10 +47,14 @@ def create_state_fn(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> Any:
-    """Compiles (key for the initial weights) -> state, replicated over the devices of `mesh`."""
+    """Compiles (key for the initial weights) -> state, replicated over the devices of `mesh`.
 
-    def create(key: jax.Array) -> TrainState:
-        return create_state(*method.init(key, config.data.image_size), optimizer)
+    A second argument replaces the encoder's initial variables.
+    """
+
+    def create(key: jax.Array, encoder: Any = None) -> TrainState:
+        given = () if encoder is None else (encoder,)
+        return create_state(*method.init(key, config.data.image_size, *given), optimizer)
 
     return jax.jit(create, out_shardings=parallel.replicated(mesh))
 

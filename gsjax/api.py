@@ -1,0 +1,243 @@
+"""The Python interface: `gsjax.load_encoder` and `gsjax.pretrain`.
+
+`gsjax.losses` and `gsjax.similarity` are modules of their own. These names are stable; everything
+else in the package may change.
+"""
+
+import concurrent.futures
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm.auto import tqdm
+
+from gsjax import augment
+from gsjax.config import choices, settings
+from gsjax.data import input_pipeline, source, transforms
+from gsjax.errors import UserError
+from gsjax.evaluate import evaluation
+from gsjax.evaluate.encoder import Loaded
+from gsjax.evaluate.encoder_reader import read_encoder
+from gsjax.evaluate.features import local_rows
+from gsjax.models.outputs import Outputs
+from gsjax.runtime import files, parallel
+from gsjax.runtime.tensorflow_setup import tf
+
+Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | os.PathLike]
+
+_BAR_DELAY = 2.0  # seconds before a progress bar appears
+
+
+class PretrainedEncoder:
+    """An encoder with its weights and its preprocessing.
+
+    Attributes:
+      info: `path`, `format` (who wrote the weights), `encoder`, `image_size`, `mean`, `std`,
+        `interpolation`, `short_side` and `unused` (keys of the file that belong to something else).
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, loaded: Loaded, batch_size: int) -> None:
+        self._mesh = parallel.create_mesh(jax.device_count())
+        self._encoder = evaluation.as_encoder(config, loaded, self._mesh)
+        self._transform = transforms.of_config(config)
+        devices = self._mesh.devices.size
+        self._batch_size = math.ceil(batch_size / devices) * devices
+        self._apply = _create_apply(self._encoder.module, self._encoder.normalization, self._mesh)
+        mean, std, _ = self._encoder.normalization
+        self.info: dict[str, Any] = {
+            "path": str(loaded.path),
+            "format": loaded.format or "gsjax",
+            "encoder": dict(self._encoder.settings),
+            "image_size": self._transform.size,
+            "mean": mean,
+            "std": std,
+            "interpolation": self._transform.method,
+            "short_side": self._transform.short_side,
+            "unused": list(loaded.unused),
+        }
+
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        """Resizes an image and takes its center.
+
+        Args:
+          image: uint8 [H, W, 3], RGB, of any size.
+
+        Returns:
+          uint8 [S, S, 3], with S = `info["image_size"]`. Normalization is part of `encode`.
+
+        Raises:
+          UserError: it is no such array.
+        """
+        if not _is_image(image):
+            raise UserError(f"an image must be uint8 [H, W, 3], RGB, not {_described(image)}")
+        return self._transform(tf.constant(0), tf.constant(image)).numpy()
+
+    def encode(self, images: Images) -> np.ndarray:
+        """Returns the representations of images, float32 [N, F].
+
+        Args:
+          images: a list of arrays uint8 [H, W, 3] of any sizes, each of which is preprocessed; a
+            list of paths, likewise; or a batch uint8 [N, S, S, 3] that already is.
+
+        Raises:
+          UserError: they are none of these, or a file cannot be decoded.
+        """
+        return self._run(images, lambda outputs: outputs.pooled)
+
+    def maps(self, images: Images) -> np.ndarray:
+        """Returns the maps of the last stage, float32 [N, h, w, C]; see `encode`."""
+        return self._run(images, lambda outputs: outputs.maps)
+
+    def _run(self, images: Images, choose: Callable[[Outputs], jax.Array]) -> np.ndarray:
+        rows = []
+        with tqdm(total=len(images), unit="images", delay=_BAR_DELAY, leave=False) as bar:
+            for batch in self._batches(images):
+                padded = np.pad(batch, [(0, self._padding(len(batch))), (0, 0), (0, 0), (0, 0)])
+                outputs = self._apply(self._encoder.variables, parallel.shard(padded, self._mesh))
+                rows.append(local_rows(choose(outputs))[: len(batch)].astype(np.float32))
+                bar.update(len(batch))
+        if not rows:
+            raise UserError("there are no images to encode")
+        return np.concatenate(rows)
+
+    def _padding(self, count: int) -> int:
+        """Returns how many images to add, so that few batch sizes are compiled."""
+        devices = self._mesh.devices.size
+        size = devices * 2 ** math.ceil(math.log2(max(count / devices, 1)))
+        return min(size, self._batch_size) - count
+
+    def _batches(self, images: Images) -> Iterator[np.ndarray]:
+        size = self._transform.size
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+                raise UserError(
+                    f"a batch must be uint8 [N, {size}, {size}, 3], not {_described(images)}; a "
+                    "list of images may have any sizes"
+                )
+            for begin in range(0, len(images), self._batch_size):
+                yield images[begin : begin + self._batch_size]
+        elif images and isinstance(images[0], (str, os.PathLike)):
+            paths: Any = images
+            yield from self._read([files.absolute(os.fspath(path)) for path in paths])
+        else:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                for begin in range(0, len(images), self._batch_size):
+                    part = images[begin : begin + self._batch_size]
+                    yield np.stack([*pool.map(self.preprocess, part)])
+
+    def _read(self, paths: Sequence[Any]) -> Iterator[np.ndarray]:
+        found = source.from_files("images", "images", [str(path) for path in paths])
+        batches = input_pipeline.test_batches(found, self._transform, self._batch_size)
+        done = 0
+        for batch in batches:
+            index = batch["index"][batch["index"] >= 0]
+            wanted = np.arange(done, min(done + self._batch_size, len(paths)))
+            missing = np.setdiff1d(wanted, index)
+            if len(missing):
+                raise UserError(f"{files.shown(paths[missing[0]])} cannot be read as an image")
+            done += len(index)
+            yield batch["image"][: len(index)]
+
+
+def load_encoder(
+    path: str | os.PathLike, *, network: str = "auto", batch_size: int = 64, **overrides: Any
+) -> PretrainedEncoder:
+    """Loads an encoder.
+
+    Args:
+      path: a work directory of gsjax or one of its checkpoints; an exported folder; a folder of
+        timm (`model.safetensors`, `config.json`); or a `.safetensors`, `.pth`, `.pt` or `.pkl` file
+        with a ResNet of torchvision, timm or a common self-supervised repository. No code in a file
+        is run.
+      network: of files that hold two: online (student, query) or target (teacher, key); auto for
+        the one that is published as the encoder.
+      batch_size: images encoded together, over all devices.
+      overrides: settings such as `image_size=96`; other groups as {"encoder.padding": "same"} by
+        `**`.
+
+    Raises:
+      UserError: nothing that gsjax can read is there, or an override is impossible.
+    """
+    given = {"encoder.weights": os.fspath(path), "encoder.network": network}
+    given |= {_key(name, "data"): str(value) for name, value in overrides.items()}
+    config = settings.of_evaluation("", None, given)
+    settings.check(config)
+    mesh = parallel.create_mesh(jax.device_count())
+    loaded = read_encoder(config, files.absolute("."), mesh)
+    return PretrainedEncoder(config, loaded, batch_size)
+
+
+def pretrain(
+    images: str | os.PathLike,
+    *,
+    workdir: str | os.PathLike,
+    config: str = "simclr_gs_imagenet",
+    **overrides: Any,
+) -> pathlib.Path:
+    """Pre-trains an encoder on a folder of images without labels, as the job `pretrain` does.
+
+    Call it again with the same arguments to resume.
+
+    Args:
+      images: the folder, searched at any depth.
+      workdir: folder for checkpoints and metrics; `load_encoder` takes it.
+      config: name of a config that comes with gsjax, or path of a config file.
+      overrides: settings such as `num_epochs=100`; those in groups as {"data.image_size": 96} by
+        `**`.
+
+    Returns:
+      The work directory.
+
+    Raises:
+      UserError: a setting is impossible, or the folder holds no images.
+    """
+    from gsjax.train.pretrain import pretrain as train
+
+    chosen = settings.load(config)
+    given = {
+        "data.source": "folder",
+        "data.data_dir": os.fspath(images),
+        "data.split": "",
+        "data.labeled_split": "",
+        "data.test_split": "",
+    }
+    given |= {_key(name): str(value) for name, value in overrides.items()}
+    settings.override(chosen, given)
+    settings.check(chosen)
+    choices.check(chosen, [_key(name) for name in overrides])
+    parallel.start(chosen.encoder.dtype, num_processes=1)
+    parallel.choose_platform(chosen.platform)
+    train(chosen, os.fspath(workdir))
+    return pathlib.Path(os.fspath(workdir))
+
+
+def _key(name: str, group: str = "") -> str:
+    """Returns the setting that a keyword names."""
+    return f"{group}.{name}" if group and "." not in name else name
+
+
+def _create_apply(module: Any, normalization: Any, mesh: jax.sharding.Mesh) -> Callable:
+    """Compiles (variables, images uint8 [B, S, S, 3]) -> outputs."""
+
+    def apply(variables, images):
+        return module.apply(variables, augment.normalize(images, *normalization), train=False)
+
+    batch = jax.sharding.PartitionSpec(parallel.AXIS)
+    specs = (jax.sharding.PartitionSpec(), batch)
+    return parallel.data_parallel(apply, mesh, in_specs=specs, out_specs=batch)
+
+
+def _is_image(image: Any) -> bool:
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    return is_array and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,86 @@
+"""Encoders whose weights come from a file of another program."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from gsjax.evaluate.encoder import Loaded, Pretrained
+from gsjax.methods.base import Method
+from gsjax.models import create_encoder, weights
+from gsjax.models.weights.formats import Found
+from gsjax.runtime import files, metrics, parallel
+
+
+class NoHeads(Method):
+    """Stands for the unknown method of an encoder without heads: compares representations."""
+
+    distance = "|h_i - h_j|"
+
+    def __init__(self, encoder: nn.Module, config: ml_collections.ConfigDict) -> None:
+        super().__init__({"encoder": encoder}, config)
+
+    @property
+    def is_graded(self) -> bool:
+        """Unknown, so not."""
+        return False
+
+    def loss(self, params, extra, views, boxes, keys, progress):
+        """Not known."""
+        raise NotImplementedError("an encoder without heads has no loss")
+
+    def embed(self, params, extra, images: jax.Array):
+        """See `Method.embed`; returns representations twice."""
+        (h,), _ = self.forward(params, extra["batch_stats"], images, train=False)
+        return h, h
+
+
+def read(config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> Loaded:
+    """Reads the encoder of `encoder.weights`, and logs what it takes from the file.
+
+    Args:
+      config: the whole configuration.
+      mesh: the devices.
+      heads: whether to add a `NoHeads`.
+
+    Raises:
+      UserError: the file cannot be read, or is not of the configured architecture.
+    """
+    module = create_encoder(config)
+    found = weights.find(config.encoder.weights, config.encoder.network)
+    variables, unused = load(found, module, config.data.image_size)
+    variables = jax.device_put(variables, parallel.replicated(mesh))
+    pretrained = None
+    if heads:
+        params, batch_stats = ({"encoder": variables[part]} for part in ("params", "batch_stats"))
+        pretrained = Pretrained(NoHeads(module, config), params, {"batch_stats": batch_stats})
+    return Loaded(module, variables, found.content.path, found.format, pretrained, tuple(unused))
+
+
+def load(found: Found, module: nn.Module, image_size: int) -> tuple[Any, list[str]]:
+    """Returns an encoder's variables from a file and the unused keys, and logs both.
+
+    Raises:
+      UserError: they are not those of this encoder.
+    """
+    target = abstract(module, image_size)
+    variables = weights.variables(found, target)
+    used, unused = weights.used(found, target), weights.unused(found, target)
+    network = "target network" if found.network.is_target else "encoder"
+    place = f" under {found.network.prefix}" if found.network.prefix else ""
+    metrics.log(f"weights  {files.shown(found.content.path)}")
+    metrics.log(f"format   {found.format}: {network}{place}, {len(used)} tensors")
+    if unused:
+        metrics.log(f"unused   {len(unused)} tensors: {weights.describe_unused(unused)}")
+    return variables, unused
+
+
+def abstract(module: nn.Module, image_size: int) -> Any:
+    """Returns the shapes of an encoder's variables, as {"params": ..., "batch_stats": ...}."""
+    images = jnp.zeros((2, image_size, image_size, 3))
+    key = jax.random.key(0, impl="threefry2x32")
+    shapes = jax.eval_shape(lambda: module.init(key, images, train=True))
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}

@@ -1,0 +1,259 @@
+"""Recognizes who wrote a weights file, from its keys.
+
+A file may hold several networks, heads, optimizer states and more. An encoder is wherever its
+family's marking keys follow a common prefix; the prefix and the keys next to it tell the format.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from gsjax.config.schema import Value
+from gsjax.errors import UserError
+from gsjax.models import ENCODERS
+from gsjax.models.weights.reader import Content
+from gsjax.runtime import files
+
+# Parts of a prefix that tell nothing: containers, DataParallel, torch.compile, VISSL's trunk.
+WRAPPERS = {
+    *("state_dict", "model", "module", "_orig_mod", "net"),
+    *("classy_state_dict", "base_model", "trunk", "_feature_blocks"),
+}
+_TARGETS = {
+    *("encoder_k", "momentum_encoder", "momentum_backbone", "key_backbone"),
+    *("teacher", "teacher_backbone", "state_dict_ema", "model_ema", "ema"),
+}
+_LIGHTLY = ("backbone", "student_backbone", "teacher_backbone", "key_backbone")
+_ZERO_ONE = {"data.mean": "0,0,0", "data.std": "1,1,1"}
+_IMAGENET = {"data.mean": "0.485,0.456,0.406", "data.std": "0.229,0.224,0.225"}
+
+
+class Network(NamedTuple):
+    """An encoder in a file.
+
+    Attributes:
+      family: module with the names of its weights.
+      prefix: what its keys begin with.
+      is_target: whether it is a target network (momentum encoder, key encoder, teacher).
+    """
+
+    family: ModuleType
+    prefix: str
+    is_target: bool
+
+    @property
+    def role(self) -> tuple[str, ...]:
+        """The parts of the prefix that tell something."""
+        return tuple(part for part in self.prefix.split(".") if part and part not in WRAPPERS)
+
+
+class Found(NamedTuple):
+    """What a weights file or folder holds.
+
+    Attributes:
+      content: the file's tensors.
+      network: the encoder chosen in it.
+      format: who wrote it, in words.
+      settings: {dotted key: value} of the settings that belong to it.
+    """
+
+    content: Content
+    network: Network
+    format: str
+    settings: dict[str, Value]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns {name without prefix: shape} of the encoder's tensors and what is among them."""
+        prefix = self.network.prefix
+        tensors = self.content.tensors
+        return {
+            key.removeprefix(prefix): tensors[key].shape
+            for key in tensors
+            if key.startswith(prefix)
+        }
+
+
+def recognize(content: Content, wanted: str) -> Found:
+    """Finds the encoder in a file; its settings still have to be checked.
+
+    Args:
+      content: the file.
+      wanted: online, target, or auto for the one that is published as the encoder.
+
+    Raises:
+      UserError: there is none, or not the one that is wanted.
+    """
+    network = _choose(content, list(_networks(content.tensors)), wanted)
+    found = Found(content, network, "", {})
+    shapes = found.shapes()
+    settings: dict[str, Value] = network.family.settings(shapes)
+    if settings["encoder.name"] not in ENCODERS:
+        raise UserError(
+            f"{files.shown(content.path)} holds a {settings['encoder.name']}; gsjax has "
+            f"{', '.join(ENCODERS)}"
+        )
+    facts = _Facts(network, shapes, frozenset(content.tensors), content.entries)
+    name, own = _of_folder(content.config) or next(
+        (f.name, f.settings) for f in _FORMATS if f.matches(facts)
+    )
+    settings |= {"data.image_size": 32 if settings.get("encoder.stem") == "cifar" else 224}
+    settings |= {**_IMAGENET, **own}
+    if name == "solo-learn" and settings.get("encoder.stem") == "cifar":
+        settings["encoder.padding"] = "solo"
+    return found._replace(format=name, settings=settings)
+
+
+def _networks(tensors: Iterable[str]) -> Iterator[Network]:
+    keys = set(tensors)
+    students = any("student_backbone." in key for key in keys)
+    for name in dict.fromkeys(row.names for row in ENCODERS.values() if row.names):
+        family = importlib.import_module(name)
+        for key in sorted(keys):
+            prefix = key.removesuffix(family.MARKS[0])
+            if prefix == key or prefix[-1:] not in ("", "."):
+                continue
+            if all(prefix + mark in keys for mark in family.MARKS):
+                network = Network(family, prefix, False)
+                # In lightly's DINO, `backbone` is the teacher.
+                is_target = bool(_TARGETS.intersection(network.role)) or (
+                    students and network.role == ("backbone",)
+                )
+                yield network._replace(is_target=is_target)
+
+
+def _choose(content: Content, networks: list[Network], wanted: str) -> Network:
+    shown = files.shown(content.path)
+    if not networks:
+        some = ", ".join(sorted(content.tensors)[:3]) or "no tensors"
+        raise UserError(f"{shown} holds no encoder that gsjax knows; its keys: {some} ...")
+    has_students = any("student" in part for n in networks for part in n.role)
+    prefers_target = wanted == "target" or (wanted == "auto" and has_students)
+    chosen = [network for network in networks if network.is_target == prefers_target]
+    if not chosen and wanted == "auto":
+        chosen = networks
+    if not chosen:
+        raise UserError(f"encoder.network={wanted}: {shown} has no such network; use auto")
+    if len(chosen) > 1:
+        prefixes = ", ".join(repr(network.prefix) for network in chosen)
+        raise UserError(f"{shown} holds several encoders, under {prefixes}: save one of them alone")
+    return chosen[0]
+
+
+class _Facts(NamedTuple):
+    """What the formats differ in.
+
+    Attributes:
+      network: the chosen encoder.
+      shapes: {name without prefix: shape} of what is under its prefix.
+      keys: all keys of the file.
+      entries: keys of the outermost dictionary.
+    """
+
+    network: Network
+    shapes: Mapping[str, tuple[int, ...]]
+    keys: frozenset[str]
+    entries: tuple[str, ...]
+
+    @property
+    def role(self) -> tuple[str, ...]:
+        return self.network.role
+
+    def has(self, *names: str) -> bool:
+        """Whether each name is a part of some key."""
+        return all(any(f".{name}." in f".{key}" for key in self.keys) for name in names)
+
+
+class _Format(NamedTuple):
+    name: str
+    matches: Callable[[_Facts], bool]
+    settings: Mapping[str, Value] = {}
+
+
+# The first that matches.
+_FORMATS = (
+    _Format("VISSL", lambda f: "_feature_blocks" in f.network.prefix),
+    _Format("MoCo v2", lambda f: "encoder_q" in f.network.prefix and "fc.2.weight" in f.shapes),
+    _Format("MoCo v2", lambda f: "encoder_k" in f.network.prefix and "fc.2.weight" in f.shapes),
+    _Format("MoCo v1", lambda f: f.role in (("encoder_q",), ("encoder_k",))),
+    _Format("MoCo v3", lambda f: f.has("base_encoder")),
+    _Format(
+        "DINO",
+        lambda f: f.role in (("teacher", "backbone"), ("student", "backbone")),
+        {"features.interpolation": "bicubic"},
+    ),
+    _Format("SimSiam", lambda f: f.role == ("encoder",) and f.has("encoder.fc", "predictor")),
+    _Format(
+        "Spijkervet's SimCLR",
+        lambda f: (
+            f.role == ("encoder",)
+            and {key.split(".")[0] for key in f.keys} == {"encoder", "projector"}
+        ),
+        _ZERO_ONE,
+    ),
+    _Format("mmselfsup", lambda f: f.role == ("backbone",) and f.has("neck")),
+    _Format(
+        "lightly",
+        lambda f: (
+            any(f.has(name) for name in ("projection_head", "online_classifier"))
+            and f.role[-1:] in (("backbone",), *((f"{n}_backbone",) for n in _LIGHTLY))
+        ),
+    ),
+    _Format("Barlow Twins", lambda f: f.role == ("backbone",) and f.has("model", "bn")),
+    _Format("VICReg", lambda f: f.role == ("backbone",) and f.has("model", "projector")),
+    _Format(
+        "solo-learn",
+        lambda f: (
+            f.role in (("backbone",), ("momentum_backbone",), ("encoder",))
+            or f.role == ("momentum_encoder",)
+        ),
+    ),
+    _Format(
+        "SwAV",
+        lambda f: f.role == () and f.has("projection_head") and f.has("prototypes"),
+        {"data.std": "0.228,0.224,0.225"},
+    ),
+    # convert.py of tonylins/simclr-converter; Google's code keeps pixels in [0, 1].
+    _Format(
+        "SimCLR of Google, converted by tonylins",
+        lambda f: (
+            f.entries == ("state_dict",)
+            and f.network.prefix == "state_dict."
+            and "fc.weight" in f.shapes
+        ),
+        {**_ZERO_ONE, "encoder.padding": "same_pool"},
+    ),
+    # convert.py of chigur/byol-convert leaves num_batches_tracked out.
+    _Format(
+        "BYOL of DeepMind, converted by chigur",
+        lambda f: (
+            f.network.prefix == ""
+            and "fc.weight" in f.shapes
+            and not any(key.endswith("num_batches_tracked") for key in f.keys)
+        ),
+        {"encoder.padding": "same"},
+    ),
+    _Format("torchvision", lambda f: f.role == ()),
+    _Format("unknown source", lambda f: True),
+)
+
+
+def _of_folder(config: Mapping[str, Any]) -> tuple[str, dict[str, Value]] | None:
+    """Returns (format, settings) of the `config.json` of an exported folder or one of timm."""
+    own = config.get("gsjax")
+    if isinstance(own, dict) and isinstance(own.get("settings"), dict):
+        return "gsjax", own["settings"]
+    if not isinstance(config.get("pretrained_cfg"), dict):
+        return None
+    timm = config["pretrained_cfg"]
+    found: dict[str, Value] = {}
+    for name in ("mean", "std"):
+        if name in timm:
+            found[f"data.{name}"] = ",".join(map(str, timm[name]))
+    if "input_size" in timm:
+        found["data.image_size"] = timm["input_size"][-1]
+    if "interpolation" in timm:
+        found["features.interpolation"] = timm["interpolation"]
+    if "crop_pct" in timm:
+        found["features.crop_pct"] = float(timm["crop_pct"])
+    return "timm", found

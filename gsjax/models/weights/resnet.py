@@ -1,0 +1,43 @@
+"""torchvision's names of the ResNets in `gsjax.models.resnet`, and what their shapes say."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MARKS = ("conv1.weight", "layer1.0.conv1.weight")
+"""Every ResNet has these keys."""
+
+
+def module_name(path: str) -> str:
+    """Returns torchvision's name of a module, such as `layer1_0.downsample_bn`."""
+    name = re.sub(r"^layer(\d)_(\d+)", r"layer\1.\2", path)
+    return name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
+
+
+def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | int]:
+    """Returns the settings of the encoder that has these shapes, by torchvision's names.
+
+    The name counts layers as the paper does: `resnet50` has 48 convolutions in its blocks.
+    """
+    blocks = {match[0] for key in shapes if (match := re.match(r"layer\d+\.\d+", key))}
+    in_block = 3 if "layer1.0.conv3.weight" in shapes else 2
+    width, _, size, _ = shapes[MARKS[0]]
+    return {
+        "encoder.name": f"resnet{2 + in_block * len(blocks)}",
+        "encoder.width": width,
+        "encoder.stem": "imagenet" if size == 7 else "cifar",
+    }
+
+
+def architecture(settings: Any) -> str | None:
+    """Returns the name of a `config.encoder` group in torchvision and timm, or None."""
+    is_theirs = (settings.width, settings.stem, settings.padding) == (64, "imagenet", "torch")
+    return settings.name if is_theirs else None
+
+
+def detectron2_name(key: str) -> str:
+    """Returns Detectron2's name of a tensor, as in MoCo's `convert-pretrain-to-detectron2.py`."""
+    name = key if key.startswith("layer") else f"stem.{key}"
+    name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
+    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
