@@ -32,12 +32,14 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
+_HELP_FLAGS = ("--help", "-h", "-help", "--helpshort")
 _HELP = """\
 gsjax: self-supervised vision with graded similarity.
 
 usage: python -m gsjax.main --config FILE [--workdir DIR] [--job NAME] [--config.KEY=VALUE ...]
 
-  --config FILE      a file in configs/; without it, the defaults (built-in photographs)
+  --config FILE      a config file, or the name of one that comes with gsjax, such as
+                     simclr_gs_imagenet; without it, the defaults (built-in photographs)
   --workdir DIR      folder for all output of the run, also gs://...; default runs/<config name>
   --job NAME         default pretrain
   --config.KEY=VALUE overrides a setting
@@ -94,7 +96,7 @@ def _workdir() -> str:
 def _parse_flags(argv: list[str]) -> Callable[[], None]:
     """Returns the job to run, with checked settings; exits on --help and on errors."""
     try:
-        if any(argument in ("--help", "-h", "-help", "--helpshort") for argument in argv[1:]):
+        if not argv[1:] or any(argument in _HELP_FLAGS for argument in argv[1:]):
             text = _HELP.format(
                 jobs=_list(JOBS),
                 methods=_list(METHODS),

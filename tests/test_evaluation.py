@@ -18,7 +18,16 @@ from gsjax.config import settings
 from gsjax.crops import Crops
 from gsjax.data import photos, sources, transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import encoder, evaluation, export, knn, linear, results, retrieval, transfer
+from gsjax.evaluate import (
+    encoder,
+    evaluation,
+    knn,
+    linear,
+    results,
+    retrieval,
+    transfer,
+    write_features,
+)
 from gsjax.methods import create_method
 from gsjax.runtime import interrupts
 from gsjax.train import step
@@ -202,7 +211,7 @@ def test_features_of_a_folder(workdir, tmp_path, capsys):
         Image.fromarray(tiles[i]).save(tmp_path / f"mine/deep/{i}.png")
     (tmp_path / "mine/deep/2.png").write_bytes(b"damaged")
     evaluate(
-        export, workdir, features__source="folder", features__data_dir=tmp_path / "mine",
+        write_features, workdir, features__source="folder", features__data_dir=tmp_path / "mine",
         features__name="few",
     )  # fmt: skip
     with np.load(workdir / "features/few.npz") as saved:
@@ -211,7 +220,7 @@ def test_features_of_a_folder(workdir, tmp_path, capsys):
     assert [path.rsplit("/", 1)[1] for path in rows["path"]] == [f"{i}.png" for i in range(5)]
     np.testing.assert_array_equal(rows["valid"], [True, True, False, True, True])
     np.testing.assert_array_equal(rows["label"], 5 * [-1])
-    assert len(evaluate(export, workdir, features__split="test")) == 0
+    assert len(evaluate(write_features, workdir, features__split="test")) == 0
     with np.load(workdir / "features/photos_test.npz") as saved:
         np.testing.assert_allclose(saved["feature"][[0, 4]], rows["feature"][[0, 4]], atol=1e-5)
         np.testing.assert_array_equal(saved["label"], photos.tiles("test", 16)[1])

@@ -9,14 +9,14 @@ from trainings import small_config, trained
 
 from gsjax import losses
 from gsjax.config import defaults, settings
-from gsjax.config.schema import Row, free, shapes
+from gsjax.config.schema import free, shapes
 from gsjax.data import sources, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, results
 from gsjax.evaluate.evaluation import Result
 from gsjax.jobs import JOBS, Job
 from gsjax.methods import METHODS, MethodRow, base
-from gsjax.models import ENCODERS
+from gsjax.models import ENCODERS, EncoderRow
 from gsjax.models.outputs import Outputs
 from gsjax.runtime import files
 from gsjax.train.pretrain import pretrain
@@ -101,7 +101,7 @@ def _rows(monkeypatch):
         __name__, "a toy", own("toy"), check_toy, "create_method",
         label="Toy", linear_learning_rate=1.0,
     )  # fmt: skip
-    encoder = Row(__name__, "patches", own("encoder"), function="create_encoder")
+    encoder = EncoderRow(__name__, "patches", own("encoder"), function="create_encoder")
     job = Job(__name__, "the spread of the representations", own("spread"), function="spread")
     for table, name, row in (
         (METHODS, "toy", method), (ENCODERS, "patches", encoder), (JOBS, "spread", job),

@@ -53,7 +53,7 @@ import importlib, pathlib, sys
 files = (path.with_suffix("").as_posix() for path in pathlib.Path("gsjax").rglob("*.py"))
 names = [file.removesuffix("/__init__").replace("/", ".") for file in files]
 pipeline = (
-    "gsjax.data", "gsjax.evaluate", "gsjax.train.pretrain", "gsjax.runtime.writers",
+    "gsjax.api", "gsjax.data", "gsjax.evaluate", "gsjax.train.pretrain", "gsjax.runtime.writers",
     "gsjax.runtime.tensorflow_setup",
 )
 for name in sorted(names, key=lambda name: name.startswith(pipeline)):
@@ -129,7 +129,10 @@ def test_wheel_works_without_the_clone(tmp_path):
 
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = [path for path in (source / "gsjax").rglob("*") if path.is_file()]
-    assert files == {path.relative_to(source).as_posix() for path in expected}
+    configs = [path for path in (source / "configs").rglob("*.py")]
+    assert files == {path.relative_to(source).as_posix() for path in expected} | {
+        f"gsjax/{path.relative_to(source).as_posix()}" for path in configs
+    }
 
     # A new environment with the wheel, which sees the dependencies but not the clone.
     environment = tmp_path / "venv"
@@ -143,4 +146,6 @@ def test_wheel_works_without_the_clone(tmp_path):
     away.mkdir()
     where = _run(python, "-c", "import gsjax; print(gsjax.__file__)", cwd=away, env=clean)
     assert where.startswith(str(packages))
-    assert "--config" in _run(python, "-m", "gsjax.main", "--help", cwd=away, env=clean)
+    assert "--config" in _run(environment / "bin" / "gsjax", cwd=away, env=clean)
+    command = "from gsjax.config import settings; print(settings.load('simclr_gs_imagenet').method)"
+    assert _run(python, "-c", command, cwd=away, env=clean) == "simclr\n"

@@ -168,6 +168,9 @@ def test_the_class_of_a_setting_decides(trained, pictures, tmp_path, key):
     if setting.kind is Kind.FREE:
         ownership.claim(epath.Path(tmp_path), config, facts)
         assert settings.flatten(config_of(tmp_path))[key] == changed
+    elif setting.kind is Kind.STARTS:
+        ownership.claim(epath.Path(tmp_path), config, facts)
+        assert settings.flatten(config_of(tmp_path))[key] == former
     else:
         with pytest.raises(UserError) as caught:
             ownership.claim(epath.Path(tmp_path), config, facts)

@@ -202,9 +202,8 @@ def test_the_table_is_there_without_assertions_and_docstrings():
 def test_a_setting_cannot_be_made_without_its_class():
     with pytest.raises(TypeError):
         schema.Setting(5, "initial weights")
-    assert [make(5, "").kind for make in (schema.shapes, schema.orders, schema.free)] == list(
-        schema.Kind
-    )
+    makers = (schema.shapes, schema.orders, schema.starts, schema.free)
+    assert [make(5, "").kind for make in makers] == list(schema.Kind)
 
 
 # What the encoder depends on, told apart from the table: none of it may become free by a slip.
@@ -221,8 +220,12 @@ def test_the_classes_are_those_that_were_meant():
     for key, setting in defaults.SETTINGS.items():
         is_shaping = key in SHAPING or key.partition(".")[0] in SHAPING or key in of_rows
         expected = schema.Kind.SHAPES if is_shaping else schema.Kind.FREE
-        if key == "data.memory_gb":
-            expected = schema.Kind.ORDERS
+        expected = {
+            "data.memory_gb": schema.Kind.ORDERS,
+            "encoder.init": schema.Kind.STARTS,
+            "encoder.weights": schema.Kind.FREE,
+            "encoder.network": schema.Kind.FREE,
+        }.get(key, expected)
         assert setting.kind is expected, key
 
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import pickle
-import pickletools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ from etils import epath
 
 from gsjax.data.paths import names_in
 from gsjax.errors import UserError
+from gsjax.runtime import pickles
 from gsjax.runtime.files import shown
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -53,20 +52,6 @@ class GroundTruth(NamedTuple):
     queries: tuple[Query, ...]
 
 
-class _RefusedError(Exception):
-    """A pickle contains something other than plain data."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings and numbers; refuses anything that would import or run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise _RefusedError(f"the Python object {f'{module}.{name}'!r}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _RefusedError("a persistent id")
-
-
 def load(folder: epath.PathLike, name: str) -> GroundTruth:
     """Reads `gnd_<name>.pkl`, or without it `gnd_<name>.json`.
 
@@ -98,7 +83,7 @@ def load(folder: epath.PathLike, name: str) -> GroundTruth:
         content = read(path.read_bytes())
     except OSError as error:
         raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
-    except _RefusedError as refused:
+    except pickles.UnsafePickle as refused:
         raise UserError(
             f"{shown(path)} contains {refused}; only dicts, lists, strings and numbers are read "
             "from a pickle. If you trust it, convert it to JSON as "
@@ -165,12 +150,7 @@ def positives_and_junk(query: Query, difficulty: str) -> tuple[np.ndarray, np.nd
 
 
 def _read_pickle(data: bytes) -> Any:
-    # Objects in copyreg's extension registry that the process has used before come from a cache,
-    # bypassing find_class, so these opcodes are rejected beforehand.
-    for opcode, _, _ in pickletools.genops(data):
-        if opcode.name.startswith("EXT"):
-            raise _RefusedError("an object from the extension registry")
-    return _PlainUnpickler(io.BytesIO(data)).load()
+    return pickles.load(io.BytesIO(data), {}, plain=True)
 
 
 def _parse(content: Any, path: epath.Path) -> GroundTruth:

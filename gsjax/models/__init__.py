@@ -6,6 +6,8 @@ statistics, in the collection `batch_stats`.
 """
 
 import dataclasses
+import importlib
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -24,6 +26,10 @@ class EncoderRow(Row):
     """
 
     names: str = ""
+
+    def load_names(self) -> ModuleType:
+        """Imports the module that `names` names."""
+        return importlib.import_module(self.names)
 
 
 _RESNET = {

@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         x = conv(self.width, kernel_size, stride, name="conv1")(images)
         x = norm(relu=True, name="bn1")(x, train)
         if self.stem == "imagenet":
-            x = max_pool(x, same=self.padding in ("same", "same_pool"))
+            x = max_pool(x, train, same=self.padding in ("same", "same_pool"))
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat and train else self.block
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
@@ -152,13 +152,18 @@ class ResNet(nn.Module):
         return Outputs(jnp.mean(maps, axis=(1, 2)), maps)
 
 
-def max_pool(x: jax.Array, same: bool = False) -> jax.Array:
+def max_pool(x: jax.Array, train: bool = True, same: bool = False) -> jax.Array:
     """The stem's 3x3 max-pool, stride 2; halves the sides of [N, H, W, C].
 
-    Padded with -inf: by one pixel on each side, or with `same` as TensorFlow does.
+    Args:
+      x: padded with -inf.
+      train: whether gradients may be taken. If not, padding is an operation of its own, which XLA
+        merges with the pool: the converter to ONNX would drop it.
+      same: whether to pad as TensorFlow does, instead of by one pixel on each side.
     """
     pads = [(size % 2, 1) if same else (1, 1) for size in x.shape[1:3]]
-    # Padded separately, which XLA undoes: converters to ONNX drop the padding of a pool.
+    if train:
+        return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=pads)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
     return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
@@ -173,8 +178,11 @@ def _conv(dtype, same, features, kernel_size, stride, name) -> nn.Conv:
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
         kernel_init=_he_normal,
-        # A 1x1 convolution's weight gradient is one matrix product, which XLA computes well.
-        conv_general_dilated=convolution.conv_general_dilated if kernel_size > 1 else None,
+        # A 1x1 convolution's weight gradient is one matrix product, which XLA computes well. The
+        # faster function for the others takes explicit padding only.
+        conv_general_dilated=(
+            convolution.conv_general_dilated if kernel_size > 1 and not same else None
+        ),
         name=name,
     )
 

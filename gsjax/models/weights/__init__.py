@@ -6,7 +6,6 @@ that its row names.
 """
 
 import collections
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,7 @@ _MAX_GROUPS = 8  # of unused keys in a message
 
 def family(encoder: str) -> ModuleType:
     """Returns the module with the names of an encoder's weights in other programs."""
-    return importlib.import_module(ENCODERS[encoder].names)
+    return ENCODERS[encoder].load_names()
 
 
 def find(path: str, network: str = "auto") -> Found:

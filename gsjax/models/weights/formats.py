@@ -4,7 +4,6 @@ A file may hold several networks, heads, optimizer states and more. An encoder i
 family's marking keys follow a common prefix; the prefix and the keys next to it tell the format.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -107,8 +106,8 @@ def recognize(content: Content, wanted: str) -> Found:
 def _networks(tensors: Iterable[str]) -> Iterator[Network]:
     keys = set(tensors)
     students = any("student_backbone." in key for key in keys)
-    for name in dict.fromkeys(row.names for row in ENCODERS.values() if row.names):
-        family = importlib.import_module(name)
+    for row in {row.names: row for row in ENCODERS.values() if row.names}.values():
+        family = row.load_names()
         for key in sorted(keys):
             prefix = key.removesuffix(family.MARKS[0])
             if prefix == key or prefix[-1:] not in ("", "."):
@@ -196,7 +195,7 @@ _FORMATS = (
         "lightly",
         lambda f: (
             any(f.has(name) for name in ("projection_head", "online_classifier"))
-            and f.role[-1:] in (("backbone",), *((f"{n}_backbone",) for n in _LIGHTLY))
+            and f.role[-1:] in [(name,) for name in _LIGHTLY]
         ),
     ),
     _Format("Barlow Twins", lambda f: f.role == ("backbone",) and f.has("model", "bn")),

@@ -1,6 +1,6 @@
 """Reads files that `torch.save` wrote, in its zip format and the older one, and pickles of arrays.
 
-Formats: torch/serialization.py. Nothing in a file is executed (`gsjax.models.weights.pickles`).
+Formats: torch/serialization.py. Nothing in a file is executed (`gsjax.runtime.pickles`).
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from gsjax.models.weights import pickles
+from gsjax.runtime import pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
 _MAX_DEPTH = 16  # of nested dictionaries

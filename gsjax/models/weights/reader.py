@@ -9,9 +9,9 @@ import safetensors
 from etils import epath
 
 from gsjax.errors import UserError
-from gsjax.models.weights import pickles, pytorch
+from gsjax.models.weights import pytorch
 from gsjax.models.weights.pytorch import Tensor
-from gsjax.runtime import files
+from gsjax.runtime import files, pickles
 
 # Files of a folder in the order in which they are preferred: timm, Hugging Face, gsjax.
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -70,8 +70,8 @@ def read(path: str) -> Content:
         loaded = _sharded(found) if found.suffix == ".json" else _load(found)
     except pickles.UnsafePickle as error:
         raise UserError(
-            f"{files.shown(found)} calls {error}, which may run anything and creates no tensor: it "
-            "was not read; save its state_dict alone, best as .safetensors"
+            f"{files.shown(found)} contains {error}, which is no tensor and was not run: save its "
+            "state_dict alone, best as .safetensors"
         ) from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{files.shown(found)} cannot be read as weights: {error}") from error

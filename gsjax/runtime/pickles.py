@@ -17,12 +17,13 @@ _NUMBERS_AND_TEXT = {
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LONGEST_NAME = 100  # in messages
 
 _MARK = object()
 
 
 class UnsafePickle(Exception):
-    """A pickle calls something other than the known functions."""
+    """A pickle contains something other than data; the message says what."""
 
 
 class Name:
@@ -55,6 +56,7 @@ def load(
     file: BinaryIO,
     functions: Mapping[str, Callable[..., Any]],
     persistent: Callable[[Any], Any] | None = None,
+    plain: bool = False,
 ) -> Any:
     """Returns the object that a pickle describes.
 
@@ -62,20 +64,21 @@ def load(
       file: open file; read up to the end of the pickle.
       functions: {"module.name": function to call in its place}.
       persistent: maps a persistent id to an object.
+      plain: whether to refuse classes and functions wherever they are mentioned.
 
     Raises:
       UnsafePickle: the pickle calls any other function.
       ValueError: it is damaged.
     """
     try:
-        return _Machine(functions, persistent).run(file)
+        return _Machine(functions, persistent, plain).run(file)
     except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"damaged pickle ({type(error).__name__})") from error
 
 
 class _Machine:
-    def __init__(self, functions, persistent) -> None:
-        self._functions, self._persistent = functions, persistent
+    def __init__(self, functions, persistent, plain) -> None:
+        self._functions, self._persistent, self._plain = functions, persistent, plain
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -116,7 +119,7 @@ class _Machine:
             getattr(self, f"_{name.lower()}", self._refuse)(argument)
 
     def _refuse(self, argument: Any) -> None:
-        raise ValueError("it uses an unknown opcode")
+        raise UnsafePickle("an object from the extension registry or outside the file")
 
     def _pop(self, count: int) -> list[Any]:
         if count > len(self._stack):
@@ -131,7 +134,7 @@ class _Machine:
 
     def _find(self, key: Any) -> Any:
         if self._persistent is None:
-            raise ValueError("it refers to another file")
+            raise UnsafePickle("a persistent id")
         return self._persistent(key)
 
     # Containers.
@@ -194,13 +197,18 @@ class _Machine:
     # Objects.
 
     def _global(self, argument: str) -> None:
-        self._stack.append(Name(argument.replace(" ", ".", 1)))
+        self._name(argument.replace(" ", ".", 1))
+
+    def _name(self, name: str) -> None:
+        if self._plain:
+            raise UnsafePickle(f"the Python object {name[:_LONGEST_NAME]!r}")
+        self._stack.append(Name(name))
 
     def _stack_global(self, _) -> None:
         module, name = self._pop(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
-        self._stack.append(Name(f"{module}.{name}"))
+        self._name(f"{module}.{name}")
 
     def _reduce(self, _) -> None:
         function, arguments = self._pop(2)
@@ -217,7 +225,7 @@ class _Machine:
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise TypeError
         if function.name not in self._functions:
-            raise UnsafePickle(function.name)
+            raise UnsafePickle(f"a call of {function.name[:_LONGEST_NAME]!r}")
         self._stack.append(self._functions[function.name](*arguments))
 
     def _newobj(self, _) -> None:
