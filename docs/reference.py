@@ -42,8 +42,10 @@ def sections() -> dict[str, list[str]]:
     order = [f"gsjax.{name}" for group in GROUPS.values() for name in group]
     other = [n for n in modules if n.count(".") == 1 and n not in packages and n not in order]
     grouped = {title: [f"gsjax.{name}" for name in names] for title, names in GROUPS.items()}
-    for package in packages:
-        grouped[package] = [n for n in modules if n == package or n.startswith(f"{package}.")]
+    for name in modules:  # belongs to the innermost package around it
+        around = [package for package in packages if f"{name}.".startswith(f"{package}.")]
+        if around:
+            grouped.setdefault(max(around, key=len), []).append(name)
     if other:
         grouped[_OTHER] = other
     return grouped

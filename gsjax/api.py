@@ -95,7 +95,9 @@ class PretrainedEncoder:
 
     def _run(self, images: Images, choose: Callable[[Outputs], jax.Array]) -> np.ndarray:
         rows = []
-        with tqdm(total=len(images), unit="images", delay=_BAR_DELAY, leave=False) as bar:
+        with tqdm(
+            total=len(images), unit="images", delay=_BAR_DELAY, leave=False, disable=None
+        ) as bar:
             for batch in self._batches(images):
                 padded = np.pad(batch, [(0, self._padding(len(batch))), (0, 0), (0, 0), (0, 0)])
                 outputs = self._apply(self._encoder.variables, parallel.shard(padded, self._mesh))

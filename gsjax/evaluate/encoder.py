@@ -39,6 +39,7 @@ class Loaded(NamedTuple):
       format: who wrote the file, in words; "" for a checkpoint.
       pretrained: the method with its heads, if they were asked for.
       unused: keys of the file that belong to something else.
+      notes: lines that say what was taken from the file.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Loaded(NamedTuple):
     format: str = ""
     pretrained: Pretrained | None = None
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,8 @@ def read_initial_encoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
             )
     loaded = read_encoder(source, files.absolute("."), mesh)
     target = foreign.abstract(create_encoder(config), config.data.image_size)
+    for line in loaded.notes:
+        metrics.log(line)
     metrics.log(f"starting from the encoder in {loaded.path}, with new heads")
     cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), loaded.variables, target)
     return jax.device_put(cast, parallel.replicated(mesh))

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 import gsjax
 from gsjax.config import choices
+from gsjax.data import transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import pictures, results
 from gsjax.evaluate.encoder import Encoder
@@ -225,6 +226,15 @@ def as_encoder(
     )
 
 
+def _pixels(config: ml_collections.ConfigDict) -> str:
+    transform = transforms.of_config(config)
+    return (
+        f"images   {transform.method} to a short side of {transform.short_side}, central "
+        f"{transform.size} x {transform.size} pixels; mean {config.data.mean}, std "
+        f"{config.data.std}"
+    )
+
+
 @contextlib.contextmanager
 def open_evaluation(
     config: ml_collections.ConfigDict, workdir: str, name: str, heads: bool = False
@@ -260,6 +270,8 @@ def open_evaluation(
     metrics.log(f"devices  {metrics.device_line()}")
     origin = loaded.format or config.method
     metrics.log(f"encoder  {loaded.path or 'untrained'} ({config.encoder.name}, {origin})")
+    for line in (*loaded.notes, *([_pixels(config)] if loaded.format else [])):
+        metrics.log(line)
     metrics.log(f"workdir  {folder}")
     job = Evaluation(config, name, folder, loaded, encoder)
     try:

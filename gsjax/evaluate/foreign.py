@@ -12,7 +12,7 @@ from gsjax.evaluate.encoder import Loaded, Pretrained
 from gsjax.methods.base import Method
 from gsjax.models import create_encoder, weights
 from gsjax.models.weights.formats import Found
-from gsjax.runtime import files, metrics, parallel
+from gsjax.runtime import parallel
 
 
 class NoHeads(Method):
@@ -39,7 +39,7 @@ class NoHeads(Method):
 
 
 def read(config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> Loaded:
-    """Reads the encoder of `encoder.weights`, and logs what it takes from the file.
+    """Reads the encoder of `encoder.weights`.
 
     Args:
       config: the whole configuration.
@@ -51,31 +51,28 @@ def read(config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> Loaded:
     """
     module = create_encoder(config)
     found = weights.find(config.encoder.weights, config.encoder.network)
-    variables, unused = load(found, module, config.data.image_size)
-    variables = jax.device_put(variables, parallel.replicated(mesh))
+    target = abstract(module, config.data.image_size)
+    variables = jax.device_put(weights.variables(found, target), parallel.replicated(mesh))
     pretrained = None
     if heads:
         params, batch_stats = ({"encoder": variables[part]} for part in ("params", "batch_stats"))
         pretrained = Pretrained(NoHeads(module, config), params, {"batch_stats": batch_stats})
-    return Loaded(module, variables, found.content.path, found.format, pretrained, tuple(unused))
+    unused = weights.unused(found, target)
+    lines = _describe(found, target)
+    return Loaded(
+        module, variables, found.content.path, found.format, pretrained, tuple(unused), lines
+    )
 
 
-def load(found: Found, module: nn.Module, image_size: int) -> tuple[Any, list[str]]:
-    """Returns an encoder's variables from a file and the unused keys, and logs both.
-
-    Raises:
-      UserError: they are not those of this encoder.
-    """
-    target = abstract(module, image_size)
-    variables = weights.variables(found, target)
+def _describe(found: Found, target: Any) -> tuple[str, ...]:
+    """Returns lines about what is taken from a file, and how its images are preprocessed."""
     used, unused = weights.used(found, target), weights.unused(found, target)
     network = "target network" if found.network.is_target else "encoder"
     place = f" under {found.network.prefix}" if found.network.prefix else ""
-    metrics.log(f"weights  {files.shown(found.content.path)}")
-    metrics.log(f"format   {found.format}: {network}{place}, {len(used)} tensors")
+    lines = [f"weights  {found.format}: {network}{place}, {len(used)} tensors"]
     if unused:
-        metrics.log(f"unused   {len(unused)} tensors: {weights.describe_unused(unused)}")
-    return variables, unused
+        lines.append(f"unused   {len(unused)} tensors: {weights.describe_unused(unused)}")
+    return tuple(lines)
 
 
 def abstract(module: nn.Module, image_size: int) -> Any:
