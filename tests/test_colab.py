@@ -18,7 +18,7 @@ from ipykernel import kernelspec
 from gsjax.config import defaults
 from gsjax.jobs import JOBS
 
-NOTEBOOKS = ("evaluate", "graded_similarity", "pretrain_own_folder")
+NOTEBOOKS = ("evaluate", "graded_similarity", "pretrain_own_folder", "python_interface")
 OWN = "https://example.org/somebody/fork"
 
 
@@ -287,3 +287,14 @@ def test_pretrain_own_folder(tree, monkeypatch):
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 21))
     for cell in ("loss", "examples", "similar"):
         assert len(shown(outputs[cell])) == 1
+
+
+@pytest.mark.slow
+def test_python_interface(tree, monkeypatch):
+    outputs = execute(tree, "python_interface", monkeypatch)
+    assert "simclr 20/20" in printed(outputs["pretrain"])
+    assert "representations: (200, 128)" in printed(outputs["encode"])
+    assert len(shown(outputs["similar"])) == 1
+    assert "| method | SimCLR, graded similarity (ioa, " in printed(outputs["export"])
+    for cell in ("program", "others"):
+        assert float(re.search(r"difference: (\S+)", printed(outputs[cell]))[1]) < 1e-4

@@ -25,6 +25,7 @@ from gsjax.evaluate.encoder_reader import read_initial_encoder
 from gsjax.evaluate.monitor import Monitor, create_monitor, has_measured
 from gsjax.methods import create_method
 from gsjax.methods.base import Method
+from gsjax.models import ENCODERS
 from gsjax.runtime import (
     checkpoints,
     environment,
@@ -160,7 +161,11 @@ def _finish(training: _Training) -> TrainState:
         if unmeasured and training.monitor:
             writer.write_scalars(first, training.monitor.measure(state))
             writer.flush()
-        return _train(training, state, key, writer) if first < num_steps else state
+        if first < num_steps:
+            state = _train(training, state, key, writer)
+            if ENCODERS[config.encoder.name].names:
+                metrics.log(f"to export the encoder: --workdir {folder} --job export")
+    return state
 
 
 def _train(
