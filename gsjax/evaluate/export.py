@@ -21,9 +21,10 @@ from gsjax.config import choices
 from gsjax.data import transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, foreign, model_card, programs
-from gsjax.models import ENCODERS, weights
+from gsjax.models import ENCODERS, create_encoder, weights
 from gsjax.models.weights import names, pytorch
 from gsjax.runtime import files, metrics, parallel
+from gsjax.train import step
 
 _TOLERANCE = 1e-4  # of the largest representation; programs add up in different orders
 _IMAGES = 2  # compared
@@ -37,9 +38,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         does not give the same representations.
     """
     with evaluation.open_evaluation(config, workdir, "export") as job:
-        if parallel.is_primary():
-            _Export(config, job).write()
-        parallel.sync_hosts("exported")
+        parallel.from_primary(lambda: _Export(config, job).write())
 
 
 class _Export:
@@ -52,7 +51,12 @@ class _Export:
                 f"encoder.name={name} cannot be exported: its row names no module with the names "
                 "of its weights in PyTorch"
             )
-        self._config, self._job, self._folder = config, job, job.workdir / "export"
+        self._config = config.copy_and_resolve_references()
+        with self._config.unlocked():
+            self._config.encoder.dtype = "float32"  # as other programs have it
+        self._job, self._folder = job, job.workdir / "export"
+        self._module = create_encoder(self._config)
+        self._normalization = step.pixels(self._config)
         self._family = weights.family(name)
         self._variables = jax.tree.map(_as_float32, jax.device_get(job.encoder.variables))
         self._size = config.data.image_size
@@ -112,7 +116,7 @@ class _Export:
         """Returns the content of `config.json`, which timm and gsjax read."""
         config, name = self._config, architecture(self._config)
         transform = transforms.of_config(config)
-        mean, std, _ = self._job.encoder.normalization
+        mean, std, _ = self._normalization
         settings = {
             **{f"encoder.{key}": v for key, v in choices.encoder_settings(config).items()},
             **{f"data.{key}": config.data[key] for key in ("image_size", "mean", "std")},
@@ -137,35 +141,35 @@ class _Export:
         }
 
     def _apply(self, variables: Any, inputs: jax.Array) -> jax.Array:
-        module: Any = self._job.encoder.module
-        return module.apply(variables, inputs, train=False).pooled.astype(jnp.float32)
+        outputs: Any = self._module.apply(variables, inputs, train=False)
+        return outputs.pooled
 
     def _from_pixels(self, images: jax.Array) -> jax.Array:
-        inputs = augment.normalize(images, *self._job.encoder.normalization)
+        inputs = augment.normalize(images, *self._normalization)
         return self._apply(self._variables, inputs)
 
     def _from_normalized(self, images: jax.Array) -> jax.Array:
         return self._apply(self._variables, jnp.transpose(images, (0, 2, 3, 1)))
 
     def _encode(self, variables: Any) -> np.ndarray:
-        inputs = augment.normalize(jnp.asarray(self._images), *self._job.encoder.normalization)
+        inputs = augment.normalize(jnp.asarray(self._images), *self._normalization)
         return np.asarray(jax.jit(self._apply)(variables, inputs))
 
     def _read_weights(self, path: epath.Path) -> np.ndarray:
-        target = foreign.abstract(self._job.encoder.module, self._size)
+        target = foreign.abstract(self._module, self._size)
         return self._encode(weights.variables(weights.find(path.parent.as_posix()), target))
 
     def _run_stablehlo(self, path: epath.Path) -> np.ndarray:
         return programs.run_stablehlo(path.read_bytes(), self._images)
 
     def _run_onnx(self, path: epath.Path) -> np.ndarray:
-        mean, std, _ = self._job.encoder.normalization
+        mean, std, _ = self._normalization
         inputs = (self._images / 255 - np.array(mean)) / np.array(std)
         return programs.run_onnx(path.read_bytes(), inputs.transpose(0, 3, 1, 2))
 
     def _read_detectron2(self, path: epath.Path) -> np.ndarray:
         stored = pytorch.load(path.read_bytes()).tensors
-        target = foreign.abstract(self._job.encoder.module, self._size)
+        target = foreign.abstract(self._module, self._size)
         module_name, rename = self._family.module_name, self._family.detectron2_name
 
         def place(key: str) -> str:
