@@ -8,7 +8,8 @@ import concurrent.futures
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,12 +26,14 @@ from gsjax.evaluate.encoder import Loaded
 from gsjax.evaluate.encoder_reader import read_encoder
 from gsjax.evaluate.features import local_rows
 from gsjax.models.outputs import Outputs
-from gsjax.runtime import files, parallel
+from gsjax.runtime import files, interrupts, parallel
 from gsjax.runtime.tensorflow_setup import tf
 
-Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | os.PathLike]
+Images = np.ndarray | Iterable[np.ndarray] | Iterable[str | os.PathLike]
 
 _BAR_DELAY = 2.0  # seconds before a progress bar appears
+# Notebooks show it though their output is no terminal.
+_HIDES_BAR = False if any("notebook" in kind.__module__ for kind in tqdm.__mro__) else None
 
 
 class PretrainedEncoder:
@@ -82,7 +85,8 @@ class PretrainedEncoder:
 
         Args:
           images: a list of arrays uint8 [H, W, 3] of any sizes, each of which is preprocessed; a
-            list of paths, likewise; or a batch uint8 [N, S, S, 3] that already is.
+            list of paths, likewise; or a batch uint8 [N, S, S, 3] that already is. The list may be
+            any iterable; it is read before the first image is encoded.
 
         Raises:
           UserError: they are none of these, or a file cannot be decoded.
@@ -95,10 +99,11 @@ class PretrainedEncoder:
 
     def _run(self, images: Images, choose: Callable[[Outputs], jax.Array]) -> np.ndarray:
         rows = []
+        given = _listed(images)
         with tqdm(
-            total=len(images), unit="images", delay=_BAR_DELAY, leave=False, disable=None
+            total=len(given), unit="images", delay=_BAR_DELAY, leave=False, disable=_HIDES_BAR
         ) as bar:
-            for batch in self._batches(images):
+            for batch in self._batches(given):
                 padded = np.pad(batch, [(0, self._padding(len(batch))), (0, 0), (0, 0), (0, 0)])
                 outputs = self._apply(self._encoder.variables, parallel.shard(padded, self._mesh))
                 rows.append(local_rows(choose(outputs))[: len(batch)].astype(np.float32))
@@ -113,7 +118,7 @@ class PretrainedEncoder:
         size = devices * 2 ** math.ceil(math.log2(max(count / devices, 1)))
         return min(size, self._batch_size) - count
 
-    def _batches(self, images: Images) -> Iterator[np.ndarray]:
+    def _batches(self, images: np.ndarray | list) -> Iterator[np.ndarray]:
         size = self._transform.size
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
@@ -123,9 +128,8 @@ class PretrainedEncoder:
                 )
             for begin in range(0, len(images), self._batch_size):
                 yield images[begin : begin + self._batch_size]
-        elif images and isinstance(images[0], (str, os.PathLike)):
-            paths: Any = images
-            yield from self._read([files.absolute(os.fspath(path)) for path in paths])
+        elif images and all(isinstance(path, (str, os.PathLike)) for path in images):
+            yield from self._read([files.absolute(os.fspath(path)) for path in images])
         else:
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 for begin in range(0, len(images), self._batch_size):
@@ -165,10 +169,18 @@ def load_encoder(
     Raises:
       UserError: nothing that gsjax can read is there, or an override is impossible.
     """
+    if not os.fspath(path):
+        raise UserError("load_encoder needs a path, not an empty string")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size must be a positive whole number, not {batch_size!r}")
     given = {"encoder.weights": os.fspath(path), "encoder.network": network}
-    given |= {_key(name, "data"): str(value) for name, value in overrides.items()}
+    given |= {_key(name, "data"): _text(value) for name, value in overrides.items()}
     config = settings.of_evaluation("", None, given)
     settings.check(config)
+    if config.encoder.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError(
+            "the encoder computes in float64: call jax.config.update('jax_enable_x64', True) first"
+        )
     mesh = parallel.create_mesh(jax.device_count())
     loaded = read_encoder(config, files.absolute("."), mesh)
     return PretrainedEncoder(config, loaded, batch_size)
@@ -183,7 +195,8 @@ def pretrain(
 ) -> pathlib.Path:
     """Pre-trains an encoder on a folder of images without labels, as the job `pretrain` does.
 
-    Call it again with the same arguments to resume.
+    Call it again with the same arguments to resume. Like the job, it sets up JAX (64 bits only for
+    `encoder.dtype=float64`, a cache of compiled programs) and, on Ctrl-C, saves its step first.
 
     Args:
       images: the folder, searched at any depth.
@@ -197,6 +210,7 @@ def pretrain(
 
     Raises:
       UserError: a setting is impossible, or the folder holds no images.
+      KeyboardInterrupt: Ctrl-C was pressed; the step is saved.
     """
     from gsjax.train.pretrain import pretrain as train
 
@@ -208,19 +222,29 @@ def pretrain(
         "data.labeled_split": "",
         "data.test_split": "",
     }
-    given |= {_key(name): str(value) for name, value in overrides.items()}
+    given |= {_key(name): _text(value) for name, value in overrides.items()}
     settings.override(chosen, given)
     settings.check(chosen)
     choices.check(chosen, [_key(name) for name in overrides])
     parallel.start(chosen.encoder.dtype, num_processes=1)
     parallel.choose_platform(chosen.platform)
-    train(chosen, os.fspath(workdir))
+    try:
+        train(chosen, os.fspath(workdir))
+    except interrupts.Stopped as stopped:
+        if stopped.signal == signal.SIGINT:
+            raise KeyboardInterrupt from stopped  # leaves notebooks and prompts alive
+        raise
     return pathlib.Path(os.fspath(workdir))
 
 
 def _key(name: str, group: str = "") -> str:
     """Returns the setting that a keyword names."""
     return f"{group}.{name}" if group and "." not in name else name
+
+
+def _text(value: Any) -> str:
+    """Returns a value as the command line would have it."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _create_apply(module: Any, normalization: Any, mesh: jax.sharding.Mesh) -> Callable:
@@ -232,6 +256,18 @@ def _create_apply(module: Any, normalization: Any, mesh: jax.sharding.Mesh) -> C
     batch = jax.sharding.PartitionSpec(parallel.AXIS)
     specs = (jax.sharding.PartitionSpec(), batch)
     return parallel.data_parallel(apply, mesh, in_specs=specs, out_specs=batch)
+
+
+def _listed(images: Any) -> np.ndarray | list:
+    """Returns a batch as an array, and anything else as a list."""
+    is_batch = isinstance(images, (np.ndarray, jax.Array))
+    if is_batch and images.ndim:
+        return np.asarray(images)
+    if is_batch or isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
+        raise UserError(
+            f"images must be a list of arrays, a list of paths or a batch, not {_described(images)}"
+        )
+    return list(images)
 
 
 def _is_image(image: Any) -> bool:

@@ -29,6 +29,7 @@ class Job(Row):
     records: bool = True
 
 
+_MIN_CROP_PCT = 0.1  # images are resized to S / crop_pct
 _RATES = ", ".join(f"{row.linear_learning_rate:g} ({name})" for name, row in METHODS.items())
 
 
@@ -39,6 +40,8 @@ def _check_features(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"features.name is {config.features.name!r}; it must be a file name without a folder"
     if config.features.data_dir and not config.features.source:
         yield "features.data_dir is set; set features.source too, to folder or a TFDS name"
+    if 0 < config.features.crop_pct < _MIN_CROP_PCT:
+        yield f"features.crop_pct is {config.features.crop_pct:g}; it must be 0 or at least 0.1"
 
 
 JOBS: dict[str, Job] = {

@@ -1,6 +1,7 @@
 """The encoder leaves gsjax and comes back: export, encoder.weights, encoder.init, load_encoder."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -80,7 +81,9 @@ def test_files_and_model_card(run):
         "config.json", "model.safetensors", "README.md", "encoder.stablehlo", "detectron2.pkl",
     }  # fmt: skip
     card = (folder / "README.md").read_text()
-    assert card.startswith('---\nlibrary_name: gsjax\nlicense: "cc-by-4.0"\ndatasets:\n- "folder"')
+    assert card.startswith('---\nlibrary_name: gsjax\nlicense: "cc-by-4.0"\n')
+    assert 'datasets:\n- "folder"\n' in card and "- self-supervised-learning\n" in card
+    assert "# resnet18, pre-trained without labels\n" in card
     for expected in ("| method | SimCLR, no graded similarity |", "1 steps of 32 images, seed 5",
                      "Resize the short side to 32 (bilinear)", "`encoder.stablehlo`"):  # fmt: skip
         assert expected in card
@@ -88,6 +91,48 @@ def test_files_and_model_card(run):
     content = json.loads((folder / "config.json").read_text())
     assert "architecture" not in content and content["num_features"] == 32
     assert content["gsjax"]["settings"]["encoder.width"] == 4
+
+
+def test_the_command_of_the_card_trains_the_same_encoder(run):
+    card = (run / "export" / "README.md").read_text()
+    command = card.split("Trained by\n\n```\n")[1].split("\n```")[0]
+    module, *arguments = shlex.split(command.replace("\\\n", ""))[2:]
+    assert module == "gsjax.main" and "--config.data.data_dir=DATA_DIR" in arguments
+    rest, overrides = settings.split_overrides(arguments)
+    assert rest == ["--workdir", "WORKDIR"]
+    config = settings.load(None)
+    settings.override(config, overrides)
+    recorded = json.loads((run / "config.json").read_text())["config"]
+    assert settings.shaping(settings.check(config)) == settings.shaping(recorded)
+
+
+def test_the_card_of_other_weights_claims_nothing(run, tmp_path):
+    evaluate(export, tmp_path, {"encoder.weights": str(run / "export")})
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "# resnet18\n" in card and "read from `model.safetensors` (format: gsjax)" in card
+    for absent in ("without labels", "self-supervised", "datasets:", "Trained by", "SimCLR"):
+        assert absent not in card
+
+
+def test_a_second_export_replaces_the_first(run, tmp_path, monkeypatch):
+    changes = {"encoder.weights": str(run / "export")}
+    evaluate(export, tmp_path, changes | {"export.detectron2": "true"})
+    (tmp_path / "export" / "mine.txt").write_text("kept")
+    evaluate(export, tmp_path, changes | {"export.stablehlo": "true"})
+    assert {file.name for file in (tmp_path / "export").iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "encoder.stablehlo", "mine.txt",
+    }  # fmt: skip
+    before = {file.name: file.read_bytes() for file in (tmp_path / "export").iterdir()}
+    broken = programs.stablehlo
+
+    def wrong(encode, size):
+        return broken(lambda images: 1.01 * encode(images), size)
+
+    monkeypatch.setattr(programs, "stablehlo", wrong)
+    with pytest.raises(UserError, match=r"encoder\.stablehlo would give other representations"):
+        evaluate(export, tmp_path, changes | {"export.stablehlo": "true", "data.mean": "0,0,0"})
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "export").iterdir()}
+    assert not (tmp_path / "export.new").exists()
 
 
 def test_a_standard_encoder_can_be_opened_by_timm(tmp_path, data):
@@ -183,21 +228,6 @@ def test_detectron2_names(run):
     assert not any("layer" in key or "bn" in key or "downsample" in key for key in found)
 
 
-def test_a_file_that_gives_other_representations_is_removed(run, monkeypatch, tmp_path):
-    broken = programs.stablehlo
-
-    def wrong(encode, size):
-        return broken(lambda images: 1.01 * encode(images), size)
-
-    monkeypatch.setattr(programs, "stablehlo", wrong)
-    changes = {
-        "encoder.weights": str(run / "export"), "export.stablehlo": "true",
-    }  # fmt: skip
-    with pytest.raises(UserError, match="gives other representations than the encoder"):
-        evaluate(export, tmp_path, changes)
-    assert not (tmp_path / "export" / "encoder.stablehlo").exists()
-
-
 # In Python.
 
 
@@ -220,6 +250,10 @@ def test_load_encoder_takes_every_kind_of_path_and_of_images(run, tmp_path):
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
     np.testing.assert_allclose(encoder.encode(paths), expected, rtol=1e-5, atol=1e-6)
+    for same in (iter(images), tuple(paths), (path for path in paths), jax.numpy.asarray(batch)):
+        np.testing.assert_allclose(encoder.encode(same), expected, rtol=1e-5, atol=1e-6)
+    other = gsjax.load_encoder(run / "export", mean=(0, 0, 0), std=[1, 1, 1])
+    assert other.info["mean"] == (0, 0, 0)
     many = gsjax.load_encoder(run, batch_size=8)
     np.testing.assert_allclose(
         many.encode(images * 10 + images[:1]), np.concatenate([np.tile(expected, (10, 1)),
@@ -232,6 +266,13 @@ def test_images_that_cannot_be_encoded_are_named(run, tmp_path):
     encoder = gsjax.load_encoder(run)
     for images, message in (
         ([], "no images"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "no images"),
+        ("a.png", "must be a list of arrays, a list of paths or a batch, not str"),
+        (tmp_path, "a batch, not PosixPath"),
+        (None, "a batch, not NoneType"),
+        ({"a": 1}, "a batch, not dict"),
+        (np.zeros(()), r"a batch, not float64 \[\]"),
+        (["a.png", np.zeros((4, 4, 3), np.uint8)], "not str"),
         ([np.zeros((4, 4), np.uint8)], r"uint8 \[H, W, 3\], RGB, not uint8 \[4, 4\]"),
         ([np.zeros((4, 4, 3))], "not float64"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"a batch must be uint8 \[N, 32, 32, 3\]"),
@@ -242,8 +283,15 @@ def test_images_that_cannot_be_encoded_are_named(run, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"torn\.png"):
         encoder.encode([tmp_path / "torn.png"])
-    with pytest.raises(UserError, match="there is no file"):
-        gsjax.load_encoder("nowhere")
+    for path, arguments, message in (
+        ("nowhere", {}, "there is no file"),
+        ("", {}, "needs a path"),
+        (run, {"batch_size": 0}, "batch_size must be a positive whole number, not 0"),
+        (run, {"batch_size": "64"}, "not '64'"),
+        (run / "export", {"encoder.dtype": "float64"}, "contradicts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gsjax.load_encoder(path, **arguments)
     with pytest.raises(UserError, match="unknown setting data.image_sise"):
         gsjax.load_encoder(run / "export", image_sise=3)
 
@@ -307,6 +355,23 @@ def test_another_architecture_is_refused(run, data, tmp_path):
         )
     with pytest.raises(UserError, match="each name an encoder"):
         settings.of_evaluation("", None, {"encoder.weights": str(run), "checkpoint.load": "1"})
+
+
+def test_pretraining_refuses_weights_of_evaluations(run, data, tmp_path):
+    changes = {"encoder.weights": str(run / "export"), "data.data_dir": str(data / "three")}
+    with pytest.raises(UserError, match=r"pre-training starts from encoder\.init"):
+        pretrain(configured(changes), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_evaluation_says_itself_what_it_evaluates(run, tmp_path):
+    content = json.loads((run / "config.json").read_text())
+    content["config"]["encoder"] |= {"weights": str(run / "export"), "network": "target"}
+    content["config"]["checkpoint"]["load"] = str(run / "checkpoints" / "1")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = settings.of_evaluation(str(tmp_path), None, {})
+    assert (config.encoder.weights, config.encoder.network) == ("", "auto")
+    assert config.checkpoint.load == "latest"
 
 
 def test_settings_of_an_exported_folder_are_checked(run, tmp_path):

@@ -48,6 +48,15 @@ def test_central_square(size, short_side, shape):
     np.testing.assert_allclose(apply(transforms.central(size), image), expected, atol=2)
 
 
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "short_side"),
+    [(224, 0.875, 256), (224, 0.95, 235), (224, 0.9, 248), (288, 1, 288), (32, 32 / 36, 36)],
+)
+def test_short_sides_are_those_of_timm(size, crop_pct, short_side):
+    """timm rounds down."""
+    assert transforms.central(size, "bicubic", crop_pct).short_side == short_side
+
+
 def test_pictures_of_the_size_of_small_encoders_stay_as_they_are():
     for size in (32, 96):
         image = photo(size, size)

@@ -212,7 +212,9 @@ FORMATS = {
     ),
     "BYOL of DeepMind, converted by chigur": (
         lambda t, o: (
-            {k: v for k, v in t.items() if "tracked" not in k} | _heads("fc.weight", "fc.bias")
+            {k: v for k, v in t.items() if "running" not in k and "tracked" not in k}
+            | _heads("fc.weight", "fc.bias")
+            | {k: v for k, v in t.items() if "running" in k}
         ),
         {"encoder.padding": "same"},
     ),
@@ -248,6 +250,70 @@ def test_formats_are_recognized_by_their_keys(name, small, tmp_path):
     assert len(unused) + len(weights.used(found, foreign.abstract(module, 32))) == sum(
         "tracked" not in key for key in found.content.tensors
     )
+
+
+def settings_of(path, **overrides):
+    given = {"encoder.weights": str(path), **overrides}
+    return settings.check(settings.of_evaluation("", None, given))
+
+
+def without_counters(tensors):
+    return {key: value for key, value in tensors.items() if "tracked" not in key}
+
+
+# {what looks like a file that needs another padding, but is none: (content, format)}.
+LOOKALIKES = {
+    "PyTorch before 0.4.1, no counters": (
+        lambda t: without_counters(t) | _heads("fc.weight", "fc.bias"),
+        "torchvision",
+    ),
+    "a saved state_dict of torchvision": (
+        lambda t: {
+            "state_dict": {**t, "bn1.num_batches_tracked": np.array(7)} | _heads("fc.weight")
+        },
+        "torchvision",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_lookalikes_of_converted_files(name, small, tmp_path):
+    _, tensors, _ = small
+    content, expected = LOOKALIKES[name]
+    (tmp_path / "weights.pth").write_bytes(torch_files.dumps(content(tensors)))
+    found = weights.find(str(tmp_path / "weights.pth"))
+    assert found.format == expected
+    assert "encoder.padding" not in found.settings
+    assert found.settings["data.mean"] == "0.485,0.456,0.406"
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [("projector.0.weight", "solo-learn"), ("classifier.weight", "solo-learn"),
+     ("head.fc.weight", "mmselfsup"), ("other.weight", "unknown source")],
+)  # fmt: skip
+def test_only_solo_learn_pads_a_cifar_stem_by_two(head, expected, tmp_path):
+    tensors = tensors_of(encoder_of(width=8, stem="cifar"))
+    content = {"state_dict": prefixed(tensors, "backbone.") | _heads(head)}
+    (tmp_path / "weights.ckpt").write_bytes(torch_files.dumps(content))
+    found = weights.find(str(tmp_path / "weights.ckpt"))
+    assert found.format == expected
+    assert found.settings.get("encoder.padding") == ("solo" if expected == "solo-learn" else None)
+
+
+@pytest.mark.parametrize("copy", ["online_net.0.", "encoder_q.0."])
+def test_mmselfsup_stores_its_backbone_twice(copy, small, tmp_path):
+    module, tensors, other = small
+    content = {
+        "state_dict": prefixed(tensors, "backbone.") | prefixed(tensors, copy)
+        | prefixed(other, "target_net.module.0.") | _heads("neck.0.weight")
+    }  # fmt: skip
+    (tmp_path / "weights.pth").write_bytes(torch_files.dumps(content))
+    for network, expected in (("auto", tensors), ("target", other)):
+        found, variables = read(tmp_path / "weights.pth", module, network)
+        assert found.format == "mmselfsup"
+        back = names.to_tensors(variables, weights.family("resnet18").module_name)
+        np.testing.assert_array_equal(back["conv1.weight"], expected["conv1.weight"])
 
 
 @pytest.mark.parametrize(
@@ -320,13 +386,54 @@ def test_a_folder_of_timm_brings_its_preprocessing(small, tmp_path):
         "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.5], "input_size": [3, 288, 288],
         "interpolation": "bicubic", "crop_pct": 0.95,
     }  # fmt: skip
-    config = {"architecture": "resnet18", "pretrained_cfg": cfg}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    config = settings.of_evaluation("", None, {"encoder.weights": str(tmp_path)})
-    settings.check(config)
-    assert (config.data.mean, config.data.std) == ("0.5,0.5,0.5", "0.5,0.4,0.5")
-    assert config.data.image_size == 288
-    assert (config.features.interpolation, config.features.crop_pct) == ("bicubic", 0.95)
+    for content in (
+        {"architecture": "resnet18", "pretrained_cfg": cfg},
+        {"architecture": "tv_resnet18.a1_in1k", **cfg},  # as older versions wrote it
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        config = settings_of(tmp_path)
+        assert (config.data.mean, config.data.std) == ("0.5,0.5,0.5", "0.5,0.4,0.5")
+        assert config.data.image_size == 288
+        assert (config.features.interpolation, config.features.crop_pct) == ("bicubic", 0.95)
+
+
+def of_timm(preprocessing):
+    return {"architecture": "resnet18", "pretrained_cfg": preprocessing}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"architecture": "resnetaa18"}, "has the architecture resnetaa18, which gsjax has not"),
+        ({"architecture": "resnet34"}, "has the architecture resnet34"),
+        (of_timm({"input_size": 5}), "an impossible pretrained_cfg"),
+        (of_timm({"input_size": []}), "an impossible pretrained_cfg"),
+        (of_timm({"mean": 5}), "an impossible pretrained_cfg"),
+        (of_timm({"crop_pct": None}), "an impossible pretrained_cfg"),
+        (of_timm("x"), "an impossible pretrained_cfg"),
+        (of_timm({"crop_pct": 1e-9}), r"features\.crop_pct is 1e-09; it must be 0 or at least"),
+        (of_timm({"mean": [1]}), r"config\.json: data\.mean"),
+        ({"gsjax": {"settings": {"knn.k": 1}}}, "has knn.k, which is no setting of an encoder"),
+        ({"gsjax": {"settings": {"encoder.weights": "x"}}}, "has encoder.weights, which is no"),
+    ],
+)  # fmt: skip
+def test_what_a_folder_says_is_checked(content, message, small, tmp_path):
+    _, tensors, _ = small
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        settings_of(tmp_path)
+
+
+def test_deeply_nested_files_of_a_folder_are_refused(small, tmp_path):
+    nested = "[" * 100_000
+    (tmp_path / "model.safetensors.index.json").write_text(nested)
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        settings_of(tmp_path)
+    safetensors.numpy.save_file(small[1], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(nested)
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        settings_of(tmp_path)
 
 
 def test_sharded_safetensors(small, tmp_path):
@@ -355,6 +462,12 @@ def test_sharded_safetensors(small, tmp_path):
         (lambda t: t.pop("layer2.0.bn1.running_var"), r"layer2\.0\.bn1\.running_var is missing"),
         (lambda t: t.update({"layer3.1.conv2.weight": np.zeros((32, 32, 1, 1), np.float32)}),
          r"layer3\.1\.conv2\.weight is \[32, 32, 1, 1\], but should be \[32, 32, 3, 3\]"),
+        (lambda t: t.update({"conv1.weight": np.zeros((3, 3), np.float32)}),
+         r"conv1\.weight is \[3, 3\], but should have 4 dimensions"),
+        (lambda t: t.update({"layer1.0.se.fc1.weight": np.zeros((3, 3), np.float32)}),
+         r"layer1\.0\.se\.fc1\.weight belongs to an architecture that gsjax does not have"),
+        (lambda t: t.update({"layer2.0.\x1b[31m\nx": np.zeros((3, 3), np.float32)}),
+         r"layer2\.0\.\\x1b\[31m\\nx belongs"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_its_key(change, message, small, tmp_path):
@@ -411,6 +524,19 @@ def test_padding_as_in_tensorflow(padding):
     for train in (True, False):
         got = resnet.max_pool(x, train, same=padding != "torch")
         np.testing.assert_array_equal(got, pooled)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_arrays(protocol, small, tmp_path):
+    module, tensors, _ = small
+    turned = {key: np.asfortranarray(value) for key, value in tensors.items()}
+    beside = {"text": np.array(["a"]), "objects": np.array([{}, 3]), "number": np.float32(3)}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": turned, **beside}, protocol))
+    found, variables = read(tmp_path / "weights.pkl", module)
+    assert found.content.tensors.keys() == {f"model.{key}" for key in tensors}
+    back = names.to_tensors(variables, weights.family("resnet18").module_name)
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
 # Hostile files.
@@ -475,6 +601,14 @@ def test_bombs_stay_small():
     assert tensor.shape == (2**31 - 1,)
     with pytest.raises(ValueError, match="longer than its data"):
         tensor.array()
+    # Thousands of calls on the same memoized list or text.
+    many = b"\x80\x02(" + b"K\x01" * 5000 + b"lq\x00"
+    for function in (b"ctorch\nSize\n", b"ccollections\nOrderedDict\n"):
+        with pytest.raises(ValueError, match="damaged pickle"):
+            pytorch.load(many + b"(" + (function + b"h\x00\x85R") * 5000 + b"l.")
+    text = b"\x80\x02X\x88\x13\x00\x00" + b"a" * 5000 + b"q\x000("
+    with pytest.raises(ValueError, match="more than it holds"):
+        pytorch.load(text + b"c_codecs\nencode\nh\x00\x85R" * 5000 + b"l.")
     nested = b"}" + b"(U\x01a}" * 100_000 + b"u" * 100_000 + b"."
     assert pytorch.load(nested).tensors == {}
     doubled = b")" + b"2\x86" * 200 + b"."
@@ -483,6 +617,20 @@ def test_bombs_stay_small():
     assert pytorch.load(as_key).tensors == {}
     far = b"]r\xff\xff\xff\xff."
     assert pytorch.load(far).tensors == {}
+
+
+def test_a_tensor_beyond_its_data_is_named(small, tmp_path):
+    module, tensors, _ = small
+    offset, first = b"K\x00(K\x08K\x03K\x07K\x07t", tensors["conv1.weight"].shape
+    assert first == (8, 3, 7, 7)
+
+    def shift(program):
+        assert program.count(offset) == 1
+        return program.replace(offset, b"K\x09" + offset[2:])
+
+    (tmp_path / "weights.pth").write_bytes(torch_files.dumps(tensors, change=shift))
+    with pytest.raises(UserError, match=r"pth: conv1\.weight cannot be read: a tensor is longer"):
+        read(tmp_path / "weights.pth", module)
 
 
 def header(content, length=None):

@@ -23,8 +23,9 @@ from gsjax.methods import METHODS
 from gsjax.models import ENCODERS
 from gsjax.train import OPTIMIZERS
 
-# Free settings that an evaluation does not take from the run: it may run on another machine.
-_MACHINE_SETTINGS = ("platform",)
+# Free settings that an evaluation does not take from the run: it may run on another machine, and
+# says itself what it evaluates.
+_OF_EACH_START = ("platform", "encoder.weights", "encoder.network", "checkpoint.load")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,7 +114,7 @@ def of_evaluation(
         named = epath.Path(chosen).expanduser()
         folder = next((p for p in (named, named.parent.parent) if _has_run(p)), folder)
     file = folder / "config.json"
-    for key, value in _read_run(file).items():
+    for key, value in read_run(file).items():
         setting = SETTINGS[key]
         if key in overrides:
             if setting.kind is Kind.SHAPES and setting.parse(key, overrides[key]) != value:
@@ -121,11 +122,9 @@ def of_evaluation(
                     f"{key}={overrides[key]} contradicts {file}, which has {_shown(value)}: "
                     "omit it, evaluations read it from there"
                 )
-        elif setting.kind is not Kind.FREE or not (path or key in _MACHINE_SETTINGS):
+        elif setting.kind is not Kind.FREE or not (path or key in _OF_EACH_START):
             with config.unlocked():
                 config.update_from_flattened_dict({key: value})
-    with config.unlocked():
-        config.checkpoint.load = chosen  # not the one that the run itself started from
     return config
 
 
@@ -133,8 +132,12 @@ def _has_run(folder: epath.Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def _read_run(file: epath.Path) -> dict[str, Value]:
-    """Returns {key: value} of a run's `config.json`, with defaults for missing keys."""
+def read_run(file: epath.Path) -> dict[str, Value]:
+    """Returns {key: value} of a run's `config.json`, with defaults for missing keys.
+
+    Raises:
+      UserError: there is no such file, or it is damaged or from another version.
+    """
     try:
         run = flatten(json.loads(file.read_text())["config"])
     except FileNotFoundError:

@@ -60,7 +60,8 @@ def checked(found: Found) -> dict[str, int | float | str | bool]:
     Raises:
       UserError: one is unknown or has an impossible value.
     """
-    shown = files.shown(found.content.path.parent / "config.json")
+    content = found.content
+    shown = files.shown(content.path.parent / "config.json" if content.config else content.path)
     for key, value in found.settings.items():
         if key not in SETTINGS:
             raise UserError(f"{shown} has {key}, a setting unknown to this version of gsjax")

@@ -5,6 +5,7 @@ identifies it where features are kept.
 """
 
 import dataclasses
+import math
 
 import ml_collections
 
@@ -104,7 +105,8 @@ def central(size: int, method: str = "bilinear", crop_pct: float = 0.0) -> Centr
       crop_pct: S / short side of the resized image. If 0, 1 up to S = 96, where an S x S image is
         left unchanged, and 224 / 256 above.
     """
-    short_side = round(size / crop_pct) if crop_pct else size
+    # timm rounds down as well; the small number keeps S / (S / n) at n.
+    short_side = math.floor(size / crop_pct + 1e-6) if crop_pct else size
     if not crop_pct and size > _UNTOUCHED_SIZE:
         short_side = round(size * _SHORT_SIDE_RATIO)
     return CentralSquare(size, short_side, method)

@@ -62,6 +62,12 @@ def read_initial_encoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
                 f"encoder.init={path} has encoder.{name}={theirs}, but this run has {value}: set "
                 f"encoder.{name}={theirs}"
             )
+    for key in ("mean", "std"):
+        if source.data[key] != config.data[key]:
+            metrics.log(
+                f"note     data.{key} is {config.data[key]}; for encoder.init, it was "
+                f"{source.data[key]}"
+            )
     loaded = read_encoder(source, files.absolute("."), mesh)
     target = foreign.abstract(create_encoder(config), config.data.image_size)
     for line in loaded.notes:

@@ -143,6 +143,17 @@ class Evaluation:
                 self._write_figures(result.figures)
         self._write_files(result.files)
 
+    @property
+    def encoder_path(self) -> epath.Path | None:
+        """Checkpoint or file of the encoder; None for the weights of step 0."""
+        return self._loaded.path
+
+    @property
+    def run(self) -> epath.Path | None:
+        """Work directory of the training run of the encoder; None if no run of gsjax trained it."""
+        path = self._loaded.path
+        return path.parent.parent if path and not self._loaded.format else None
+
     def origin(self) -> dict[str, str]:
         """Returns what trained the encoder: the method, or who wrote the weights."""
         if self._loaded.format:

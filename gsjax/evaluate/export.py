@@ -55,6 +55,8 @@ class _Export:
         with self._config.unlocked():
             self._config.encoder.dtype = "float32"  # as other programs have it
         self._job, self._folder = job, job.workdir / "export"
+        self._new = job.workdir / "export.new"
+        self._remarks: dict[str, str] = {}  # about the files written, by name
         self._module = create_encoder(self._config)
         self._normalization = step.pixels(self._config)
         self._family = weights.family(name)
@@ -65,9 +67,25 @@ class _Export:
         self._expected = self._encode(self._variables)
 
     def write(self) -> None:
-        """Writes all files and compares what they give."""
+        """Writes all files and compares what they give; an earlier export stays until then."""
         with files.write_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._new.exists():
+                self._new.rmtree()
+            self._new.mkdir(parents=True)
+        try:
+            self._write_all()
+            with files.write_errors(self._folder):
+                self._replace()
+        finally:
+            if self._new.exists():
+                self._new.rmtree()
+        if architecture(self._config) is None:
+            metrics.log(
+                "note     torchvision and timm have no architecture with this stem, width or "
+                "padding; names and layouts of the weights are theirs all the same"
+            )
+
+    def _write_all(self) -> None:
         tensors = names.to_tensors(self._variables, self._family.module_name)
         stored = safetensors.numpy.save(tensors, metadata={"format": "pt"})
         self._write("config.json", _json(self._description()))
@@ -86,31 +104,42 @@ class _Export:
                 "__author__": "gsjax",
                 "matching_heuristics": True,
             }
-            self._write("detectron2.pkl", pickle.dumps(content), self._read_detectron2)
-        self._write("README.md", model_card.create(self._config, self._job, self._folder).encode())
-        if architecture(self._config) is None:
-            metrics.log(
-                "note     torchvision and timm have no architecture with this stem, width or "
-                "padding; names and layouts of the weights are theirs all the same"
-            )
+            self._write("detectron2.pkl", pickle.dumps(content, 4), self._read_detectron2)
+        card = model_card.create(
+            self._config,
+            self._job,
+            architecture(self._config),
+            self._expected.shape[1],
+            [*self._remarks, "README.md"],
+        )
+        self._write("README.md", card.encode())
 
     def _write(
         self, name: str, content: bytes, read: Callable[[epath.Path], np.ndarray] | None = None
     ) -> None:
         """Writes a file, and compares the representations that `read` gets from it."""
-        path, remark = self._folder / name, ""
-        with files.write_errors(path):
+        path = self._new / name
+        with files.write_errors(self._folder / name):
             files.write_bytes(path, content)
+        self._remarks[name] = ""
         if read:
             error = np.abs(read(path) - self._expected).max() / np.abs(self._expected).max()
             if not error <= _TOLERANCE:
-                path.unlink()
                 raise UserError(
-                    f"{files.shown(path)} gives other representations than the encoder (up to "
-                    f"{error:.1e} of the largest) and was removed"
+                    f"{name} would give other representations than the encoder (up to {error:.1e} "
+                    "of the largest); nothing was exported"
                 )
-            remark = f", read back: equal up to {error:.1e} of the largest representation"
-        metrics.log(f"wrote    {files.shown(path)}{remark}")
+            equal = f"equal up to {error:.1e} of the largest representation"
+            self._remarks[name] = f", read back: {equal}"
+
+    def _replace(self) -> None:
+        """Puts the new files in the place of those of an earlier export."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in model_card.FILES.keys() - self._remarks.keys():
+            (self._folder / name).unlink(missing_ok=True)
+        for name, remark in self._remarks.items():
+            (self._new / name).replace(self._folder / name)
+            metrics.log(f"wrote    {files.shown(self._folder / name)}{remark}")
 
     def _description(self) -> dict[str, Any]:
         """Returns the content of `config.json`, which timm and gsjax read."""

@@ -58,18 +58,17 @@ def read(config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> Loaded:
         params, batch_stats = ({"encoder": variables[part]} for part in ("params", "batch_stats"))
         pretrained = Pretrained(NoHeads(module, config), params, {"batch_stats": batch_stats})
     unused = weights.unused(found, target)
-    lines = _describe(found, target)
+    lines = _describe(found, len(weights.used(found, target)), unused)
     return Loaded(
         module, variables, found.content.path, found.format, pretrained, tuple(unused), lines
     )
 
 
-def _describe(found: Found, target: Any) -> tuple[str, ...]:
-    """Returns lines about what is taken from a file, and how its images are preprocessed."""
-    used, unused = weights.used(found, target), weights.unused(found, target)
+def _describe(found: Found, num_used: int, unused: list[str]) -> tuple[str, ...]:
+    """Returns lines about what is taken from a file."""
     network = "target network" if found.network.is_target else "encoder"
     place = f" under {found.network.prefix}" if found.network.prefix else ""
-    lines = [f"weights  {found.format}: {network}{place}, {len(used)} tensors"]
+    lines = [f"weights  {found.format}: {network}{place}, {num_used} tensors"]
     if unused:
         lines.append(f"unused   {len(unused)} tensors: {weights.describe_unused(unused)}")
     return tuple(lines)

@@ -2,19 +2,21 @@
 
 import json
 import shlex
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
-from etils import epath
 
+from gsjax.config import settings
+from gsjax.config.defaults import SETTINGS
+from gsjax.config.schema import Kind, Value
 from gsjax.data import transforms
 from gsjax.evaluate import results
 from gsjax.evaluate.evaluation import Evaluation
 from gsjax.methods import METHODS
-from gsjax.models import weights
 from gsjax.runtime import files
 
-_FILES = {
+FILES = {
     "model.safetensors": "weights, with the names and layouts of torchvision",
     "config.json": "what timm and gsjax need to load them",
     "encoder.stablehlo": "program for JAX (`jax.export`): uint8 [B, {size}, {size}, 3] to float32 "
@@ -22,62 +24,87 @@ _FILES = {
     "encoder.onnx": "program for ONNX runtimes: normalized float32 [B, 3, {size}, {size}] to "
     "float32 [B, {features}]",
     "detectron2.pkl": "weights, with the names of Detectron2",
+    "README.md": "this card",
 }
 
 
-def create(config: ml_collections.ConfigDict, job: Evaluation, folder: epath.Path) -> str:
+def create(
+    config: ml_collections.ConfigDict,
+    job: Evaluation,
+    architecture: str | None,
+    num_features: int,
+    names: Collection[str],
+) -> str:
     """Returns the text of the card.
 
     Args:
       config: the whole configuration.
       job: the encoder, and the work directory with its `results/`.
-      folder: the exported files.
+      architecture: timm's name of the encoder; None if timm does not have it.
+      num_features: F of its representations.
+      names: of the exported files, as in `FILES`.
     """
-    name = weights.family(config.encoder.name).architecture(config.encoder)
-    features = json.loads((folder / "config.json").read_text())["num_features"]
+    run = settings.read_run(job.run / "config.json") if job.run else None
+    title = f"# {config.encoder.name}{', pre-trained without labels' if run else ''}\n"
     parts = [
-        _front_matter(config, job, name),
-        f"# {config.encoder.name}, pre-trained without labels\n",
-        _how_trained(config, job),
+        _front_matter(config, run, architecture),
+        title,
+        _how_trained(config, run, job),
+        _scores(job),
         _preprocessing(config),
-        _usage(config, name, features),
-        _contents(config, folder, features),
+        _usage(config, architecture, num_features),
+        _contents(config, names, num_features),
     ]
-    scores = _scores(job)
-    return "\n".join([*parts[:3], scores, *parts[3:]] if scores else parts)
+    return "\n".join(part for part in parts if part)
 
 
-def _front_matter(config: ml_collections.ConfigDict, job: Evaluation, name: str | None) -> str:
-    lines = ["---", f"library_name: {'timm' if name else 'gsjax'}"]
+def _front_matter(
+    config: ml_collections.ConfigDict, run: dict[str, Value] | None, architecture: str | None
+) -> str:
+    lines = ["---", f"library_name: {'timm' if architecture else 'gsjax'}"]
     if config.export.license:
         lines.append(f"license: {json.dumps(config.export.license)}")
-    if "method" in job.origin():
-        lines += ["datasets:", f"- {json.dumps(config.data.source)}"]
-    tags = ["image-feature-extraction", "self-supervised-learning", "jax"] + ["timm"] * bool(name)
+    tags = ["image-feature-extraction", "jax"] + ["timm"] * bool(architecture)
+    if run:
+        lines += ["datasets:", f"- {json.dumps(run['data.source'])}"]
+        tags.append("self-supervised-learning")
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---\n"])
 
 
-def _how_trained(config: ml_collections.ConfigDict, job: Evaluation) -> str:
-    origin = job.origin()
-    if "weights" in origin:
-        return f"The weights come from a file of another program ({origin['weights']}).\n"
-    if job.step is None:
+def _how_trained(
+    config: ml_collections.ConfigDict, run: dict[str, Value] | None, job: Evaluation
+) -> str:
+    if job.encoder_path is None:
         return "**The encoder is untrained**: these are its initial weights.\n"
-    similarity = config.similarity
+    if run is None:
+        origin = job.origin()["weights"]
+        return f"The weights were read from `{job.encoder_path.name}` (format: {origin}).\n"
     graded = "no graded similarity"
-    if similarity.measure != "none":
-        graded = f"graded similarity ({similarity.measure}, threshold {similarity.threshold:g})"
-    size = config.data.image_size
+    if run["similarity.measure"] != "none":
+        measure, threshold = run["similarity.measure"], run["similarity.threshold"]
+        graded = f"graded similarity ({measure}, threshold {threshold:g})"
+    size = run["data.image_size"]
     rows = [
-        ("method", f"{METHODS[config.method].label}, {graded}"),
-        ("data", f"{config.data.source}, split `{config.data.split}`"),
+        ("method", f"{METHODS[str(run['method'])].label}, {graded}"),
+        ("data", f"{run['data.source']}, split `{run['data.split']}`"),
         ("views", f"{size} x {size} pixels"),
-        ("training", f"{job.step} steps of {config.batch_size} images, seed {config.seed}"),
+        ("training", f"{job.step} steps of {run['batch_size']} images, seed {run['seed']}"),
         ("encoder", _described(config)),
     ]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    command = f"python -m gsjax.main --workdir {shlex.quote(files.shown(job.workdir))}"
-    return f"| | |\n| --- | --- |\n{table}\n\nExported by `{command} --job export`.\n"
+    return f"| | |\n| --- | --- |\n{table}\n\nTrained by\n\n```\n{_command(run)}\n```\n"
+
+
+def _command(run: dict[str, Value]) -> str:
+    """Returns a command that trains likewise: all settings that differ from the defaults."""
+    changed = [
+        f"--config.{key}={shlex.quote(str(run[key]))}"
+        for key, setting in SETTINGS.items()
+        if setting.kind is not Kind.FREE and run[key] != setting.default
+    ]
+    if run["data.data_dir"]:
+        changed.append("--config.data.data_dir=DATA_DIR")
+    return " \\\n    ".join(["python -m gsjax.main --workdir WORKDIR", *changed])
 
 
 def _described(config: ml_collections.ConfigDict) -> str:
@@ -128,11 +155,11 @@ def _usage(config: ml_collections.ConfigDict, name: str | None, features: int) -
     return "\n".join([*lines, f"Images of {size} pixels give {features} features.\n"])
 
 
-def _contents(config: ml_collections.ConfigDict, folder: epath.Path, features: int) -> str:
+def _contents(config: ml_collections.ConfigDict, names: Collection[str], num_features: int) -> str:
     size = config.data.image_size
     rows = [
-        f"| `{name}` | {text.format(size=size, features=features)} |"
-        for name, text in _FILES.items()
-        if (folder / name).exists()
+        f"| `{name}` | {text.format(size=size, features=num_features)} |"
+        for name, text in FILES.items()
+        if name in names
     ]
     return "\n".join(["## Files\n", "| file | content |", "| --- | --- |", *rows, ""])

@@ -6,6 +6,7 @@ the few functions it knows are to return, any other call is refused, and objects
 become inert.
 """
 
+import io
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -68,17 +69,21 @@ def load(
 
     Raises:
       UnsafePickle: the pickle calls any other function.
-      ValueError: it is damaged.
+      ValueError: it is damaged, or creates more than the file holds.
     """
+    begin = file.tell()
+    size = file.seek(0, io.SEEK_END) - begin
+    file.seek(begin)
     try:
-        return _Machine(functions, persistent, plain).run(file)
+        return _Machine(functions, persistent, plain, size).run(file)
     except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"damaged pickle ({type(error).__name__})") from error
 
 
 class _Machine:
-    def __init__(self, functions, persistent, plain) -> None:
+    def __init__(self, functions, persistent, plain, size) -> None:
         self._functions, self._persistent, self._plain = functions, persistent, plain
+        self._left = size  # what functions may still create, in items of containers and text
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -226,7 +231,13 @@ class _Machine:
             raise TypeError
         if function.name not in self._functions:
             raise UnsafePickle(f"a call of {function.name[:_LONGEST_NAME]!r}")
-        self._stack.append(self._functions[function.name](*arguments))
+        result = self._functions[function.name](*arguments)
+        if isinstance(result, (bytes, str, tuple, list, dict)):
+            # Many calls on the same memoized object would fill the memory.
+            self._left -= len(result)
+            if self._left < 0:
+                raise ValueError("damaged pickle (it creates more than it holds)")
+        self._stack.append(result)
 
     def _newobj(self, _) -> None:
         self._create(*self._pop(2))
@@ -238,8 +249,10 @@ class _Machine:
     def _create(self, kind: Any, arguments: Any) -> None:
         if not isinstance(kind, Name) or not isinstance(arguments, tuple):
             raise TypeError
-        known = self._functions.get(kind.name)
-        self._stack.append(known(*arguments) if known else Inert(kind.name))
+        if kind.name in self._functions:
+            self._call(kind, arguments)
+        else:
+            self._stack.append(Inert(kind.name))
 
     def _build(self, _) -> None:
         state, target = self._stack.pop(), self._stack[-1]

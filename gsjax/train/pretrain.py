@@ -65,6 +65,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
       UserError: the devices, data or work directory do not match the settings, or another training
         run holds the work directory.
     """
+    if config.encoder.weights:
+        raise UserError("encoder.weights is for evaluations; pre-training starts from encoder.init")
     folder = files.absolute(workdir)
     with lock.held(folder, "pretrain"):
         training = _open(config, folder)

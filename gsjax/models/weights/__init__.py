@@ -9,6 +9,7 @@ import collections
 from types import ModuleType
 from typing import Any
 
+from gsjax.errors import UserError
 from gsjax.models import ENCODERS
 from gsjax.models.weights import formats, names, reader
 from gsjax.models.weights.formats import Found
@@ -43,15 +44,25 @@ def variables(found: Found, target: Any) -> Any:
       target: its variables or their shapes, as {"params": ..., "batch_stats": ...}.
 
     Raises:
-      UserError: a key is missing, or a tensor does not have the target's shape.
+      UserError: a key is missing, a tensor does not have the target's shape, or a module of the
+        encoder has tensors that the target does not know.
     """
     content, prefix = found.content, found.network.prefix
+
+    def shown(key: str) -> str:
+        return f"{files.shown(content.path)}: {reader.shown(prefix + key)}"
+
+    known = names.to_shapes(target, found.network.family.module_name)
+    modules = {key.split(".")[0] for key in known}
+    for key in found.shapes():
+        if key not in known and key.split(".")[0] in modules and not _is_counter(key):
+            raise UserError(f"{shown(key)} belongs to an architecture that gsjax does not have")
     return names.to_variables(
         target,
         found.shapes(),
         lambda key: content.tensors[prefix + key].array(),
         found.network.family.module_name,
-        lambda key: f"{files.shown(content.path)}: {prefix}{key}",
+        shown,
     )
 
 
@@ -64,11 +75,7 @@ def used(found: Found, target: Any) -> list[str]:
 def unused(found: Found, target: Any) -> list[str]:
     """Returns the other keys of the file, without counters of batches."""
     read = set(used(found, target))
-    return [
-        key
-        for key in found.content.tensors
-        if key not in read and not key.endswith("num_batches_tracked")
-    ]
+    return [key for key in found.content.tensors if key not in read and not _is_counter(key)]
 
 
 def describe_unused(keys: list[str]) -> str:
@@ -79,7 +86,11 @@ def describe_unused(keys: list[str]) -> str:
         for group, count in list(groups.items())[:_MAX_GROUPS]
     ]
     more = f" and {len(groups) - _MAX_GROUPS} more groups" if len(groups) > _MAX_GROUPS else ""
-    return f"{', '.join(parts)}{more}"
+    return f"{', '.join(map(reader.shown, parts))}{more}"
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
 
 
 def _group(key: str) -> str:

@@ -6,12 +6,13 @@ family's marking keys follow a common prefix; the prefix and the keys next to it
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gsjax.config.schema import Value
 from gsjax.errors import UserError
 from gsjax.models import ENCODERS
-from gsjax.models.weights.reader import Content
+from gsjax.models.weights import folder
+from gsjax.models.weights.reader import Content, shown
 from gsjax.runtime import files
 
 # Parts of a prefix that tell nothing: containers, DataParallel, torch.compile, VISSL's trunk.
@@ -20,10 +21,11 @@ WRAPPERS = {
     *("classy_state_dict", "base_model", "trunk", "_feature_blocks"),
 }
 _TARGETS = {
-    *("encoder_k", "momentum_encoder", "momentum_backbone", "key_backbone"),
+    *("encoder_k", "momentum_encoder", "momentum_backbone", "key_backbone", "target_net"),
     *("teacher", "teacher_backbone", "state_dict_ema", "model_ema", "ema"),
 }
 _LIGHTLY = ("backbone", "student_backbone", "teacher_backbone", "key_backbone")
+_COUNTER = "num_batches_tracked"
 _ZERO_ONE = {"data.mean": "0,0,0", "data.std": "1,1,1"}
 _IMAGENET = {"data.mean": "0.485,0.456,0.406", "data.std": "0.229,0.224,0.225"}
 
@@ -86,14 +88,17 @@ def recognize(content: Content, wanted: str) -> Found:
     network = _choose(content, list(_networks(content.tensors)), wanted)
     found = Found(content, network, "", {})
     shapes = found.shapes()
-    settings: dict[str, Value] = network.family.settings(shapes)
-    if settings["encoder.name"] not in ENCODERS:
+    try:
+        settings: dict[str, Value] = network.family.settings(shapes)
+    except ValueError as error:
+        raise UserError(f"{files.shown(content.path)}: {network.prefix}{error}") from error
+    encoder = settings["encoder.name"]
+    if encoder not in ENCODERS:
         raise UserError(
-            f"{files.shown(content.path)} holds a {settings['encoder.name']}; gsjax has "
-            f"{', '.join(ENCODERS)}"
+            f"{files.shown(content.path)} holds a {encoder}; gsjax has {', '.join(ENCODERS)}"
         )
-    facts = _Facts(network, shapes, frozenset(content.tensors), content.entries)
-    name, own = _of_folder(content.config) or next(
+    facts = _Facts(network, shapes, content)
+    name, own = folder.settings(content, encoder) or next(
         (f.name, f.settings) for f in _FORMATS if f.matches(facts)
     )
     settings |= {"data.image_size": 32 if settings.get("encoder.stem") == "cifar" else 224}
@@ -122,20 +127,22 @@ def _networks(tensors: Iterable[str]) -> Iterator[Network]:
 
 
 def _choose(content: Content, networks: list[Network], wanted: str) -> Network:
-    shown = files.shown(content.path)
+    file = files.shown(content.path)
     if not networks:
-        some = ", ".join(sorted(content.tensors)[:3]) or "no tensors"
-        raise UserError(f"{shown} holds no encoder that gsjax knows; its keys: {some} ...")
+        some = ", ".join(map(shown, sorted(content.tensors)[:3])) or "no tensors"
+        raise UserError(f"{file} holds no encoder that gsjax knows; its keys: {some} ...")
     has_students = any("student" in part for n in networks for part in n.role)
     prefers_target = wanted == "target" or (wanted == "auto" and has_students)
     chosen = [network for network in networks if network.is_target == prefers_target]
     if not chosen and wanted == "auto":
         chosen = networks
     if not chosen:
-        raise UserError(f"encoder.network={wanted}: {shown} has no such network; use auto")
+        raise UserError(f"encoder.network={wanted}: {file} has no such network; use auto")
+    # mmselfsup stores the backbone a second time, as a part of its method.
+    chosen = [network for network in chosen if network.role == ("backbone",)] or chosen
     if len(chosen) > 1:
-        prefixes = ", ".join(repr(network.prefix) for network in chosen)
-        raise UserError(f"{shown} holds several encoders, under {prefixes}: save one of them alone")
+        prefixes = ", ".join(repr(shown(network.prefix)) for network in chosen)
+        raise UserError(f"{file} holds several encoders, under {prefixes}: save one of them alone")
     return chosen[0]
 
 
@@ -145,14 +152,12 @@ class _Facts(NamedTuple):
     Attributes:
       network: the chosen encoder.
       shapes: {name without prefix: shape} of what is under its prefix.
-      keys: all keys of the file.
-      entries: keys of the outermost dictionary.
+      content: the whole file.
     """
 
     network: Network
     shapes: Mapping[str, tuple[int, ...]]
-    keys: frozenset[str]
-    entries: tuple[str, ...]
+    content: Content
 
     @property
     def role(self) -> tuple[str, ...]:
@@ -160,7 +165,34 @@ class _Facts(NamedTuple):
 
     def has(self, *names: str) -> bool:
         """Whether each name is a part of some key."""
-        return all(any(f".{name}." in f".{key}" for key in self.keys) for name in names)
+        keys = self.content.tensors
+        return all(any(f".{name}." in f".{key}" for key in keys) for name in names)
+
+    def has_any(self, *names: str) -> bool:
+        """Whether one of the names is a part of some key."""
+        return any(self.has(name) for name in names)
+
+    def is_converted_simclr(self) -> bool:
+        """Whether the file looks like that of tonylins' convert.py: a model never trained here."""
+        counters = [t for k, t in self.content.tensors.items() if k.endswith(_COUNTER)]
+        return (
+            self.content.entries == ("state_dict",)
+            and self.network.prefix == "state_dict."
+            and "fc.weight" in self.shapes
+            and bool(counters)
+            and all(tensor.shape == () and tensor.array() == 0 for tensor in counters)
+        )
+
+    def is_converted_byol(self) -> bool:
+        """Whether the file looks like that of chigur's convert.py: all statistics come last."""
+        keys = list(self.content.tensors)
+        are_statistics = ["running_" in key for key in keys]
+        return (
+            self.network.prefix == ""
+            and "fc.weight" in self.shapes
+            and not any(key.endswith(_COUNTER) for key in keys)
+            and are_statistics == sorted(are_statistics)
+        )
 
 
 class _Format(NamedTuple):
@@ -172,8 +204,10 @@ class _Format(NamedTuple):
 # The first that matches.
 _FORMATS = (
     _Format("VISSL", lambda f: "_feature_blocks" in f.network.prefix),
-    _Format("MoCo v2", lambda f: "encoder_q" in f.network.prefix and "fc.2.weight" in f.shapes),
-    _Format("MoCo v2", lambda f: "encoder_k" in f.network.prefix and "fc.2.weight" in f.shapes),
+    _Format(
+        "MoCo v2",
+        lambda f: f.role in (("encoder_q",), ("encoder_k",)) and "fc.2.weight" in f.shapes,
+    ),
     _Format("MoCo v1", lambda f: f.role in (("encoder_q",), ("encoder_k",))),
     _Format("MoCo v3", lambda f: f.has("base_encoder")),
     _Format(
@@ -186,15 +220,16 @@ _FORMATS = (
         "Spijkervet's SimCLR",
         lambda f: (
             f.role == ("encoder",)
-            and {key.split(".")[0] for key in f.keys} == {"encoder", "projector"}
+            and {key.split(".")[0] for key in f.content.tensors} == {"encoder", "projector"}
         ),
         _ZERO_ONE,
     ),
-    _Format("mmselfsup", lambda f: f.role == ("backbone",) and f.has("neck")),
+    _Format("mmselfsup", lambda f: f.role == ("backbone",) and f.has_any("neck", "head")),
+    _Format("mmselfsup", lambda f: "target_net" in f.role),
     _Format(
         "lightly",
         lambda f: (
-            any(f.has(name) for name in ("projection_head", "online_classifier"))
+            f.has_any("projection_head", "online_classifier")
             and f.role[-1:] in [(name,) for name in _LIGHTLY]
         ),
     ),
@@ -203,8 +238,8 @@ _FORMATS = (
     _Format(
         "solo-learn",
         lambda f: (
-            f.role in (("backbone",), ("momentum_backbone",), ("encoder",))
-            or f.role == ("momentum_encoder",)
+            f.role in (("momentum_backbone",), ("momentum_encoder",))
+            or (f.role in (("backbone",), ("encoder",)) and f.has_any("projector", "classifier"))
         ),
     ),
     _Format(
@@ -212,47 +247,17 @@ _FORMATS = (
         lambda f: f.role == () and f.has("projection_head") and f.has("prototypes"),
         {"data.std": "0.228,0.224,0.225"},
     ),
-    # convert.py of tonylins/simclr-converter; Google's code keeps pixels in [0, 1].
+    # Google's code keeps pixels in [0, 1].
     _Format(
         "SimCLR of Google, converted by tonylins",
-        lambda f: (
-            f.entries == ("state_dict",)
-            and f.network.prefix == "state_dict."
-            and "fc.weight" in f.shapes
-        ),
+        _Facts.is_converted_simclr,
         {**_ZERO_ONE, "encoder.padding": "same_pool"},
     ),
-    # convert.py of chigur/byol-convert leaves num_batches_tracked out.
     _Format(
         "BYOL of DeepMind, converted by chigur",
-        lambda f: (
-            f.network.prefix == ""
-            and "fc.weight" in f.shapes
-            and not any(key.endswith("num_batches_tracked") for key in f.keys)
-        ),
+        _Facts.is_converted_byol,
         {"encoder.padding": "same"},
     ),
     _Format("torchvision", lambda f: f.role == ()),
     _Format("unknown source", lambda f: True),
 )
-
-
-def _of_folder(config: Mapping[str, Any]) -> tuple[str, dict[str, Value]] | None:
-    """Returns (format, settings) of the `config.json` of an exported folder or one of timm."""
-    own = config.get("gsjax")
-    if isinstance(own, dict) and isinstance(own.get("settings"), dict):
-        return "gsjax", own["settings"]
-    if not isinstance(config.get("pretrained_cfg"), dict):
-        return None
-    timm = config["pretrained_cfg"]
-    found: dict[str, Value] = {}
-    for name in ("mean", "std"):
-        if name in timm:
-            found[f"data.{name}"] = ",".join(map(str, timm[name]))
-    if "input_size" in timm:
-        found["data.image_size"] = timm["input_size"][-1]
-    if "interpolation" in timm:
-        found["features.interpolation"] = timm["interpolation"]
-    if "crop_pct" in timm:
-        found["features.crop_pct"] = float(timm["crop_pct"])
-    return "timm", found

@@ -38,7 +38,7 @@ def to_variables(
       A tree like `target` of NumPy arrays in its dtypes.
 
     Raises:
-      UserError: a key is missing, or a tensor has another shape.
+      UserError: a key is missing, or a tensor has another shape or cannot be read.
     """
     variables: dict[str, Any] = {collection: {} for collection in target}
     for path, leaf in _leaves(target):
@@ -51,7 +51,11 @@ def to_variables(
         place = variables
         for name in path[:-1]:
             place = place.setdefault(name, {})
-        place[path[-1]] = np.transpose(read(key), axes).astype(leaf.dtype)
+        try:
+            value = read(key)
+        except ValueError as error:
+            raise UserError(f"{shown(key)} cannot be read: {error}") from error
+        place[path[-1]] = np.transpose(value, axes).astype(leaf.dtype)
     return variables
 
 

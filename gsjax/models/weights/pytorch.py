@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
+from gsjax.models.weights import arrays
 from gsjax.runtime import pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
@@ -60,7 +61,11 @@ class Tensor(Protocol):
     shape: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """Returns a copy of its elements."""
+        """Returns its elements.
+
+        Raises:
+          ValueError: the file holds fewer.
+        """
 
 
 class Loaded(NamedTuple):
@@ -121,7 +126,7 @@ class _Tensor:
         self._dtype = dtype
 
     def array(self) -> np.ndarray:
-        """Returns a copy of the elements."""
+        """See `Tensor.array`."""
         storage, shape, strides = self._storage, self.shape, self._strides
         assert storage.data is not None
         elements = np.frombuffer(storage.data, storage.dtype, storage.size)
@@ -141,47 +146,6 @@ class _Tensor:
             elements[self._offset :], shape, [s * size for s in strides], writeable=False
         )
         return view.copy()
-
-
-class _Array(pickles.Buildable):
-    """A NumPy array, as its pickle builds it."""
-
-    def __init__(self, *_) -> None:
-        self.value = np.zeros(0)
-
-    def build(self, state: Any) -> None:
-        _, shape, dtype, is_fortran, data = state
-        if isinstance(data, str):  # written by Python 2
-            data = data.encode("latin-1")
-        flat = np.frombuffer(data, dtype.value)
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("an array has an impossible shape")
-        self.value = flat.reshape(shape, order="F" if is_fortran else "C").copy()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    def array(self) -> np.ndarray:
-        return self.value
-
-
-class _Dtype(pickles.Buildable):
-    """The type of a NumPy array's elements."""
-
-    def __init__(self, code: Any, *_) -> None:
-        if not isinstance(code, str) or code[:1] not in "fiubc":
-            raise ValueError("an array has elements that are not numbers")
-        self.value = np.dtype(code)
-
-    def build(self, state: Any) -> None:
-        if state[1] in ("<", ">"):
-            self.value = self.value.newbyteorder(state[1])
-
-
-def _number(dtype: _Dtype, data: Any) -> Any:
-    data = data.encode("latin-1") if isinstance(data, str) else data
-    return np.frombuffer(data, dtype.value, 1)[0].item()
 
 
 def _dtype_of(name: Any) -> np.dtype:
@@ -209,12 +173,6 @@ def _typed_tensor(storage, offset, shape, strides, grad, hooks, dtype, *_) -> _T
     return _Tensor(storage, offset, shape, strides, _dtype_of(dtype))
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError("damaged pickle (encoding)")
-    return text.encode("latin-1")
-
-
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dict,
     "torch._utils._rebuild_tensor": _tensor,
@@ -223,12 +181,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.Size": lambda sizes=(): tuple(sizes),
-    "_codecs.encode": _encode,
-    "numpy.dtype": _Dtype,
+    **arrays.FUNCTIONS,
 }
-for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _FUNCTIONS[f"{_core}._reconstruct"] = _Array
-    _FUNCTIONS[f"{_core}.scalar"] = _number
 # What checkpoints of training programs hold next to tensors.
 for _name in (
     *("torch.device", "torch.serialization._get_layout", "torch.Generator"),
@@ -322,7 +276,7 @@ def _flatten(content: Any) -> Loaded:
     rest: list[tuple[tuple, Any]] = [((), content)]
     while rest:
         keys, part = rest.pop()
-        if isinstance(part, (_Tensor, _Array)):
+        if isinstance(part, _Tensor) or (isinstance(part, arrays.Array) and part.is_numeric):
             found[".".join(keys)] = part
         elif isinstance(part, dict) and len(keys) < _MAX_DEPTH and id(part) not in seen:
             seen.add(id(part))  # it may contain itself

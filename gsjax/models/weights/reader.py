@@ -11,11 +11,12 @@ from etils import epath
 from gsjax.errors import UserError
 from gsjax.models.weights import pytorch
 from gsjax.models.weights.pytorch import Tensor
-from gsjax.runtime import files, pickles
+from gsjax.runtime import files, output, pickles
 
 # Files of a folder in the order in which they are preferred: timm, Hugging Face, gsjax.
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
+_LONGEST_KEY = 120  # characters, in messages
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -73,11 +74,16 @@ def read(path: str) -> Content:
             f"{files.shown(found)} contains {error}, which is no tensor and was not run: save its "
             "state_dict alone, best as .safetensors"
         ) from error
-    except (ValueError, safetensors.SafetensorError) as error:
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{files.shown(found)} cannot be read as weights: {error}") from error
     except files.error_types() as error:
         raise UserError(f"{files.shown(found)} cannot be read: {files.reason(error)}") from error
     return Content(found, *loaded, config)
+
+
+def shown(key: str) -> str:
+    """Returns a key as it is shown in messages: on one line, and cut if it is very long."""
+    return output.escaped(key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}...")
 
 
 def _config(file: epath.Path) -> dict[str, Any]:
@@ -85,7 +91,7 @@ def _config(file: epath.Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{files.shown(file)} cannot be read: {error}") from error
     return config if isinstance(config, dict) else {}
 

@@ -18,9 +18,14 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | int]:
     """Returns the settings of the encoder that has these shapes, by torchvision's names.
 
     The name counts layers as the paper does: `resnet50` has 48 convolutions in its blocks.
+
+    Raises:
+      ValueError: the first convolution has an impossible shape.
     """
     blocks = {match[0] for key in shapes if (match := re.match(r"layer\d+\.\d+", key))}
     in_block = 3 if "layer1.0.conv3.weight" in shapes else 2
+    if len(shapes[MARKS[0]]) != 4:
+        raise ValueError(f"{MARKS[0]} is {list(shapes[MARKS[0]])}, but should have 4 dimensions")
     width, _, size, _ = shapes[MARKS[0]]
     return {
         "encoder.name": f"resnet{2 + in_block * len(blocks)}",
