@@ -1,6 +1,7 @@
 """Self-supervised vision with graded similarity, in JAX and Flax.
 
-`load_encoder` and `pretrain` are documented in `gsjax.api`. Submodules load on first use:
+`load_encoder` and `pretrain` are documented in `gsjax.api`; `UserError` is what they raise if an
+argument or a file is at fault, with a message of one line. Submodules load on first use:
 `import gsjax; gsjax.losses.nt_xent` works, while `import gsjax` alone imports neither JAX nor
 TensorFlow.
 """
@@ -11,12 +12,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("load_encoder", "pretrain")
+_API = {"load_encoder": "api", "pretrain": "api", "UserError": "errors"}  # name: module
 
 
 def __getattr__(name: str) -> Any:
     if name in _API:
-        return getattr(importlib.import_module("gsjax.api"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_API[name]}"), name)
     module_name = f"{__name__}.{name}"
     try:
         return importlib.import_module(module_name)

@@ -9,12 +9,14 @@ import math
 import os
 import pathlib
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
 from gsjax import augment
@@ -29,8 +31,9 @@ from gsjax.models.outputs import Outputs
 from gsjax.runtime import files, interrupts, parallel
 from gsjax.runtime.tensorflow_setup import tf
 
-Images = np.ndarray | Iterable[np.ndarray] | Iterable[str | os.PathLike]
+Images = np.ndarray | Iterable[np.ndarray | Image.Image | str | os.PathLike]
 
+_PREPROCESSING = {"data.image_size", "data.mean", "data.std"}
 _BAR_DELAY = 2.0  # seconds before a progress bar appears
 # Notebooks show it though their output is no terminal.
 _HIDES_BAR = False if any("notebook" in kind.__module__ for kind in tqdm.__mro__) else None
@@ -64,29 +67,36 @@ class PretrainedEncoder:
             "unused": list(loaded.unused),
         }
 
-    def preprocess(self, image: np.ndarray) -> np.ndarray:
+    def preprocess(self, image: Any) -> np.ndarray:
         """Resizes an image and takes its center.
 
         Args:
-          image: uint8 [H, W, 3], RGB, of any size.
+          image: uint8 [H, W, 3], RGB, of any size; a Pillow image; or the path of a file.
 
         Returns:
           uint8 [S, S, 3], with S = `info["image_size"]`. Normalization is part of `encode`.
 
         Raises:
-          UserError: it is no such array.
+          UserError: it is none of these, or the file cannot be decoded.
         """
+        if isinstance(image, (str, os.PathLike)):
+            ((only,),) = self._read([files.absolute(os.fspath(image))])
+            return only
+        if isinstance(image, Image.Image):
+            image = np.asarray(image.convert("RGB"))
         if not _is_image(image):
-            raise UserError(f"an image must be uint8 [H, W, 3], RGB, not {_described(image)}")
+            raise UserError(
+                "an image must be uint8 [H, W, 3], RGB, a Pillow image or a path, not "
+                f"{_described(image)}"
+            )
         return self._transform(tf.constant(0), tf.constant(image)).numpy()
 
     def encode(self, images: Images) -> np.ndarray:
         """Returns the representations of images, float32 [N, F].
 
         Args:
-          images: a list of arrays uint8 [H, W, 3] of any sizes, each of which is preprocessed; a
-            list of paths, likewise; or a batch uint8 [N, S, S, 3] that already is. The list may be
-            any iterable; it is read before the first image is encoded.
+          images: what `preprocess` takes, in a list or any other iterable, which is read before the
+            first image is encoded; or a batch uint8 [N, S, S, 3] that is already preprocessed.
 
         Raises:
           UserError: they are none of these, or a file cannot be decoded.
@@ -145,7 +155,7 @@ class PretrainedEncoder:
             wanted = np.arange(done, min(done + self._batch_size, len(paths)))
             missing = np.setdiff1d(wanted, index)
             if len(missing):
-                raise UserError(f"{files.shown(paths[missing[0]])} cannot be read as an image")
+                raise UserError(_why_unread(paths[missing[0]]))
             done += len(index)
             yield batch["image"][: len(index)]
 
@@ -163,8 +173,8 @@ def load_encoder(
       network: of files that hold two: online (student, query) or target (teacher, key); auto for
         the one that is published as the encoder.
       batch_size: images encoded together, over all devices.
-      overrides: settings such as `image_size=96`; other groups as {"encoder.padding": "same"} by
-        `**`.
+      overrides: settings such as `image_size=96` or `mean=(0, 0, 0)`; other groups as
+        {"encoder.padding": "same"} by `**`.
 
     Raises:
       UserError: nothing that gsjax can read is there, or an override is impossible.
@@ -174,8 +184,11 @@ def load_encoder(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size must be a positive whole number, not {batch_size!r}")
     given = {"encoder.weights": os.fspath(path), "encoder.network": network}
-    given |= {_key(name, "data"): _text(value) for name, value in overrides.items()}
-    config = settings.of_evaluation("", None, given)
+    keys = {_key(name, "data"): _text(value) for name, value in overrides.items()}
+    # Unlike the jobs, whose scores would not be those of the run.
+    free = {key: keys.pop(key) for key in _PREPROCESSING.intersection(keys)}
+    config = settings.of_evaluation("", None, given | keys)
+    settings.override(config, free)
     settings.check(config)
     if config.encoder.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError(
@@ -183,6 +196,8 @@ def load_encoder(
         )
     mesh = parallel.create_mesh(jax.device_count())
     loaded = read_encoder(config, files.absolute("."), mesh)
+    if loaded.doubt:
+        warnings.warn(loaded.doubt, stacklevel=2)
     return PretrainedEncoder(config, loaded, batch_size)
 
 
@@ -268,6 +283,13 @@ def _listed(images: Any) -> np.ndarray | list:
             f"images must be a list of arrays, a list of paths or a batch, not {_described(images)}"
         )
     return list(images)
+
+
+def _why_unread(path: Any) -> str:
+    shown = files.shown(path)
+    if not path.exists():
+        return f"there is no file {shown}"
+    return f"{shown} is a folder" if path.is_dir() else f"{shown} cannot be read as an image"
 
 
 def _is_image(image: Any) -> bool:

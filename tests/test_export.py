@@ -82,7 +82,7 @@ def test_files_and_model_card(run):
     }  # fmt: skip
     card = (folder / "README.md").read_text()
     assert card.startswith('---\nlibrary_name: gsjax\nlicense: "cc-by-4.0"\n')
-    assert 'datasets:\n- "folder"\n' in card and "- self-supervised-learning\n" in card
+    assert "datasets:" not in card and "- self-supervised-learning\n" in card
     assert "# resnet18, pre-trained without labels\n" in card
     for expected in ("| method | SimCLR, no graded similarity |", "1 steps of 32 images, seed 5",
                      "Resize the short side to 32 (bilinear)", "`encoder.stablehlo`"):  # fmt: skip
@@ -96,6 +96,7 @@ def test_files_and_model_card(run):
 def test_the_command_of_the_card_trains_the_same_encoder(run):
     card = (run / "export" / "README.md").read_text()
     command = card.split("Trained by\n\n```\n")[1].split("\n```")[0]
+    assert "--config.data.labeled_split=''" in command and "--config.data.test_split=''" in command
     module, *arguments = shlex.split(command.replace("\\\n", ""))[2:]
     assert module == "gsjax.main" and "--config.data.data_dir=DATA_DIR" in arguments
     rest, overrides = settings.split_overrides(arguments)
@@ -250,10 +251,16 @@ def test_load_encoder_takes_every_kind_of_path_and_of_images(run, tmp_path):
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
     np.testing.assert_allclose(encoder.encode(paths), expected, rtol=1e-5, atol=1e-6)
-    for same in (iter(images), tuple(paths), (path for path in paths), jax.numpy.asarray(batch)):
+    pillow = [Image.fromarray(image) for image in images]
+    for same in (
+        iter(images), tuple(paths), (path for path in paths), jax.numpy.asarray(batch), pillow,
+        [paths[0], images[1]],
+    ):  # fmt: skip
         np.testing.assert_allclose(encoder.encode(same), expected, rtol=1e-5, atol=1e-6)
-    other = gsjax.load_encoder(run / "export", mean=(0, 0, 0), std=[1, 1, 1])
-    assert other.info["mean"] == (0, 0, 0)
+    for path in (run, run / "export"):
+        other = gsjax.load_encoder(path, mean=(0, 0, 0), std=[1, 1, 1], image_size=40)
+        assert other.info["mean"] == (0, 0, 0) and other.info["image_size"] == 40
+        assert other.encode(images).shape == (2, 32)
     many = gsjax.load_encoder(run, batch_size=8)
     np.testing.assert_allclose(
         many.encode(images * 10 + images[:1]), np.concatenate([np.tile(expected, (10, 1)),
@@ -272,19 +279,21 @@ def test_images_that_cannot_be_encoded_are_named(run, tmp_path):
         (None, "a batch, not NoneType"),
         ({"a": 1}, "a batch, not dict"),
         (np.zeros(()), r"a batch, not float64 \[\]"),
-        (["a.png", np.zeros((4, 4, 3), np.uint8)], "not str"),
-        ([np.zeros((4, 4), np.uint8)], r"uint8 \[H, W, 3\], RGB, not uint8 \[4, 4\]"),
+        ([np.zeros((4, 4), np.uint8)], r"a Pillow image or a path, not uint8 \[4, 4\]"),
         ([np.zeros((4, 4, 3))], "not float64"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"a batch must be uint8 \[N, 32, 32, 3\]"),
-        (["nowhere.png"], "nowhere.png cannot be read as an image"),
+        (["nowhere.png"], r"there is no file .*nowhere\.png"),
+        ([tmp_path], f"{tmp_path} is a folder"),
+        ([np.zeros((4, 4, 3), np.uint8), "nowhere.png"], r"there is no file .*nowhere\.png"),
     ):
         with pytest.raises(UserError, match=message):
             encoder.encode(images)
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match=r"torn\.png"):
+    with pytest.raises(gsjax.UserError, match=r"torn\.png cannot be read as an image"):
         encoder.encode([tmp_path / "torn.png"])
     for path, arguments, message in (
         ("nowhere", {}, "there is no file"),
+        ("https://host/weights.pth", {}, "neither a local path nor a bucket; download it first"),
         ("", {}, "needs a path"),
         (run, {"batch_size": 0}, "batch_size must be a positive whole number, not 0"),
         (run, {"batch_size": "64"}, "not '64'"),
@@ -344,6 +353,18 @@ def test_pretraining_starts_from_an_encoder(method, run, data, tmp_path, capsys)
     assert recorded == str(run / "export")
 
 
+def test_the_card_names_the_encoder_that_training_started_from(run, data, tmp_path):
+    changes = {"encoder.init": str(run / "export"), "data.data_dir": str(data / "three")}
+    pretrain(configured(changes), str(tmp_path))
+    evaluate(
+        knn, tmp_path, {"data.labeled_split": "train", "data.test_split": "test", "knn.k": "7"}
+    )
+    evaluate(export, tmp_path, {})
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "# resnet18\n" in card and "| started from | `export` |" in card
+    assert "| k 7, temperature 0" in card
+
+
 def test_another_architecture_is_refused(run, data, tmp_path):
     changes = {"encoder.init": str(run), "encoder.width": "8"}
     config = configured(changes | {"data.data_dir": str(data / "three")})
@@ -362,6 +383,12 @@ def test_pretraining_refuses_weights_of_evaluations(run, data, tmp_path):
     with pytest.raises(UserError, match=r"pre-training starts from encoder\.init"):
         pretrain(configured(changes), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_without_checkpoint_is_recognized(run, tmp_path):
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"no checkpoint in .*; train first|no checkpoint"):
+        gsjax.load_encoder(tmp_path)
 
 
 def test_an_evaluation_says_itself_what_it_evaluates(run, tmp_path):

@@ -351,3 +351,9 @@ def test_errors_are_one_line_before_anything_heavy_is_imported(written, argument
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("gsjax: error: ")]
     assert expected in line
+
+
+def test_a_sweep_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plans.load("small_study", {})
+    assert {member.config.encoder.width for member in plan.members} == {16}

@@ -301,6 +301,56 @@ def test_only_solo_learn_pads_a_cifar_stem_by_two(head, expected, tmp_path):
     assert found.settings.get("encoder.padding") == ("solo" if expected == "solo-learn" else None)
 
 
+# As lightly's examples save networks: {child: number} in ResNets of torchvision and of lightly.
+NUMBERED = {
+    "torchvision": {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7},
+    "lightly": {"conv1": 0, "bn1": 1, "layer1": 2, "layer2": 3, "layer3": 4, "layer4": 5},
+}
+
+
+def numbered(tensors, prefix, library):
+    def key_of(key):
+        child, _, rest = key.partition(".")
+        rest = rest.replace("downsample", "shortcut") if library == "lightly" else rest
+        return f"{prefix}{NUMBERED[library][child]}.{rest}"
+
+    return {key_of(key): value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("library", NUMBERED)
+@pytest.mark.parametrize(
+    ("online", "target", "head"),
+    [("backbone.", "backbone_momentum.", "projection_head.layers.0.weight"),
+     ("student_backbone.", "teacher_backbone.", "student_head.layers.0.weight")],
+)  # fmt: skip
+def test_numbered_children(library, online, target, head, small, tmp_path):
+    module, tensors, other = small
+    content = numbered(tensors, online, library) | numbered(other, target, library) | _heads(head)
+    (tmp_path / "weights.ckpt").write_bytes(torch_files.dumps({"state_dict": content}))
+    published = other if "student" in online else tensors
+    for network, expected in (("auto", published), ("online", tensors), ("target", other)):
+        found, variables = read(tmp_path / "weights.ckpt", module, network)
+        assert found.format == "lightly"
+        back = names.to_tensors(variables, weights.family("resnet18").module_name)
+        for key in back.keys() - {key for key in back if "tracked" in key}:
+            np.testing.assert_array_equal(back[key], expected[key], err_msg=key)
+    safetensors.numpy.save_file(numbered(tensors, "", library), tmp_path / "bare.safetensors")
+    _, variables = read(tmp_path / "bare.safetensors", module)
+    back = names.to_tensors(variables, weights.family("resnet18").module_name)
+    np.testing.assert_array_equal(back["layer4.1.conv2.weight"], tensors["layer4.1.conv2.weight"])
+
+
+def test_guesses_by_counters_and_order_are_in_doubt(small, tmp_path):
+    _, tensors, other = small
+    for name, (content, implied) in FORMATS.items():
+        (tmp_path / "weights.pth").write_bytes(torch_files.dumps(content(tensors, other)))
+        doubt = weights.find(str(tmp_path / "weights.pth")).doubt
+        assert bool(doubt) == ("converted" in name)
+        if doubt:
+            assert "set " in doubt and "encoder.padding=torch" in doubt
+            assert ("data.mean=0.485,0.456,0.406" in doubt) == ("data.mean" in implied)
+
+
 @pytest.mark.parametrize("copy", ["online_net.0.", "encoder_q.0."])
 def test_mmselfsup_stores_its_backbone_twice(copy, small, tmp_path):
     module, tensors, other = small
@@ -404,8 +454,8 @@ def of_timm(preprocessing):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"architecture": "resnetaa18"}, "has the architecture resnetaa18, which gsjax has not"),
-        ({"architecture": "resnet34"}, "has the architecture resnet34"),
+        ({"architecture": "resnetaa18"}, "names the architecture resnetaa18, but gsjax would"),
+        ({"architecture": "resnet34"}, "architecture resnet34, .* weights as resnet18"),
         (of_timm({"input_size": 5}), "an impossible pretrained_cfg"),
         (of_timm({"input_size": []}), "an impossible pretrained_cfg"),
         (of_timm({"mean": 5}), "an impossible pretrained_cfg"),
@@ -464,6 +514,8 @@ def test_sharded_safetensors(small, tmp_path):
          r"layer3\.1\.conv2\.weight is \[32, 32, 1, 1\], but should be \[32, 32, 3, 3\]"),
         (lambda t: t.update({"conv1.weight": np.zeros((3, 3), np.float32)}),
          r"conv1\.weight is \[3, 3\], but should have 4 dimensions"),
+        (lambda t: t["bn1.bias"].__setitem__(0, np.nan),
+         r"bn1\.bias holds values that are not finite"),
         (lambda t: t.update({"layer1.0.se.fc1.weight": np.zeros((3, 3), np.float32)}),
          r"layer1\.0\.se\.fc1\.weight belongs to an architecture that gsjax does not have"),
         (lambda t: t.update({"layer2.0.\x1b[31m\nx": np.zeros((3, 3), np.float32)}),
@@ -472,7 +524,7 @@ def test_sharded_safetensors(small, tmp_path):
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_its_key(change, message, small, tmp_path):
     module, tensors, _ = small
-    altered = dict(tensors)
+    altered = {key: value.copy() for key, value in tensors.items()}
     change(altered)
     content = {"state_dict": prefixed(altered, "module.encoder_q.")}
     (tmp_path / "weights.pth").write_bytes(torch_files.dumps(content))
@@ -485,7 +537,7 @@ def test_files_without_an_encoder_are_refused(small, tmp_path):
     path = tmp_path / "weights.pth"
     for content, message in (
         (_heads("fc.weight"), "holds no encoder that gsjax knows; its keys: fc.weight"),
-        ({}, "no tensors"),
+        ({}, "holds no tensors: save a model's state_dict"),
         (prefixed(tensors, "one.") | prefixed(other, "two."), "several encoders, under 'one.'"),
     ):
         path.write_bytes(torch_files.dumps(content))
@@ -631,6 +683,29 @@ def test_a_tensor_beyond_its_data_is_named(small, tmp_path):
     (tmp_path / "weights.pth").write_bytes(torch_files.dumps(tensors, change=shift))
     with pytest.raises(UserError, match=r"pth: conv1\.weight cannot be read: a tensor is longer"):
         read(tmp_path / "weights.pth", module)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html>", "it is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull fetches"),
+        (torch_files.dumps({"a": np.ones(1000, np.float32)})[:-30], "it ends early; download"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_what_else_a_file_may_be(data, message, suffix, tmp_path):
+    (tmp_path / f"weights.{suffix}").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        reader.read(str(tmp_path / f"weights.{suffix}"))
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "weights.pth")
+    for path in (tmp_path / "weights.pth", "/dev/zero"):
+        with pytest.raises(UserError, match="is not a regular file"):
+            reader.read(str(path))
 
 
 def header(content, length=None):

@@ -24,7 +24,7 @@ def run(path: str, function: str) -> Any:
       UserError: the file is missing or fails.
       UnknownKey: the file sets a key that the configuration does not have.
     """
-    file = _find(path, function)
+    file = find(path, function)
     sys.path.insert(0, str(file.resolve().parent))
     try:
         spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -51,7 +51,7 @@ def run(path: str, function: str) -> Any:
         sys.path.pop(0)
 
 
-def _find(path: str, function: str) -> pathlib.Path:
+def find(path: str, function: str) -> pathlib.Path:
     """Returns a file, or the config of that name that comes with gsjax.
 
     Raises:

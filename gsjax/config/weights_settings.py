@@ -8,6 +8,7 @@ from etils import epath
 from gsjax.config.defaults import SETTINGS
 from gsjax.errors import UserError
 from gsjax.models import weights
+from gsjax.models.weights import reader
 from gsjax.models.weights.formats import Found
 from gsjax.runtime import files
 
@@ -15,7 +16,8 @@ from gsjax.runtime import files
 def is_run(path: str) -> bool:
     """Whether a path is a work directory of gsjax or one of its checkpoints."""
     folder = files.absolute(path)
-    is_workdir = (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
+    holds_weights = any((folder / name).exists() for name in reader.FOLDER_FILES)
+    is_workdir = (folder / "config.json").exists() and not holds_weights
     return is_workdir or _is_checkpoint(folder)
 
 

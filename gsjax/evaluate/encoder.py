@@ -40,6 +40,7 @@ class Loaded(NamedTuple):
       pretrained: the method with its heads, if they were asked for.
       unused: keys of the file that belong to something else.
       notes: lines that say what was taken from the file.
+      doubt: what may be wrong with the file's format, and how to correct it; "" if nothing.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class Loaded(NamedTuple):
     pretrained: Pretrained | None = None
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    doubt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,7 +136,9 @@ class _Export:
         """Puts the new files in the place of those of an earlier export."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in model_card.FILES.keys() - self._remarks.keys():
-            (self._folder / name).unlink(missing_ok=True)
+            if (self._folder / name).exists():
+                (self._folder / name).unlink()
+                metrics.log(f"removed  {files.shown(self._folder / name)} of an earlier export")
         for name, remark in self._remarks.items():
             (self._new / name).replace(self._folder / name)
             metrics.log(f"wrote    {files.shown(self._folder / name)}{remark}")

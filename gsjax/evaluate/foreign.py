@@ -60,7 +60,14 @@ def read(config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> Loaded:
     unused = weights.unused(found, target)
     lines = _describe(found, len(weights.used(found, target)), unused)
     return Loaded(
-        module, variables, found.content.path, found.format, pretrained, tuple(unused), lines
+        module,
+        variables,
+        found.content.path,
+        found.format,
+        pretrained,
+        tuple(unused),
+        lines,
+        found.doubt,
     )
 
 
@@ -69,6 +76,8 @@ def _describe(found: Found, num_used: int, unused: list[str]) -> tuple[str, ...]
     network = "target network" if found.network.is_target else "encoder"
     place = f" under {found.network.prefix}" if found.network.prefix else ""
     lines = [f"weights  {found.format}: {network}{place}, {num_used} tensors"]
+    if found.doubt:
+        lines.append(f"note     {found.doubt}")
     if unused:
         lines.append(f"unused   {len(unused)} tensors: {weights.describe_unused(unused)}")
     return tuple(lines)

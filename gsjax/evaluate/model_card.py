@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from gsjax.config import settings
 from gsjax.config.defaults import SETTINGS
@@ -16,14 +17,17 @@ from gsjax.evaluate.evaluation import Evaluation
 from gsjax.methods import METHODS
 from gsjax.runtime import files
 
+# Free settings without which training does not start: the splits of the kNN monitor.
+_NEEDED = ("data.labeled_split", "data.test_split")
 FILES = {
     "model.safetensors": "weights, with the names and layouts of torchvision",
     "config.json": "what timm and gsjax need to load them",
     "encoder.stablehlo": "program for JAX (`jax.export`): uint8 [B, {size}, {size}, 3] to float32 "
     "[B, {features}], normalization included",
-    "encoder.onnx": "program for ONNX runtimes: normalized float32 [B, 3, {size}, {size}] to "
-    "float32 [B, {features}]",
-    "detectron2.pkl": "weights, with the names of Detectron2",
+    "encoder.onnx": "program for ONNX runtimes, with one input and one output: normalized float32 "
+    "[B, 3, {size}, {size}] to float32 [B, {features}]",
+    "detectron2.pkl": "weights, with the names of Detectron2: RGB, `STRIDE_IN_1X1: False`, and 255 "
+    "times mean and standard deviation as `PIXEL_MEAN` and `PIXEL_STD`",
     "README.md": "this card",
 }
 
@@ -45,14 +49,15 @@ def create(
       names: of the exported files, as in `FILES`.
     """
     run = settings.read_run(job.run / "config.json") if job.run else None
-    title = f"# {config.encoder.name}{', pre-trained without labels' if run else ''}\n"
+    is_own = run is not None and not run["encoder.init"]
+    title = f"# {config.encoder.name}{', pre-trained without labels' if is_own else ''}\n"
     parts = [
         _front_matter(config, run, architecture),
         title,
         _how_trained(config, run, job),
         _scores(job),
         _preprocessing(config),
-        _usage(config, architecture, num_features),
+        _usage(config, architecture, names, num_features),
         _contents(config, names, num_features),
     ]
     return "\n".join(part for part in parts if part)
@@ -66,7 +71,8 @@ def _front_matter(
         lines.append(f"license: {json.dumps(config.export.license)}")
     tags = ["image-feature-extraction", "jax"] + ["timm"] * bool(architecture)
     if run:
-        lines += ["datasets:", f"- {json.dumps(run['data.source'])}"]
+        if run["data.source"] != "folder":
+            lines += ["datasets:", f"- {json.dumps(run['data.source'])}"]
         tags.append("self-supervised-learning")
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---\n"])
 
@@ -83,14 +89,16 @@ def _how_trained(
     if run["similarity.measure"] != "none":
         measure, threshold = run["similarity.measure"], run["similarity.threshold"]
         graded = f"graded similarity ({measure}, threshold {threshold:g})"
-    size = run["data.image_size"]
+    size, split = run["data.image_size"], run["data.split"]
     rows = [
         ("method", f"{METHODS[str(run['method'])].label}, {graded}"),
-        ("data", f"{run['data.source']}, split `{run['data.split']}`"),
+        ("data", f"{run['data.source']}, split `{split}`" if split else run["data.source"]),
         ("views", f"{size} x {size} pixels"),
         ("training", f"{job.step} steps of {run['batch_size']} images, seed {run['seed']}"),
         ("encoder", _described(config)),
     ]
+    if run["encoder.init"]:
+        rows.insert(0, ("started from", f"`{epath.Path(str(run['encoder.init'])).name}`"))
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"| | |\n| --- | --- |\n{table}\n\nTrained by\n\n```\n{_command(run)}\n```\n"
 
@@ -100,7 +108,7 @@ def _command(run: dict[str, Value]) -> str:
     changed = [
         f"--config.{key}={shlex.quote(str(run[key]))}"
         for key, setting in SETTINGS.items()
-        if setting.kind is not Kind.FREE and run[key] != setting.default
+        if (setting.kind is not Kind.FREE or key in _NEEDED) and run[key] != setting.default
     ]
     if run["data.data_dir"]:
         changed.append("--config.data.data_dir=DATA_DIR")
@@ -121,12 +129,15 @@ def _scores(job: Evaluation) -> str:
                 rows += _rows(entry)
     if not rows:
         return ""
-    return "\n".join(["## Scores\n", "| data | score | value |", "| --- | --- | --- |", *rows, ""])
+    head = ["| data | score | value | protocol |", "| --- | --- | --- | --- |"]
+    return "\n".join(["## Scores\n", *head, *rows, ""])
 
 
 def _rows(entry: dict[str, Any]) -> list[str]:
+    numbers = {name: x for name, x in entry["protocol"].items() if isinstance(x, (int, float))}
+    protocol = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
     return [
-        f"| {entry['dataset']} | {score} | {value:.2f} |"
+        f"| {entry['dataset']} | {score} | {value:.2f} | {protocol} |"
         for score, value in entry["scores"].items()
     ]
 
@@ -141,18 +152,36 @@ def _preprocessing(config: ml_collections.ConfigDict) -> str:
     )
 
 
-def _usage(config: ml_collections.ConfigDict, name: str | None, features: int) -> str:
-    lines = ["## Usage\n", "```python", "import gsjax", ""]
-    lines += [
-        'encoder = gsjax.load_encoder("FOLDER")',
-        "features = encoder.encode(images)",
-        "```\n",
+def _usage(
+    config: ml_collections.ConfigDict,
+    architecture: str | None,
+    names: Collection[str],
+    num_features: int,
+) -> str:
+    examples = [
+        'import gsjax\n\nencoder = gsjax.load_encoder("FOLDER")\nfeatures = encoder.encode(images)'
     ]
-    if name:
-        lines += ["```python", "import timm", ""]
-        lines += ['model = timm.create_model("local-dir:FOLDER", pretrained=True)', "```\n"]
+    if architecture:
+        examples.append(
+            'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)'
+        )
+    if "encoder.stablehlo" in names:
+        examples.append(
+            "import pathlib\n\nfrom jax import export\n\n"
+            'content = pathlib.Path("FOLDER/encoder.stablehlo").read_bytes()\n'
+            "features = export.deserialize(bytearray(content)).call(images)"
+        )
+    if "encoder.onnx" in names:
+        examples.append(
+            "import onnxruntime\n\n"
+            'session = onnxruntime.InferenceSession("FOLDER/encoder.onnx")\n'
+            "(features,) = session.run(None, {session.get_inputs()[0].name: normalized})"
+        )
+    blocks = [f"```python\n{example}\n```\n" for example in examples]
     size = config.data.image_size
-    return "\n".join([*lines, f"Images of {size} pixels give {features} features.\n"])
+    return "\n".join(
+        ["## Usage\n", *blocks, f"Images of {size} pixels give {num_features} features.\n"]
+    )
 
 
 def _contents(config: ml_collections.ConfigDict, names: Collection[str], num_features: int) -> str:

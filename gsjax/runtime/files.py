@@ -36,10 +36,15 @@ def absolute(path: str) -> epath.Path:
     """Makes a local path absolute; returns gs://... unchanged.
 
     Raises:
-      UserError: it begins with ~ and there is no home folder, or it is relative and the current
-        folder is gone.
+      UserError: it begins with ~ and there is no home folder, it is relative and the current folder
+        is gone, or it is an address that is no bucket.
     """
-    expanded = epath.Path(path).expanduser()
+    try:
+        expanded = epath.Path(path).expanduser()
+    except KeyError as error:
+        raise UserError(
+            f"{shown(path)} is neither a local path nor a bucket; download it first"
+        ) from error
     if expanded.parts[:1] == ("~",):
         raise UserError(f"{shown(path)}: there is no home folder; give the path without ~")
     if not is_remote(expanded):

@@ -4,7 +4,6 @@ Imports neither JAX nor TensorFlow, so that every member is checked before anyth
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -134,7 +133,7 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
     for key in ("seed", sweep.axis):
         if key and key in overrides:
             raise UserError(f"--config.{key} is already set by the sweep {path}")
-    folder = pathlib.Path(path).resolve().parent.parent
+    folder = config_file.find(path, "get_sweep").resolve().parent.parent
     members: list[Member] = []
     for seed, value, arm in _combinations(sweep):
         changes = {**sweep.overrides, **arm.overrides, "seed": seed}

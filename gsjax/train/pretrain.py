@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,7 +167,8 @@ def _finish(training: _Training) -> TrainState:
         if first < num_steps:
             state = _train(training, state, key, writer)
             if ENCODERS[config.encoder.name].names:
-                metrics.log(f"to export the encoder: --workdir {folder} --job export")
+                command = f"python -m gsjax.main --workdir {shlex.quote(files.shown(folder))}"
+                metrics.log(f"to export the encoder: {command} --job export")
     return state
 
 

@@ -41,7 +41,10 @@ def settings(content: Content, encoder: str) -> tuple[str, dict[str, Value]] | N
         return None
     match = _TIMM_NAME.fullmatch(architecture)
     if not match or match[1] != encoder:
-        raise UserError(f"{file} has the architecture {shown(architecture)}, which gsjax has not")
+        raise UserError(
+            f"{file} names the architecture {shown(architecture)}, but gsjax would read the "
+            f"weights as {encoder}"
+        )
     timm = config.get("pretrained_cfg", config)  # older versions had all in one dictionary
     try:
         return "timm", _of_timm(dict(timm))

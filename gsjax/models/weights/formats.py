@@ -12,6 +12,7 @@ from gsjax.config.schema import Value
 from gsjax.errors import UserError
 from gsjax.models import ENCODERS
 from gsjax.models.weights import folder
+from gsjax.models.weights.pytorch import Tensor
 from gsjax.models.weights.reader import Content, shown
 from gsjax.runtime import files
 
@@ -21,10 +22,11 @@ WRAPPERS = {
     *("classy_state_dict", "base_model", "trunk", "_feature_blocks"),
 }
 _TARGETS = {
-    *("encoder_k", "momentum_encoder", "momentum_backbone", "key_backbone", "target_net"),
+    *("encoder_k", "momentum_encoder", "momentum_backbone", "key_backbone"),
+    *("backbone_momentum", "target_net"),
     *("teacher", "teacher_backbone", "state_dict_ema", "model_ema", "ema"),
 }
-_LIGHTLY = ("backbone", "student_backbone", "teacher_backbone", "key_backbone")
+_LIGHTLY = ("backbone", "student_backbone", "teacher_backbone", "key_backbone", "backbone_momentum")
 _COUNTER = "num_batches_tracked"
 _ZERO_ONE = {"data.mean": "0,0,0", "data.std": "1,1,1"}
 _IMAGENET = {"data.mean": "0.485,0.456,0.406", "data.std": "0.229,0.224,0.225"}
@@ -57,12 +59,14 @@ class Found(NamedTuple):
       network: the encoder chosen in it.
       format: who wrote it, in words.
       settings: {dotted key: value} of the settings that belong to it.
+      doubt: what may be wrong with the format, and how to correct it; "" if nothing.
     """
 
     content: Content
     network: Network
     format: str
     settings: dict[str, Value]
+    doubt: str = ""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns {name without prefix: shape} of the encoder's tensors and what is among them."""
@@ -85,6 +89,7 @@ def recognize(content: Content, wanted: str) -> Found:
     Raises:
       UserError: there is none, or not the one that is wanted.
     """
+    content = content._replace(tensors=_named(content.tensors))
     network = _choose(content, list(_networks(content.tensors)), wanted)
     found = Found(content, network, "", {})
     shapes = found.shapes()
@@ -105,14 +110,54 @@ def recognize(content: Content, wanted: str) -> Found:
     settings |= {**_IMAGENET, **own}
     if name == "solo-learn" and settings.get("encoder.stem") == "cifar":
         settings["encoder.padding"] = "solo"
-    return found._replace(format=name, settings=settings)
+    return found._replace(format=name, settings=settings, doubt=_doubt(content, name, own))
+
+
+def _doubt(content: Content, name: str, own: Mapping[str, Value]) -> str:
+    if "converted" not in name:
+        return ""
+    usual = {**_IMAGENET, "encoder.padding": "torch"}
+    advice = " ".join(f"{key}={usual[key]}" for key in own if key in usual)
+    return (
+        f"{files.shown(content.path)} looks like {name}, but only its counters and order say so; "
+        f"if it is another one, set {advice}"
+    )
+
+
+def _families() -> list[ModuleType]:
+    rows = {row.names: row for row in ENCODERS.values() if row.names}
+    return [row.load_names() for row in rows.values()]
+
+
+def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replaces the numbers of an nn.Sequential's children, as lightly's examples have them."""
+    for family in _families():
+        for children in family.CHILDREN:
+            first, second = (_numbered(mark, children) for mark in family.MARKS)
+            prefixes = {
+                prefix
+                for key in tensors
+                if (prefix := key.removesuffix(second)) != key and f"{prefix}{first}" in tensors
+            }
+            for prefix in prefixes:
+                tensors = {
+                    prefix + family.named_child(key.removeprefix(prefix), children)
+                    if key.startswith(prefix)
+                    else key: tensor
+                    for key, tensor in tensors.items()
+                }
+    return tensors
+
+
+def _numbered(key: str, children: tuple[str, ...]) -> str:
+    name, _, rest = key.partition(".")
+    return f"{children.index(name)}.{rest}"
 
 
 def _networks(tensors: Iterable[str]) -> Iterator[Network]:
     keys = set(tensors)
     students = any("student_backbone." in key for key in keys)
-    for row in {row.names: row for row in ENCODERS.values() if row.names}.values():
-        family = row.load_names()
+    for family in _families():
         for key in sorted(keys):
             prefix = key.removesuffix(family.MARKS[0])
             if prefix == key or prefix[-1:] not in ("", "."):
@@ -129,7 +174,9 @@ def _networks(tensors: Iterable[str]) -> Iterator[Network]:
 def _choose(content: Content, networks: list[Network], wanted: str) -> Network:
     file = files.shown(content.path)
     if not networks:
-        some = ", ".join(map(shown, sorted(content.tensors)[:3])) or "no tensors"
+        if not content.tensors:
+            raise UserError(f"{file} holds no tensors: save a model's state_dict, not the model")
+        some = ", ".join(map(shown, sorted(content.tensors)[:3]))
         raise UserError(f"{file} holds no encoder that gsjax knows; its keys: {some} ...")
     has_students = any("student" in part for n in networks for part in n.role)
     prefers_target = wanted == "target" or (wanted == "auto" and has_students)
@@ -229,7 +276,7 @@ _FORMATS = (
     _Format(
         "lightly",
         lambda f: (
-            f.has_any("projection_head", "online_classifier")
+            f.has_any("projection_head", "online_classifier", "student_head", "prediction_head")
             and f.role[-1:] in [(name,) for name in _LIGHTLY]
         ),
     ),

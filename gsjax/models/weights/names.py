@@ -55,6 +55,8 @@ def to_variables(
             value = read(key)
         except ValueError as error:
             raise UserError(f"{shown(key)} cannot be read: {error}") from error
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise UserError(f"{shown(key)} holds values that are not finite")
         place[path[-1]] = np.transpose(value, axes).astype(leaf.dtype)
     return variables
 

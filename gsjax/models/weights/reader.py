@@ -1,6 +1,9 @@
 """Reads the tensors of a weights file or folder, without running code in it."""
 
+import io
 import json
+import os
+import zipfile
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -16,6 +19,11 @@ from gsjax.runtime import files, output, pickles
 # Files of a folder in the order in which they are preferred: timm, Hugging Face, gsjax.
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
+_HEAD = 100  # bytes
+_OTHERS = {  # what else a file may begin with
+    b"<": "an HTML page",
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull fetches the file",
+}
 _LONGEST_KEY = 120  # characters, in messages
 _DTYPES = {
     "F64": np.float64,
@@ -67,6 +75,8 @@ def read(path: str) -> Content:
         found = found / names[0]
     elif not found.exists():
         raise UserError(f"there is no file {files.shown(found)} with weights")
+    elif not (files.is_remote(found) or os.path.isfile(found)):  # epath counts pipes and devices
+        raise UserError(f"{files.shown(found)} is not a regular file")
     try:
         loaded = _sharded(found) if found.suffix == ".json" else _load(found)
     except pickles.UnsafePickle as error:
@@ -98,6 +108,13 @@ def _config(file: epath.Path) -> dict[str, Any]:
 
 def _load(file: epath.Path) -> pytorch.Loaded:
     data = file.read_bytes()
+    if not data:
+        raise ValueError("it is empty")
+    for begin, what in _OTHERS.items():
+        if data[:_HEAD].lstrip()[: len(begin)].lower() == begin:
+            raise ValueError(f"it is {what}")
+    if data[:2] == b"PK" and not zipfile.is_zipfile(io.BytesIO(data)):
+        raise ValueError("it ends early; download or copy it again")
     if file.suffix != ".safetensors":
         return pytorch.load(data)
     tensors: dict[str, Tensor] = {

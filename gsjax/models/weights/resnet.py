@@ -8,6 +8,13 @@ MARKS = ("conv1.weight", "layer1.0.conv1.weight")
 """Every ResNet has these keys."""
 
 
+CHILDREN = (
+    ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"),
+    ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+)
+"""What nn.Sequential(*children) numbers, in the ResNets of lightly and of torchvision."""
+
+
 def module_name(path: str) -> str:
     """Returns torchvision's name of a module, such as `layer1_0.downsample_bn`."""
     name = re.sub(r"^layer(\d)_(\d+)", r"layer\1.\2", path)
@@ -32,6 +39,14 @@ def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | int]:
         "encoder.width": width,
         "encoder.stem": "imagenet" if size == 7 else "cifar",
     }
+
+
+def named_child(key: str, children: tuple[str, ...]) -> str:
+    """Returns the name of a key that begins with the number of a child."""
+    number, _, rest = key.partition(".")
+    if not number.isdecimal() or int(number) >= len(children):
+        return key
+    return f"{children[int(number)]}.{rest.replace('shortcut.', 'downsample.')}"
 
 
 def architecture(settings: Any) -> str | None:
