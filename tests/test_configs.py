@@ -224,13 +224,13 @@ def test_thesis_warmup_is_ten_epochs():
 
 
 @pytest.mark.parametrize(
-    "group", ["features", "linear", "transfer", "retrieval", "diagnostics", "report"]
+    "group", ["features", "linear", "transfer", "retrieval", "diagnostics", "export", "report"]
 )
 def test_every_setting_of_the_evaluations_is_read(group):
     """As `config.<group>.<name>`, or as `settings.<name>` in a module that takes the group."""
     read = set()
-    folder = "report" if group == "report" else "evaluate"
-    for path in (ROOT / "gsjax" / folder).glob("*.py"):
+    folders = ["report"] if group == "report" else ["evaluate", "data"]
+    for path in (path for folder in folders for path in (ROOT / "gsjax" / folder).glob("*.py")):
         nodes = ast.walk(ast.parse(path.read_text()))
         texts = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
         takes_group = any(text.endswith(f"config.{group}") for text in texts)

@@ -114,8 +114,8 @@ def central(size: int, method: str = "bilinear", crop_pct: float = 0.0) -> Centr
 
 def of_config(config: ml_collections.ConfigDict) -> CentralSquare:
     """Returns `central` with the settings of a config."""
-    features = config.features
-    return central(config.data.image_size, features.interpolation, features.crop_pct)
+    settings = config.features
+    return central(config.data.image_size, settings.interpolation, settings.crop_pct)
 
 
 def transfer(size: int) -> CentralSquare:

@@ -90,14 +90,14 @@ class _Export:
         stored = safetensors.numpy.save(tensors, metadata={"format": "pt"})
         self._write("config.json", _json(self._description()))
         self._write("model.safetensors", stored, self._read_weights)
-        wanted = self._config.export
-        if wanted.stablehlo:
+        settings = self._config.export
+        if settings.stablehlo:
             program = programs.stablehlo(self._from_pixels, self._size)
             self._write("encoder.stablehlo", program, self._run_stablehlo)
-        if wanted.onnx:
+        if settings.onnx:
             program = programs.onnx(self._from_normalized, self._size)
             self._write("encoder.onnx", program, self._run_onnx)
-        if wanted.detectron2:
+        if settings.detectron2:
             rename = self._family.detectron2_name
             content = {
                 "model": {rename(key): value for key, value in tensors.items()},
