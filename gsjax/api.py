@@ -10,24 +10,23 @@ import os
 import pathlib
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 from tqdm.auto import tqdm
 
-from gsjax import augment
 from gsjax.config import choices, settings
 from gsjax.data import input_pipeline, source, transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation
 from gsjax.evaluate.encoder import Loaded
 from gsjax.evaluate.encoder_reader import read_encoder
-from gsjax.evaluate.features import local_rows
-from gsjax.models.outputs import Outputs
+from gsjax.evaluate.features import EncodeFn, create_encode_fn, local_rows
 from gsjax.runtime import files, interrupts, parallel
 from gsjax.runtime.tensorflow_setup import tf
 
@@ -47,13 +46,17 @@ class PretrainedEncoder:
         `interpolation`, `short_side` and `unused` (keys of the file that belong to something else).
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, loaded: Loaded, batch_size: int) -> None:
-        self._mesh = parallel.create_mesh(jax.device_count())
-        self._encoder = evaluation.as_encoder(config, loaded, self._mesh)
+    def __init__(
+        self, config: ml_collections.ConfigDict, loaded: Loaded, mesh: Mesh, batch_size: int
+    ) -> None:
+        self._mesh = mesh
+        self._encoder = evaluation.as_encoder(config, loaded, mesh)
         self._transform = transforms.of_config(config)
         devices = self._mesh.devices.size
         self._batch_size = math.ceil(batch_size / devices) * devices
-        self._apply = _create_apply(self._encoder.module, self._encoder.normalization, self._mesh)
+        self._maps_fn = create_encode_fn(
+            self._encoder.module, *self._encoder.normalization, mesh, part="maps"
+        )
         mean, std, _ = self._encoder.normalization
         self.info: dict[str, Any] = {
             "path": str(loaded.path),
@@ -101,13 +104,13 @@ class PretrainedEncoder:
         Raises:
           UserError: they are none of these, or a file cannot be decoded.
         """
-        return self._run(images, lambda outputs: outputs.pooled)
+        return self._run(images, self._encoder.encode_fn)
 
     def maps(self, images: Images) -> np.ndarray:
         """Returns the maps of the last stage, float32 [N, h, w, C]; see `encode`."""
-        return self._run(images, lambda outputs: outputs.maps)
+        return self._run(images, self._maps_fn)
 
-    def _run(self, images: Images, choose: Callable[[Outputs], jax.Array]) -> np.ndarray:
+    def _run(self, images: Images, encode_fn: EncodeFn) -> np.ndarray:
         rows = []
         given = _listed(images)
         with tqdm(
@@ -115,8 +118,8 @@ class PretrainedEncoder:
         ) as bar:
             for batch in self._batches(given):
                 padded = np.pad(batch, [(0, self._padding(len(batch))), (0, 0), (0, 0), (0, 0)])
-                outputs = self._apply(self._encoder.variables, parallel.shard(padded, self._mesh))
-                rows.append(local_rows(choose(outputs))[: len(batch)].astype(np.float32))
+                encoded = encode_fn(self._encoder.variables, parallel.shard(padded, self._mesh))
+                rows.append(local_rows(encoded)[: len(batch)].astype(np.float32))
                 bar.update(len(batch))
         if not rows:
             raise UserError("there are no images to encode")
@@ -198,7 +201,7 @@ def load_encoder(
     loaded = read_encoder(config, files.absolute("."), mesh)
     if loaded.doubt:
         warnings.warn(loaded.doubt, stacklevel=2)
-    return PretrainedEncoder(config, loaded, batch_size)
+    return PretrainedEncoder(config, loaded, mesh, batch_size)
 
 
 def pretrain(
@@ -260,17 +263,6 @@ def _key(name: str, group: str = "") -> str:
 def _text(value: Any) -> str:
     """Returns a value as the command line would have it."""
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def _create_apply(module: Any, normalization: Any, mesh: jax.sharding.Mesh) -> Callable:
-    """Compiles (variables, images uint8 [B, S, S, 3]) -> outputs."""
-
-    def apply(variables, images):
-        return module.apply(variables, augment.normalize(images, *normalization), train=False)
-
-    batch = jax.sharding.PartitionSpec(parallel.AXIS)
-    specs = (jax.sharding.PartitionSpec(), batch)
-    return parallel.data_parallel(apply, mesh, in_specs=specs, out_specs=batch)
 
 
 def _listed(images: Any) -> np.ndarray | list:

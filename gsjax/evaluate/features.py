@@ -51,17 +51,18 @@ class Features(NamedTuple):
 
 
 def create_encode_fn(
-    encoder: nn.Module, mean: tuple, std: tuple, dtype: Any, mesh: Mesh
+    encoder: nn.Module, mean: tuple, std: tuple, dtype: Any, mesh: Mesh, part: str = "pooled"
 ) -> EncodeFn:
     """Compiles (variables, images uint8 [B, H, W, 3]) -> representations [B, F].
 
-    The images are split over the devices; BatchNorm is in inference mode.
+    The images are split over the devices; BatchNorm is in inference mode. The part "maps" of the
+    encoder's `Outputs` is [B, h, w, C].
     """
 
     def encode(variables, images):
         images = augment.normalize(images, mean, std, dtype)
         outputs: Any = encoder.apply(variables, images, train=False)
-        return outputs.pooled
+        return getattr(outputs, part)
 
     batch = P(parallel.AXIS)
     return parallel.data_parallel(encode, mesh, in_specs=(P(), batch), out_specs=batch)

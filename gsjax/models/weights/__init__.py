@@ -55,7 +55,7 @@ def variables(found: Found, target: Any) -> Any:
     known = names.to_shapes(target, found.network.family.module_name)
     modules = {key.split(".")[0] for key in known}
     for key in found.shapes():
-        if key not in known and key.split(".")[0] in modules and not _is_counter(key):
+        if key not in known and key.split(".")[0] in modules and not formats.is_counter(key):
             raise UserError(f"{shown(key)} belongs to an architecture that gsjax does not have")
     return names.to_variables(
         target,
@@ -75,7 +75,7 @@ def used(found: Found, target: Any) -> list[str]:
 def unused(found: Found, target: Any) -> list[str]:
     """Returns the other keys of the file, without counters of batches."""
     read = set(used(found, target))
-    return [key for key in found.content.tensors if key not in read and not _is_counter(key)]
+    return [key for key in found.content.tensors if key not in read and not formats.is_counter(key)]
 
 
 def describe_unused(keys: list[str]) -> str:
@@ -87,10 +87,6 @@ def describe_unused(keys: list[str]) -> str:
     ]
     more = f" and {len(groups) - _MAX_GROUPS} more groups" if len(groups) > _MAX_GROUPS else ""
     return f"{', '.join(map(reader.shown, parts))}{more}"
-
-
-def _is_counter(key: str) -> bool:
-    return key.endswith("num_batches_tracked")
 
 
 def _group(key: str) -> str:

@@ -27,7 +27,6 @@ _TARGETS = {
     *("teacher", "teacher_backbone", "state_dict_ema", "model_ema", "ema"),
 }
 _LIGHTLY = ("backbone", "student_backbone", "teacher_backbone", "key_backbone", "backbone_momentum")
-_COUNTER = "num_batches_tracked"
 _ZERO_ONE = {"data.mean": "0,0,0", "data.std": "1,1,1"}
 _IMAGENET = {"data.mean": "0.485,0.456,0.406", "data.std": "0.229,0.224,0.225"}
 
@@ -111,6 +110,11 @@ def recognize(content: Content, wanted: str) -> Found:
     if name == "solo-learn" and settings.get("encoder.stem") == "cifar":
         settings["encoder.padding"] = "solo"
     return found._replace(format=name, settings=settings, doubt=_doubt(content, name, own))
+
+
+def is_counter(key: str) -> bool:
+    """Whether a key is a BatchNorm's number of batches, which no evaluation reads."""
+    return key.endswith("num_batches_tracked")
 
 
 def _doubt(content: Content, name: str, own: Mapping[str, Value]) -> str:
@@ -221,7 +225,7 @@ class _Facts(NamedTuple):
 
     def is_converted_simclr(self) -> bool:
         """Whether the file looks like that of tonylins' convert.py: a model never trained here."""
-        counters = [t for k, t in self.content.tensors.items() if k.endswith(_COUNTER)]
+        counters = [t for k, t in self.content.tensors.items() if is_counter(k)]
         return (
             self.content.entries == ("state_dict",)
             and self.network.prefix == "state_dict."
@@ -237,7 +241,7 @@ class _Facts(NamedTuple):
         return (
             self.network.prefix == ""
             and "fc.weight" in self.shapes
-            and not any(key.endswith(_COUNTER) for key in keys)
+            and not any(map(is_counter, keys))
             and are_statistics == sorted(are_statistics)
         )
 
