@@ -68,9 +68,18 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory: pytest.TempPathFactory):
-    """Keeps the user's compilation cache away from the tests, and the tests' away from the user."""
+    """Keeps the user's compilation cache away from the tests, and the tests' away from the user.
+
+    It also holds the programs of tests that do not start as gsjax does: most are compiled often.
+    """
+    import jax
+
+    home = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        jax.config.update("jax_compilation_cache_dir", str(home / "gsjax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         yield
 
 

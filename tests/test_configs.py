@@ -52,7 +52,13 @@ def test_config_builds_its_method_and_optimizer(path):
     assert {"encoder", "projector"} <= method.networks.keys()
 
 
-@pytest.mark.parametrize("name", first_of_each_program())
+def quick_or_slow(name):
+    """Tracing takes up to ten seconds: at once, each method with one of its encoders."""
+    small = load(name).encoder.name == "resnet18"
+    return name if small else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [quick_or_slow(name) for name in first_of_each_program()])
 def test_its_step_can_be_traced(name):
     config = load(name)
     method, optimizer, mesh = build(config)

@@ -161,6 +161,7 @@ def test_a_standard_encoder_can_be_opened_by_timm(tmp_path, data):
     assert "timm.create_model" in (folder / "README.md").read_text()
 
 
+JOBS_THAT_FIT = ("linear", "transfer")
 JOBS = {
     "knn": (knn, {"knn.k": "5"}),
     "linear": (linear, {"linear.num_epochs": "1", "linear.batch_size": "32"}),
@@ -169,7 +170,10 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job",
+    ["knn", "retrieval", *(pytest.param(job, marks=pytest.mark.slow) for job in JOBS_THAT_FIT)],
+)
 def test_a_file_gives_the_scores_of_the_checkpoint(job, run, data):
     module, changes = JOBS[job]
     changes = changes | {
@@ -325,7 +329,10 @@ def test_pretrain_from_python_resumes(data, tmp_path, monkeypatch):
 # Starting from other weights.
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov2", "byol"])
+@pytest.mark.parametrize(
+    "method",
+    ["mocov2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simclr", "byol"))],
+)
 def test_pretraining_starts_from_an_encoder(method, run, data, tmp_path, capsys):
     changes = {
         "method": method, "encoder.init": str(run / "export"), "queue.size": "64",

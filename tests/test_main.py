@@ -16,6 +16,11 @@ def run(*arguments, cwd=None):
     )
 
 
+def slow(*case):
+    """A case that opens data or devices; what it checks is also tested in one process."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 def test_help_is_quick_and_useful():
     done = run("--help")
     assert done.returncode == 0
@@ -37,14 +42,14 @@ def test_help_is_quick_and_useful():
         (["--num_processes=2"], "--coordinator"),
         (["--num_processes=2", "--coordinator=auto"], "--coordinator"),
         (["--config.data.source=folder", "--config.data.data_dir=/nowhere"], "/nowhere"),
-        (["--config.batch_size=100000"], "use at most 5000"),
-        (["--config.knn.k=100000"], "knn.k"),
+        slow(["--config.batch_size=100000"], "use at most 5000"),
+        slow(["--config.knn.k=100000"], "knn.k"),
         (["--workdir=/proc/nowhere"], "/proc/nowhere"),
         (["--job=knn"], "no run in "),
         (["--config.features.source=folder"], "features.data_dir"),
         (["--config.features.data_dir=x"], "features.source"),
         (["--config.features.name=../x"], "features.name"),
-        (["--job=knn", "--config.checkpoint.load=none", "--config.knn.k=6000"], "knn.k"),
+        slow(["--job=knn", "--config.checkpoint.load=none", "--config.knn.k=6000"], "knn.k"),
         (["--job=retrieval", "--config.checkpoint.load=none"], "retrieval.data_dir is empty"),
         (
             ["--job=linear", "--config.checkpoint.load=none", "--config.linear.num_epochs=0"],

@@ -52,8 +52,15 @@ def prepared(method_name, measure, **overrides):
     return method, params, extra, loss
 
 
+def quick_or_slow(name, measure):
+    """At once, each method as it is usually trained; its losses alone are in test_losses.py."""
+    is_slow = measure != measures_of(name)[-1]
+    return pytest.param(name, measure, marks=[pytest.mark.slow] if is_slow else [])
+
+
 @pytest.mark.parametrize(
-    ("name", "measure"), [(name, measure) for name in METHODS for measure in measures_of(name)]
+    ("name", "measure"),
+    [quick_or_slow(name, measure) for name in METHODS for measure in measures_of(name)],
 )
 def test_loss_and_its_gradient(x64, name, measure):
     method, params, extra, loss = prepared(name, measure)

@@ -83,7 +83,7 @@ def test_names_that_the_encoding_lacks(variables, tmp_path):
     for name in ("\u56fe", "\udcff"):
         folder = os.fsencode(tmp_path / name)
         os.mkdir(folder)
-        command = [PYTHON, "-m", "gsjax.main", "--job=report", b"--workdir=" + folder]
+        command = [PYTHON, "-m", "gsjax.main", "--job=knn", b"--workdir=" + folder]
         done = subprocess.run(command, capture_output=True, env=os.environ | variables, check=False)
         assert done.returncode == 2 and b"Traceback" not in done.stderr
         assert b"gsjax: error: " in done.stderr and b"\\u" in done.stderr

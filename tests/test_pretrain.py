@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FAST_COMPILATION
+from conftest import FAST_COMPILATION, REPO_ROOT
 from PIL import Image
 from trainings import (
     command,
@@ -187,6 +187,7 @@ READS = """
 import sys
 import jax
 import ml_collections
+import toy_main
 from gsjax import methods
 from gsjax.config import settings
 from gsjax.crops import Crops
@@ -228,6 +229,7 @@ def trace(config):
     train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
     jax.eval_shape(train_step, state, {"global": crops}, key)
 
+toy_main.add_row()
 keys = set()
 _, overrides = settings.split_overrides(sys.argv[2:])
 config = settings.load(None)
@@ -235,8 +237,9 @@ settings.override(config, overrides)
 parallel.start(config.encoder.dtype)
 recorded(settings.check(config), lambda config: parallel.choose_platform(config.platform))
 recorded(settings.check(config), lambda config: pretrain.pretrain(config, sys.argv[1]))
-settings.override(config, {"method": "simsiam", "projector.last_bn": "true",
-                           "similarity.measure": "none", "augment.blur": "0.5"})
+settings.override(config, {"encoder.name": "resnet18", "method": "simsiam",
+                           "projector.last_bn": "true", "similarity.measure": "none",
+                           "augment.blur": "0.5"})
 recorded(settings.check(config), trace)
 settings.override(config, {"method": "mocov2", "optimizer.name": "adamw"})
 recorded(settings.check(config), trace)
@@ -246,10 +249,10 @@ open(sys.argv[1] + "/keys", "w").write(" ".join(sorted(keys)))
 
 def test_every_setting_is_read(finished, tmp_path):
     """A run of SimCLR and the programs of SimSiam and MoCo v2 read each setting there is."""
-    environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION}
+    environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(REPO_ROOT)}
     subprocess.run(
-        [sys.executable, "-c", READS, str(tmp_path), *flags(encoder__name="resnet18")],
-        check=True, env=environment,
+        [sys.executable, "-c", READS, str(tmp_path), *flags()],
+        check=True, env=environment, cwd=pathlib.Path(__file__).parent,
     )  # fmt: skip
     read = set((tmp_path / "keys").read_text().split())
     unread = set(settings.flatten(defaults.get_config())) - read
