@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import ml_collections
+
 
 class Crops(NamedTuple):
     """V views, all of one size, of each of B images, as NumPy or JAX arrays.
@@ -15,3 +17,8 @@ class Crops(NamedTuple):
 
     images: Any
     boxes: Any
+
+
+def limits_overlap(settings: ml_collections.ConfigDict) -> bool:
+    """Whether the group `crops` restricts the overlap of the global views."""
+    return settings.min_overlap > 0 or settings.max_overlap < 1

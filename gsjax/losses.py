@@ -11,12 +11,34 @@ row n of every argument belongs to image n, `psi_ij` [N] is the similarity of vi
 `psi_ji` that of j to i.
 """
 
+import functools
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from gsjax.errors import UserError
+
+
+class Grading(NamedTuple):
+    """How psi enters a loss. At psi = 1 all forms are the squared distance, d^2.
+
+    Attributes:
+      form: "regress" (thesis, eq. 7): the positive term is D_GS = (d - (1 - psi))^2. "margin"
+        (Leyva-Vallina et al. 2023): it is psi d^2 + (1 - psi) max(margin - d, 0)^2. "weight": it is
+        d^2, and the loss is the mean over pairs weighted by psi, 0 if no pair has any weight.
+      margin: distance beyond which "margin" does not push views apart.
+    """
+
+    form: str = "regress"
+    margin: float = math.sqrt(2)
+
+
+REGRESS = Grading()
+"""The thesis' form of grading."""
 
 
 def contrastive(
@@ -26,12 +48,13 @@ def contrastive(
     temperature: float,
     scale: float = 1.0,
     axis_name: str | None = None,
+    grading: Grading = REGRESS,
 ) -> jax.Array:
     """NT-Xent for any number of views, graded if psi is given.
 
-    A pair's loss is -cos / tau or, graded, scale / tau * D_GS, plus the logsumexp of the anchor's
-    logits over all targets in the batch except itself. Anchors that are not targets (local crops)
-    are therefore never negatives.
+    A pair's loss is -cos / tau or, graded, scale / tau times the term that `grading` defines, plus
+    the logsumexp of the anchor's logits over all targets in the batch except itself. Anchors that
+    are not targets (local crops) are therefore never negatives.
 
     Args:
       anchors: [B, V, D] embeddings of all views.
@@ -41,6 +64,7 @@ def contrastive(
       scale: weight of the graded positive term.
       axis_name: mapped axis over whose devices the targets are gathered; gradients flow through the
         gather. The anchors stay local: average losses and gradients over the axis.
+      grading: the form of grading.
 
     Returns:
       The loss, a float32 or float64 scalar.
@@ -52,9 +76,10 @@ def contrastive(
     anchors, targets = normalize(anchors), normalize(targets)
     v, w = pairs(anchors.shape[1], targets.shape[1])
     of_pairs = None if psi is None else psi[:, v, w]
-    positive = _positive(anchors[:, v], targets[:, w], of_pairs, temperature, scale)
+    positive = _positive(anchors[:, v], targets[:, w], of_pairs, temperature, scale, grading)
     negative = _log_denominators(anchors, targets, temperature, axis_name)[:, v]
-    return jnp.mean(positive) + jnp.mean(negative)
+    mean = functools.partial(_mean, psi=of_pairs, grading=grading, axis_name=axis_name)
+    return mean(positive) + mean(negative)
 
 
 def momentum_contrastive(
@@ -64,11 +89,13 @@ def momentum_contrastive(
     psi: jax.Array | None,
     temperature: float,
     scale: float = 1.0,
+    axis_name: str | None = None,
+    grading: Grading = REGRESS,
 ) -> jax.Array:
     """InfoNCE against a queue of earlier keys (MoCo, eq. 1), graded if psi is given.
 
-    A pair's loss is -cos / tau or, graded, scale / tau * D_GS, plus the logsumexp of the query's
-    logits over its key and the whole queue.
+    A pair's loss is -cos / tau or, graded, scale / tau times the term that `grading` defines, plus
+    the logsumexp of the query's logits over its key and the whole queue.
 
     Args:
       queries: [N, D] embeddings.
@@ -77,6 +104,8 @@ def momentum_contrastive(
       psi: [N] similarity in [0, 1] of the queries' views to the keys', or None.
       temperature: tau, positive.
       scale: weight of the graded positive term.
+      axis_name: mapped axis whose devices share the weights of the form "weight".
+      grading: the form of grading.
 
     Returns:
       The loss, a float32 or float64 scalar.
@@ -91,15 +120,21 @@ def momentum_contrastive(
         raise UserError(f"psi of shape {psi.shape}: give one value per query, [N]")
     queries, keys = normalize(queries), normalize(lax.stop_gradient(keys))
     queue = lax.stop_gradient(queue)
-    positive = _positive(queries, keys, psi, temperature, scale)
+    positive = _positive(queries, keys, psi, temperature, scale, grading)
     own = jnp.sum(queries * keys, axis=-1, keepdims=True)
     others = jnp.matmul(queries, queue.T, precision=lax.Precision.HIGHEST)
     logits = jnp.concatenate([own, others], axis=-1) / temperature
-    return jnp.mean(positive) + jnp.mean(jax.nn.logsumexp(logits, axis=-1))
+    mean = functools.partial(_mean, psi=psi, grading=grading, axis_name=axis_name)
+    return mean(positive) + mean(jax.nn.logsumexp(logits, axis=-1))
 
 
 def siamese(
-    predictions: jax.Array, targets: jax.Array, psi: jax.Array | None, form: str = "mse"
+    predictions: jax.Array,
+    targets: jax.Array,
+    psi: jax.Array | None,
+    distance: str = "mse",
+    axis_name: str | None = None,
+    grading: Grading = REGRESS,
 ) -> jax.Array:
     """Distance between a prediction and another view's target, graded if psi is given.
 
@@ -107,29 +142,33 @@ def siamese(
       predictions: [B, V, D] predictions from all views.
       targets: [B, W, D] embeddings of the first W <= V views; no gradient flows into them.
       psi: [B, V, W] similarity in [0, 1], or None.
-      form: "mse", the squared distance; "cosine", the negative cosine, which cannot be graded; or
-        "sum", twice "mse": with two views the sum of both directions (DeepMind's BYOL).
+      distance: "mse", the squared distance; "cosine", the negative cosine, which only the form
+        "weight" can grade; or "sum", twice "mse": with two views the sum of both directions
+        (DeepMind's BYOL).
+      axis_name: mapped axis whose devices share the weights of the form "weight".
+      grading: the form of grading.
 
     Returns:
       The loss, a float32 or float64 scalar: in [0, 4] for "mse", in [-1, 1] for "cosine".
 
     Raises:
-      UserError: the shapes do not match, or psi is given with "cosine".
+      UserError: the shapes do not match, or psi cannot grade this distance.
     """
     _check_views(predictions, targets, psi)
     # The stop-gradient is part of the loss, so no caller can forget it.
     predictions, targets = normalize(predictions), normalize(lax.stop_gradient(targets))
     v, w = pairs(predictions.shape[1], targets.shape[1])
     p, z = predictions[:, v], targets[:, w]
-    if form == "cosine":
-        if psi is not None:
-            raise UserError(f"form {form} cannot be graded: use mse, or omit psi")
-        return -jnp.mean(jnp.sum(p * z, axis=-1))
-    if psi is None:
-        distance = jnp.sum(jnp.square(p - z), axis=-1)
+    of_pairs = None if psi is None else psi[:, v, w]
+    if distance == "cosine":
+        if psi is not None and grading.form != "weight":
+            raise UserError(f"the form {grading.form} cannot grade a cosine: use mse, or weight")
+        values = -jnp.sum(p * z, axis=-1)
+    elif of_pairs is None:
+        values = jnp.sum(jnp.square(p - z), axis=-1)
     else:
-        distance = _graded_distance(p, z, psi[:, v, w])
-    return (2 if form == "sum" else 1) * jnp.mean(distance)
+        values = _graded(p, z, of_pairs, grading)
+    return (2 if distance == "sum" else 1) * _mean(values, of_pairs, grading, axis_name)
 
 
 def pairs(num_views: int, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -274,20 +313,48 @@ def graded_siamese_mse(
     return siamese(_two_views(p_i, p_j), _two_views(z_i, z_j), psi)
 
 
-def _graded_distance(u: jax.Array, v: jax.Array, psi: jax.Array) -> jax.Array:
-    """D_GS (thesis, eq. 7): unit vectors [..., D], psi [...] -> [...]."""
+def _graded(u: jax.Array, v: jax.Array, psi: jax.Array, grading: Grading) -> jax.Array:
+    """The graded squared distance: unit vectors [..., D], psi [...] -> [...]."""
     # From the difference, because sqrt(2 - 2 cos) loses half the digits for close views.
     distance = _safe_norm(u - v)[..., 0]
-    return jnp.square(distance - (1 - psi.astype(distance.dtype)))
+    psi = psi.astype(distance.dtype)
+    match grading.form:
+        case "regress":
+            return jnp.square(distance - (1 - psi))
+        case "weight":
+            return jnp.square(distance)
+        case "margin":
+            apart = jnp.square(jnp.maximum(grading.margin - distance, 0))
+            return psi * jnp.square(distance) + (1 - psi) * apart
+    raise UserError(f"the form of grading is {grading.form}: choose regress, weight or margin")
 
 
 def _positive(
-    u: jax.Array, v: jax.Array, psi: jax.Array | None, temperature: float, scale: float
+    u: jax.Array,
+    v: jax.Array,
+    psi: jax.Array | None,
+    temperature: float,
+    scale: float,
+    grading: Grading,
 ) -> jax.Array:
     """The positive term of a contrastive loss: unit vectors [..., D], psi [...] -> [...]."""
     if psi is None:
         return -jnp.sum(u * v, axis=-1) / temperature
-    return scale / temperature * _graded_distance(u, v, psi)
+    return scale / temperature * _graded(u, v, psi, grading)
+
+
+def _mean(
+    values: jax.Array, psi: jax.Array | None, grading: Grading, axis_name: str | None
+) -> jax.Array:
+    """The mean over pairs [...]; under "weight" this device's share of the weighted one."""
+    if psi is None or grading.form != "weight":
+        return jnp.mean(values)
+    psi = psi.astype(values.dtype)
+    total, devices = jnp.sum(psi), 1
+    if axis_name is not None:
+        total, devices = lax.psum((total, 1), axis_name)
+    # Averaged over the devices, the shares are the sum over all pairs divided by all weights.
+    return devices * jnp.sum(psi * values) / jnp.where(total > 0, total, 1)
 
 
 def _log_denominators(

@@ -118,6 +118,29 @@ def pairwise(boxes_i: ArrayLike, boxes_j: ArrayLike, measure: str, threshold: fl
     return graded(overlap, threshold)
 
 
+def is_outside(boxes: ArrayLike, measure: str, low: float, high: float) -> jax.Array:
+    """Returns whether views overlap less than `low` or more than `high`, in either direction.
+
+    Args:
+      boxes: [B, 2, 4] boxes of two views.
+      measure: a key of `MEASURES`.
+      low: smallest allowed overlap.
+      high: largest allowed overlap.
+
+    Returns:
+      [B] bool; rounding errors count as inside.
+
+    Raises:
+      UserError: the last axis does not have size 4.
+    """
+    boxes = _boxes(boxes)
+    overlap = MEASURES[measure](boxes, boxes[:, ::-1])
+    return jnp.any((overlap < low - ROUNDING) | (overlap > high + ROUNDING), axis=-1)
+
+
+ROUNDING = 1e-6
+"""Error of an overlap in float32 that does not count."""
+
 MEASURES = {"ioa": ioa, "iou": iou}
 """The overlap measures, by their names in `similarity.measure`."""
 

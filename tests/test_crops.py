@@ -6,6 +6,7 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
+from gsjax import similarity
 from gsjax.config import defaults
 from gsjax.data import crops
 
@@ -207,3 +208,81 @@ def test_each_view_has_its_own_range_of_areas(crop):
         listed.update(min_scale="0.2,0.2", max_scale="0.5,0.5")
     one = _settings(crop, 0.2, 0.5)
     np.testing.assert_array_equal(draw(listed, 3), draw(one, 3))
+
+
+def _overlap_settings(low=0.0, high=1.0, measure="iou"):
+    settings = defaults.get_config().crops
+    settings.overlap, settings.min_overlap, settings.max_overlap = measure, low, high
+    return settings
+
+
+def _draws(seed, size, settings):
+    """The boxes of all attempts, [100, 2, 4], drawn one by one without a range."""
+    seeds = [seed, *(tf.random.fold_in(seed, 2**16 + attempt) for attempt in range(1, 100))]
+    return np.array([crops.random_resized_crop_boxes(own, size, settings) for own in seeds])
+
+
+def _distance(boxes, overlap):
+    """How far two boxes [..., 2, 4] are out of the range; in both directions for IoA."""
+    measure = {"iou": similarity.iou, "ioa": similarity.ioa}[overlap.overlap]
+    found = np.asarray(measure(boxes, boxes[..., ::-1, :]))
+    return np.maximum(overlap.min_overlap - found, found - overlap.max_overlap).max(axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("law", "overlap"),
+    [
+        ("torchvision", _overlap_settings(0.0, 0.2)),
+        ("torchvision", _overlap_settings(0.5, 1.0, "ioa")),
+        ("tf", _overlap_settings(0.2, 0.5)),
+        ("byol", _overlap_settings(0.6, 0.7, "ioa")),
+        ("torchvision", _overlap_settings(0.99, 0.995)),  # which hardly any draw meets
+    ],
+    ids=["0 to 0.2", "ioa 0.5 to 1", "0.2 to 0.5", "ioa 0.6 to 0.7", "0.99 to 0.995"],
+)
+def test_views_out_of_the_range_are_redrawn(law, overlap):
+    """The first draw in the range, or the closest of a hundred; as a loop."""
+    settings, size = _settings(law, min_scale=0.3), tf.constant([60, 80])
+    first = met = 0
+    for position in range(6):
+        seed = tf.constant([5, position], tf.int64)
+        boxes = crops.random_resized_crop_boxes(seed, size, settings, 2, overlap).numpy()
+        drawn = _draws(seed, size, settings)
+        distances = _distance(drawn, overlap)
+        inside = distances <= 1e-6
+        chosen = np.argmax(inside) if inside.any() else np.argmin(distances)
+        np.testing.assert_array_equal(boxes, drawn[chosen])
+        first, met = first + bool(inside[0]), met + bool(inside.any())
+        outside = similarity.is_outside(
+            boxes[None], overlap.overlap, overlap.min_overlap, overlap.max_overlap
+        )
+        assert bool(outside[0]) != bool(inside.any())
+    assert first < 6 and (met > 0 if overlap.min_overlap < 0.9 else met < 6), (first, met)
+
+
+def test_a_range_of_every_pair_of_views():
+    """Also of views three and four; the full range changes nothing."""
+    seed, size = tf.constant([5, 3], tf.int64), tf.constant([60, 80])
+    overlap = _overlap_settings(0.4, 0.6)
+    boxes = crops.random_resized_crop_boxes(seed, size, _settings(), 4, overlap).numpy()
+    assert _distance(boxes[:2], overlap) <= 1e-6 and _distance(boxes[2:], overlap) <= 1e-6
+    full = crops.random_resized_crop_boxes(seed, size, _settings(), 4, _overlap_settings())
+    plain = crops.random_resized_crop_boxes(seed, size, _settings(), 4)
+    np.testing.assert_array_equal(full, plain)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_local_views(law):
+    """Their areas are in their own range; no two views are alike, global ones included."""
+    settings, own = _settings(law), defaults.get_config().crops
+    own.local_views, own.local_min_scale, own.local_max_scale = 5, 0.1, 0.2
+    size = tf.constant([300, 400])
+    boxes = []
+    for position in range(50):
+        seed = tf.constant([5, position], tf.int64)
+        local = crops.local_boxes(seed, size, law, own).numpy()
+        assert local.shape == (5, 4) and local.dtype == np.float32
+        area = np.prod(local[:, 2:], axis=1) / (300 * 400)
+        assert 0.095 < area.min() and area.max() < 0.205
+        boxes += [*local, *crops.random_resized_crop_boxes(seed, size, settings).numpy()]
+    assert len(np.unique(boxes, axis=0)) == len(boxes)

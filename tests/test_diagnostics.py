@@ -76,7 +76,12 @@ def slow_ioa(one, other):
     return len(rows) * len(columns) / (one[2] * one[3])
 
 
-@pytest.mark.parametrize("overrides", [{}, SIMSIAM], ids=["simclr", "simsiam"])
+LOCAL = {"crops.local_views": "2", "crops.local_size": "8"}
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, SIMSIAM, LOCAL], ids=["simclr", "simsiam", "local views"]
+)
 def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     """One picture at a time: crop, augmentation, modules, distance, IoA and psi."""
     changes = {"similarity.threshold": "0.7", "features.batch_size": "16", **overrides}
@@ -94,9 +99,16 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     drawing = config.copy_and_resolve_references()
     with drawing.unlocked():
         drawing.batch_size = 10
-    batches = list(input_pipeline.train_batches(source, drawing, 0, 3))
-    views = np.concatenate([batch["global"].images for batch in batches])
-    boxes = np.concatenate([batch["global"].boxes for batch in batches])
+    batches = list(input_pipeline.train_batches(source, drawing, 0, 3, local_views=True))
+    names = ["global", "local"] if "local" in batches[0] else ["global"]
+    views = [
+        np.concatenate([batch[name].images[:, v] for batch in batches])
+        for name in names
+        for v in range(2)
+    ]
+    boxes = np.concatenate(
+        [np.concatenate([batch[name].boxes for name in names], axis=1) for batch in batches]
+    )
     np.testing.assert_array_equal(drawn.indices, np.concatenate([b["index"] for b in batches]))
     np.testing.assert_array_equal(drawn.boxes, boxes)
 
@@ -115,17 +127,18 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
 
     distance, ioa, embeddings = [], [], []
     for i in range(30):
-        view_keys = jax.random.split(jax.random.fold_in(key, i))
-        outputs = [outputs_of(views[i, v], view_keys[v]) for v in (0, 1)]
+        view_keys = jax.random.split(jax.random.fold_in(key, i), len(views))
+        outputs = [outputs_of(view[i], k) for view, k in zip(views, view_keys, strict=True)]
         anchors = [unit(np.asarray(output[-1], np.float64)) for output in outputs]
         targets = [unit(np.asarray(output[1], np.float64)) for output in outputs]
-        embeddings += targets
-        for a, b in ((0, 1), (1, 0)):
+        embeddings += targets[:2]
+        for a, b in [(a, b) for a in range(len(views)) for b in (0, 1) if a != b]:
             distance.append(np.sqrt(((anchors[a] - targets[b]) ** 2).sum()))
             ioa.append(slow_ioa(boxes[i, a], boxes[i, b]))
     distance, ioa = np.array(distance), np.array(ioa)
     psi = np.minimum(ioa / 0.7, 1)
-    ours = np.linalg.norm(drawn.anchor - drawn.target[:, ::-1], axis=-1).ravel()
+    v, w = losses.pairs(len(views), 2)
+    ours = np.linalg.norm(drawn.anchor[:, v] - drawn.target[:, w], axis=-1).ravel()
     np.testing.assert_allclose(ours, distance, atol=1e-4)
     expected = {
         "calibration_error": np.mean(np.abs(distance - (1 - psi))),
@@ -142,8 +155,8 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     assert details["psi_histogram"][-1] == (psi > 0.95 + 1e-6).sum()
     # The graded loss of SimSiam is the mean square of what the calibration error is of.
     p, z = (jnp.asarray(part, jnp.float32) for part in (drawn.anchor, drawn.target))
-    graded = jnp.asarray(psi.reshape(30, 2), jnp.float32)
-    loss = losses.graded_siamese_mse(*p.swapaxes(0, 1), *z.swapaxes(0, 1), *graded.T)
+    graded = jnp.ones((30, len(views), 2)).at[:, v, w].set(psi.reshape(30, -1))
+    loss = losses.siamese(p, z, graded)
     assert float(loss) == pytest.approx(np.mean((distance - (1 - psi)) ** 2), abs=1e-4)
 
 

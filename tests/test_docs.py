@@ -21,7 +21,7 @@ from gsjax.crops import Crops
 from gsjax.evaluate import pairs
 from gsjax.jobs import JOBS
 from gsjax.runtime import parallel
-from gsjax.train import optimizers, step
+from gsjax.train import monitors, optimizers, step
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,9 @@ def test_every_job_is_in_the_table_and_described(pages):
 
 
 def test_every_metric_of_pre_training_is_explained(pages):
-    config = settings.check(defaults.get_config())
+    config = defaults.get_config()
+    config.crops.min_overlap = 0.1
+    config = settings.check(config)
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:1])
     optimizer = optimizers.create_optimizer(config, lambda step: 0.0)
     method = methods.create_method(config)
@@ -133,8 +135,10 @@ def test_every_metric_of_pre_training_is_explained(pages):
     train_step = step.create_train_step(config, method, optimizer, mesh, 10, 10)
     _, values = jax.eval_shape(train_step, state, {"global": crops}, key)
     del values["finite"]  # for the loop, which does not write it
+    embeddings = {"embeddings": np.eye(3)[:, None]}
+    scalars = monitors.summarize(dict.fromkeys(values, 0.0) | embeddings)
     of_the_clock = {"learning_rate", "images_per_second", "data_wait"}
-    expected = {f"train/{name}" for name in {*values, *of_the_clock}}
+    expected = {f"train/{name}" for name in {*scalars, *of_the_clock}}
     found = {row[0] for row in _rows(pages["diagnostics.md"])}
     assert {name for name in found if name.startswith("train/")} == expected
     assert {name for name in found if name.startswith("knn/")} == {"knn/top1", "knn/pixels_top1"}

@@ -273,16 +273,20 @@ def test_fifty_steps_are_those_of_one_process_in_float64(in_float64, hosts, devi
     assert result["scores"]["knn/top1"] == pytest.approx(knn[-1][1])
 
 
+LOCAL = {"crops__local_views": "4", "crops__local_size": "8"}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("crops", [{}, LOCAL], ids=["2", "2 + 4"])
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_train_every_method_as_one_does(method, tmp_path):
+def test_two_processes_train_every_method_as_one_does(method, crops, tmp_path):
     """To the last leaf of the state: target networks and queues, too."""
     changes = {"similarity__measure": "ioa"} if METHODS[method].graded else {}
     if "queue.size" in METHODS[method].settings:
         changes["queue__size"] = "96"  # which is full after three of the twelve steps
     overrides = {
         "method": method, "encoder__dtype": "float64", "batch_size": "16",
-        "projector__last_bn": str(method == "simsiam"),
+        "projector__last_bn": str(method == "simsiam"), **crops,
     }  # fmt: skip
     arguments = flags(**overrides, **changes)
     finish(command(tmp_path / "one", *arguments))

@@ -6,6 +6,7 @@ import pytest
 import tiny_tfds
 from PIL import Image
 
+from gsjax import similarity
 from gsjax.config import defaults
 from gsjax.data import input_pipeline, sources, transforms
 from gsjax.errors import UserError
@@ -231,6 +232,39 @@ def test_fewer_views_are_the_first_ones(case):
     for number, fewer in zip((2, 1), others, strict=True):
         for some, whole in zip(fewer["global"], three["global"], strict=True):
             np.testing.assert_array_equal(some, whole[:, :number])
+
+
+def test_local_views_change_nothing_else(case):
+    config, source = case
+    plain, _ = _train(case, 0, 2)
+    config.crops.local_views, config.crops.local_size = 3, 12
+    unasked, _ = _train(case, 0, 2)
+    _assert_equal([unasked], [plain])
+    batch = next(input_pipeline.train_batches(source, config, 0, 2, local_views=True))
+    local = batch.pop("local")
+    _assert_equal([batch], [plain])
+    assert local.images.shape == (config.batch_size, 3, 12, 12, 3)
+    assert local.images.dtype == np.uint8 and local.boxes.shape == (config.batch_size, 3, 4)
+    # Each view shows what its box encloses.
+    originals = input_pipeline.load_images(source, batch["index"][:2])
+    for original, boxes, views in zip(originals, local.boxes, local.images, strict=False):
+        for (top, left, height, width), view in zip(boxes.astype(int), views, strict=True):
+            cut = Image.fromarray(original[top : top + height, left : left + width])
+            expected = np.asarray(cut.resize((12, 12), Image.Resampling.BILINEAR))
+            assert np.abs(view.astype(int) - expected).max() <= 2
+
+
+def test_a_range_of_the_overlap_holds_for_two_views_alone(case):
+    config, source = case
+    plain, _ = _train(case, 0, 2)
+    config.crops.min_overlap, config.crops.max_overlap = 0.3, 0.4
+    batch, _ = _train(case, 0, 2)
+    outside = similarity.is_outside(plain["global"].boxes, "iou", 0.3, 0.4)
+    assert outside.any() and not similarity.is_outside(batch["global"].boxes, "iou", 0.3, 0.4).all()
+    changed = (batch["global"].boxes != plain["global"].boxes).any(axis=(1, 2))
+    np.testing.assert_array_equal(changed, outside)
+    one = next(input_pipeline.train_batches(source, config, 0, 1, num_views=1))
+    np.testing.assert_array_equal(one["global"].boxes, plain["global"].boxes[:, :1])
 
 
 def test_an_abandoned_iterator_leaves_nothing(case):

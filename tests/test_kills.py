@@ -108,7 +108,13 @@ def test_a_killed_training_ends_as_if_it_had_not_been(pictures, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [{}, {"method": "mocov2", "queue__size": "48"}], ids=["simclr", "mocov2"]
+    "changes",
+    [
+        {},
+        {"method": "mocov2", "queue__size": "48"},
+        {"method": "byol", "crops__local_views": "3", "crops__local_size": "8"},
+    ],
+    ids=["simclr", "mocov2", "multi_crop"],
 )
 def test_thirty_kills_change_nothing(pictures, tmp_path, changes):
     kill_and_resume(pictures, tmp_path, steps=60, kills=30, in_saves=10, **changes)
@@ -133,8 +139,8 @@ def record_batches(patch):
     seen = []
     original = input_pipeline.train_batches
 
-    def train_batches(*arguments):
-        for batch in original(*arguments):
+    def train_batches(*arguments, **settings):
+        for batch in original(*arguments, **settings):
             seen.append(hash(tuple(array.tobytes() for array in jax.tree.leaves(batch))))
             yield batch
 

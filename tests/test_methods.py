@@ -68,6 +68,8 @@ def test_loss_and_its_gradient(x64, name, measure):
     (value, (new_extra, metrics)), grads = on_one_device(gradient, params)
     assert value.shape == () and np.isfinite(value)
     assert jax.tree.structure(new_extra) == jax.tree.structure(extra)
+    embeddings = metrics.pop("embeddings")
+    assert embeddings.shape == (16, 2, 8) and np.isfinite(embeddings).all()
     assert all(np.isfinite(metric) and metric.shape == () for metric in metrics.values())
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path

@@ -12,10 +12,11 @@ from gsjax.train import step
 OFF = ("flip", "jitter", "gray", "blur", "solarize")
 
 
-def configured(**values):
+def configured(local_views=0, **values):
     config = settings.load(None)
     texts = dict.fromkeys(OFF, "0") | values
     settings.override(config, {f"augment.{name}": text for name, text in texts.items()})
+    settings.override(config, {"crops.local_views": str(local_views)})
     return settings.check(config)
 
 
@@ -32,7 +33,7 @@ def test_each_view_has_its_own_value_and_further_views_the_last():
     views, plain = augmented(configured(flip="0,1.0"), 4)
     np.testing.assert_allclose(views[:, 0], plain[:, 0], atol=1e-5)
     np.testing.assert_allclose(views[:, 1:], plain[:, 1:, :, ::-1], atol=1e-5)
-    views, plain = augmented(configured(flip="1,0,1"), 3)
+    views, plain = augmented(configured(1, flip="1,0,1"), 3)
     np.testing.assert_allclose(views[:, ::2], plain[:, ::2, :, ::-1], atol=1e-5)
     np.testing.assert_allclose(views[:, 1], plain[:, 1], atol=1e-5)
 
@@ -72,6 +73,9 @@ def test_lists_in_a_config_file(tmp_path):
         ({"hue": "0.1,"}, "augment.hue is '0.1,'; it must be from 0 to 0.5; or comma-separated"),
         ({"blur": "much"}, "augment.blur: 'much' is not a number"),
         ({"min_sigma": "0.1,3"}, "augment.min_sigma is above augment.max_sigma"),
+        ({"flip": "0,1,0"}, "augment.flip lists 3 values for 2 views"),
+        ({"local_views": 2, "flip": "0,1,0,1,0"}, "augment.flip lists 5 values for 4 views"),
+        ({"local_views": 2, "min_scale": "0.2,0.2,0.1"}, "lists 3 values for 2 global views; loc"),
     ],
 )
 def test_wrong_lists_are_refused(values, message):

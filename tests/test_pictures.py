@@ -7,26 +7,29 @@ from gsjax.evaluate import pictures
 
 def test_boxes_stand_where_the_crops_are():
     original = np.full((80, 160, 3), 255, np.uint8)  # drawn at its own size: 160 is a cell's side
-    boxes = np.array([[[10, 20, 30, 40], [40, 90, 20, 50]]], np.float32)
-    views = np.stack([np.zeros((8, 8, 3)), np.ones((8, 8, 3))])[None]
-    picture = pictures.draw_pairs([original], boxes, views, np.array([[0.25, 1.0]]))
+    boxes = np.array([[[10, 20, 30, 40], [40, 90, 20, 50], [2, 3, 9, 9]]], np.float32)
+    views = [np.zeros((1, 8, 8, 3)), np.ones((1, 8, 8, 3)), np.full((1, 4, 4, 3), 0.5)]
+    psi = np.array([[[1.0, 0.25], [1.0, 1.0], [0.0, 0.5]]])
+    picture = pictures.draw_views([original], boxes, views, psi)
     cell = picture[12 : 12 + 80, 12 : 12 + 160]
-    orange, blue = (255, 140, 0), (0, 160, 255)
-    for color, (top, left, height, width) in zip((orange, blue), boxes[0].astype(int), strict=True):
+    colors = (255, 140, 0), (0, 160, 255), (60, 170, 80)
+    for color, (top, left, height, width) in zip(colors, boxes[0].astype(int), strict=True):
         drawn = np.argwhere((cell == color).all(axis=-1))
         np.testing.assert_array_equal(drawn.min(axis=0), [top, left])
         np.testing.assert_array_equal(drawn.max(axis=0), [top + height - 1, left + width - 1])
-    # both views, black and white, inside their frames
+    # the views inside their frames: black, white, and gray of half the size
     assert picture[12 + 80, 2 * 12 + 160 + 80].tolist() == [0, 0, 0]
     assert picture[12 + 80, 3 * 12 + 320 + 80].tolist() == [255, 255, 255]
+    assert picture[12 + 40, 4 * 12 + 480 + 40].tolist() == [128, 128, 128]
+    assert picture[12 + 120, 4 * 12 + 480 + 120].tolist() == [255, 255, 255]
 
 
-def test_one_row_per_pair():
+def test_one_row_per_image():
     images = [np.zeros((20, 30, 3), np.uint8)] * 3
     boxes = np.tile(np.array([0, 0, 10, 10], np.float32), (3, 2, 1))
-    views = np.zeros((3, 2, 8, 8, 3))
-    one = pictures.draw_pairs(images[:1], boxes[:1], views[:1], np.ones((1, 2)))
-    three = pictures.draw_pairs(images, boxes, views, np.ones((3, 2)))
+    views = [np.zeros((3, 8, 8, 3))] * 2
+    one = pictures.draw_views(images[:1], boxes[:1], [v[:1] for v in views], np.ones((1, 2, 2)))
+    three = pictures.draw_views(images, boxes, views, np.ones((3, 2, 2)))
     assert three.shape[0] - 12 == 3 * (one.shape[0] - 12)
 
 

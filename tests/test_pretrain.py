@@ -48,7 +48,7 @@ def test_files_and_metrics_of_a_run(finished):
         f"train/{name}"
         for name in (
             "loss", "learning_rate", "grad_norm", "psi_mean", "psi_one", "positive_distance",
-            "embedding_std",
+            "embedding_std", "alignment", "uniformity", "rankme",
         )
     }  # fmt: skip
     assert set(rows[0]) == {"step", "knn/top1", "knn/pixels_top1"}
@@ -249,9 +249,10 @@ open(sys.argv[1] + "/keys", "w").write(" ".join(sorted(keys)))
 
 def test_every_setting_is_read(finished, tmp_path):
     """A run of SimCLR and the programs of SimSiam and MoCo v2 read each setting there is."""
+    crops = {"crops__local_views": "1", "crops__min_overlap": "0.1"}
     environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(REPO_ROOT)}
     subprocess.run(
-        [sys.executable, "-c", READS, str(tmp_path), *flags()],
+        [sys.executable, "-c", READS, str(tmp_path), *flags(**crops)],
         check=True, env=environment, cwd=pathlib.Path(__file__).parent,
     )  # fmt: skip
     read = set((tmp_path / "keys").read_text().split())

@@ -237,15 +237,17 @@ def test_a_section_says_under_its_figures_what_is_not_there(written):
     text = " ".join(_Page((written[0] / "index.html").read_text()).texts)
     sweep, half, other = re.findall(r"Not shown: .*\.", text)
     assert sweep == (
-        "Not shown: spread, distance between the two views, learning rate, speed (not recorded)."
+        "Not shown: spread, distance between the two views, rank, alignment, uniformity, "
+        "learning rate, speed (not recorded)."
     )
     assert (
         half
         == other
         == (
-            "Not shown: pairs of views, nearest neighbors, maps (not in any work directory); "
+            "Not shown: views, nearest neighbors, maps (not in any work directory); "
             "calibration and histograms of psi (no diagnostics); "
-            "loss, spread, distance between the two views, learning rate, speed (not recorded)."
+            "loss, spread, distance between the two views, rank, alignment, uniformity, "
+            "learning rate, speed (not recorded)."
         )
     )
 
@@ -258,7 +260,7 @@ def test_a_section_of_summaries_says_where_its_pictures_are(tmp_path):
     shutil.rmtree(folder)
     ((study,), _) = collect.find([epath.Path(tmp_path)])
     assert absent.line(study) == (
-        "Not shown: pairs of views, nearest neighbors, maps (in the members' work directories, "
+        "Not shown: views, nearest neighbors, maps (in the members' work directories, "
         "not in their summaries)."
     )
 

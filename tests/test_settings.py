@@ -64,6 +64,10 @@ def test_overrides_keep_the_type_of_the_default():
         ("num_steps", "0", "num_epochs and num_steps"),
         ("augment.max_scale", "0.01", "augment.min_scale is above"),
         ("augment.max_scale", "1,0.01", "augment.min_scale is above"),
+        ("crops.local_max_scale", "0.01", "crops.local_min_scale is above crops.local_max_scale"),
+        ("crops.min_overlap", "1.5", "crops.min_overlap is 1.5; it must be from 0 to 1"),
+        ("crops.overlap", "none", "crops.overlap is 'none'; it must be one of iou, ioa"),
+        ("similarity.form", "square", "it must be one of regress, weight, margin"),
         ("data.test_split", "", "data.test_split is empty"),
         ("data.source", "folder", "data.data_dir"),
         ("checkpoint.load", "", "checkpoint.load is empty"),
@@ -210,7 +214,7 @@ def test_a_setting_cannot_be_made_without_its_class():
 SHAPING = (
     "method", "seed", "batch_size", "num_epochs", "num_steps", "data.source", "data.split",
     "data.image_size", "data.mean", "data.std", "encoder", "projector", "predictor", "similarity",
-    "loss", "augment", "optimizer", "schedule",
+    "loss", "augment", "crops", "optimizer", "schedule",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def measures_of(method):
 COMBINATIONS = [(method, measure) for method in methods.METHODS for measure in measures_of(method)]
 
 
-def small_config(method, measure, optimizer, dtype, encoder="toy"):
+def small_config(method, measure, optimizer, dtype, encoder="toy", **changes):
     overrides = {
         "method": method,
         "encoder.name": encoder,
@@ -45,16 +45,23 @@ def small_config(method, measure, optimizer, dtype, encoder="toy"):
         "schedule.warmup_epochs": "0",
     }
     config = settings.load(None)
-    settings.override(config, overrides)
+    changes = {key.replace("__", "."): str(value) for key, value in changes.items()}
+    settings.override(config, overrides | changes)
     return settings.check(config)
 
 
 def batch_of(config):
     generator = np.random.default_rng(0)
-    n, size = config.batch_size, config.data.image_size
-    views = generator.integers(0, 256, (n, 2, size, size, 3)).astype(np.uint8)
-    boxes = generator.integers(1, 20, (n, 2, 4)).astype(np.float32)
-    return {"global": Crops(views, boxes)}
+
+    def crops(num_views, size):
+        shape = config.batch_size, num_views
+        views = generator.integers(0, 256, (*shape, size, size, 3)).astype(np.uint8)
+        return Crops(views, generator.integers(1, 20, (*shape, 4)).astype(np.float32))
+
+    batch = {"global": crops(2, config.data.image_size)}
+    if config.crops.local_views:
+        batch["local"] = crops(config.crops.local_views, config.crops.local_size)
+    return batch
 
 
 def first_step(config, devices):
@@ -70,8 +77,8 @@ def first_step(config, devices):
     return jax.device_get((state, metrics))
 
 
-def check_float64(method, measure, optimizer, encoder):
-    config = small_config(method, measure, optimizer, "float64", encoder)
+def check_float64(method, measure, optimizer, encoder, **changes):
+    config = small_config(method, measure, optimizer, "float64", encoder, **changes)
     (one, metrics_one), (four, metrics_four) = first_step(config, 1), first_step(config, 4)
     # The state holds the parameters, the statistics and, in the momentum, the gradients.
     leaves = jax.tree.leaves(one)
@@ -83,6 +90,17 @@ def check_float64(method, measure, optimizer, encoder):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
     for name, value in metrics_one.items():
         np.testing.assert_allclose(value, metrics_four[name], rtol=1e-9, err_msg=name)
+
+
+MULTI_CROP = {"crops__local_views": 4, "crops__local_size": 8, "crops__min_overlap": 0.3}
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_four_devices_equal_one_with_local_views(x64, method):
+    """Weighted, whose weights are of all devices."""
+    graded = methods.METHODS[method].graded
+    changes = MULTI_CROP | ({"similarity__form": "weight"} if graded else {})
+    check_float64(method, measures_of(method)[-1], "sgd", "toy", **changes)
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

@@ -38,7 +38,7 @@ def _in_groups(*parts: Mapping[str, Setting]) -> dict[str, Setting]:
 _COMMON: dict[str, Setting] = {
     "method": shapes("simclr", "pre-training method", choices=METHODS),
     "seed": shapes(5, "seed of the initial weights, data order, crops and augmentations"),
-    "batch_size": shapes(128, "images per step across all devices; two views of each", low=2),
+    "batch_size": shapes(128, "images per step across all devices, of any number of views", low=2),
     "num_epochs": shapes(0, "length of training; an epoch is floor(images / batch_size) steps"),
     "num_steps": shapes(200, "if positive, length of training in steps, instead of num_epochs"),
     "platform": free(
@@ -103,7 +103,32 @@ _COMMON: dict[str, Setting] = {
     "similarity.threshold": shapes(
         0.5, "lambda in eq. 5: views with at least this overlap count as the same", high=1
     ),
+    "similarity.form": shapes(
+        "regress",
+        "how psi enters the loss: regress (eq. 7), weight of the pair, or margin (GCL)",
+        choices=("regress", "weight", "margin"),
+    ),
+    "similarity.margin": shapes(
+        2**0.5, "of the form margin: distance beyond which it does not push views apart", high=2
+    ),
     # Crops and augmentations.
+    "crops.local_views": shapes(
+        0, "multi-crop: smaller views per image, anchors only, next to the two global ones", high=64
+    ),
+    "crops.local_size": shapes(16, "their side length in pixels", low=8, high=4096),
+    "crops.local_min_scale": shapes(
+        0.05, "their smallest crop area as a fraction of the image", low=1e-6, high=1
+    ),
+    "crops.local_max_scale": shapes(0.4, "their largest crop area", low=1e-6, high=1),
+    "crops.overlap": shapes(
+        "iou",
+        "measure for the two below; ioa: both directions must be in the range",
+        choices=("iou", "ioa"),
+    ),
+    "crops.min_overlap": shapes(
+        0.0, "smallest overlap of the global views; others are redrawn, at most 100 times", high=1
+    ),
+    "crops.max_overlap": shapes(1.0, "largest overlap of the global views", high=1),
     "augment.crop": shapes(
         "torchvision", "distribution of the random crops", choices=("torchvision", "tf", "byol")
     ),
@@ -169,7 +194,7 @@ _COMMON: dict[str, Setting] = {
     "checkpoint.keep": free(2, "number of newest checkpoints to keep", low=1),
     "checkpoint.keep_every": free(0, "if positive, multiples of this step are kept forever"),
     "log.every_steps": free(10, "steps between lines of metrics", low=1),
-    "log.example_pairs": free(6, "example pairs of views to log at the start"),
+    "log.example_pairs": free(6, "images whose views are drawn at the start"),
     "profile.first_step": free(10, "first step to trace", low=1),
     "profile.num_steps": free(0, "if positive, trace this many steps into workdir/profile"),
 }

@@ -222,11 +222,17 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "num_epochs and num_steps are both 0; one of them must be positive"
     if 0 < config.num_steps < config.profile.first_step and config.profile.num_steps:
         yield "profile.first_step is after the last step"
+    yield from per_view.too_long(config)
     of_views = per_view.augmentations(config.augment)
     if any(view.min_scale > view.max_scale for view in of_views):
         yield "augment.min_scale is above augment.max_scale"
     if any(view.min_sigma > view.max_sigma for view in of_views):
         yield "augment.min_sigma is above augment.max_sigma"
+    crops = config.crops
+    if crops.local_min_scale > crops.local_max_scale:
+        yield "crops.local_min_scale is above crops.local_max_scale"
+    if crops.min_overlap > crops.max_overlap:
+        yield "crops.min_overlap is above crops.max_overlap"
     if config.data.labeled_split and not config.data.test_split:
         yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"
     if not config.data.source:

@@ -1,7 +1,8 @@
 """Draws random crop boxes; crops and resizes images."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 
@@ -13,15 +14,23 @@ _TRIES = 10
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height
 _MAX_ATTEMPTS = 100  # of crop=tf, as in google-research/simclr data_util.py
 _MAX_INTERMEDIATE = 2**24  # pixels between two passes, 12 bytes each
+_MAX_DRAWS = 100  # of two views whose overlap is restricted
+# Folded into an image's seed, like the number of a pair of views, which is smaller.
+_LOCAL, _REDRAWS = 2**15, 2**16
+_ROUNDING = 1e-6  # error of an overlap that does not count
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
 
 _Views = Sequence[ml_collections.ConfigDict]  # the settings of two views
 
 
 def random_resized_crop_boxes(
-    seed: tf.Tensor, size: tf.Tensor, settings: ml_collections.ConfigDict, num_views: int = 2
+    seed: tf.Tensor,
+    size: tf.Tensor,
+    settings: ml_collections.ConfigDict,
+    num_views: int = 2,
+    overlap: ml_collections.ConfigDict | None = None,
 ) -> tf.Tensor:
-    """Draws the crop boxes of an image's views.
+    """Draws the crop boxes of an image's global views.
 
     `settings.crop` is `torchvision` (torchvision's RandomResizedCrop.get_params), `tf`
     (tf.image.stateless_sample_distorted_bounding_box with SimCLR's arguments) or `byol` (a crop
@@ -34,19 +43,75 @@ def random_resized_crop_boxes(
       settings: the group `augment` of a config: `crop`; `min_scale` and `max_scale`, the crop's
         area as a fraction of the image's, of all views or of each.
       num_views: V; the boxes of the first views do not depend on it.
+      overlap: the group `crops`, if it restricts the overlap of views 1 and 2, 3 and 4, ... Two
+        views out of its range are redrawn up to 100 times; then the closest draw counts.
 
     Returns:
       float32 [V, 4], one box per view: top, left, height, width in whole pixels of the image.
     """
     pairs = range((num_views + 1) // 2)
     views = per_view.augmentations(settings, 2 * len(pairs))
-    seeds = [tf.random.fold_in(seed, pair) if pair else seed for pair in pairs]
-    boxes = [
-        _two_boxes(own, size, views[2 * pair : 2 * pair + 2]) for pair, own in enumerate(seeds)
-    ]
+    boxes = []
+    for pair in pairs:
+        draw = functools.partial(_two_boxes, size=size, views=views[2 * pair : 2 * pair + 2])
+        own = tf.random.fold_in(seed, pair) if pair else seed
+        boxes.append(_in_range(draw, own, overlap) if overlap else draw(own))
     if num_views == 2:  # every operation counts: small images take under 0.1 ms
         return boxes[0]
     return tf.concat(boxes, axis=0)[:num_views]
+
+
+def local_boxes(
+    seed: tf.Tensor, size: tf.Tensor, crop: str, settings: ml_collections.ConfigDict
+) -> tf.Tensor:
+    """Draws the crop boxes of an image's local views (multi-crop; SwAV, section 3.2).
+
+    Args:
+      seed: int [2], as for the global views, whose boxes stay the same.
+      size: int [2], height and width of the image in pixels.
+      crop: `augment.crop`, see `random_resized_crop_boxes`.
+      settings: the group `crops`.
+
+    Returns:
+      float32 [V, 4] boxes of the `settings.local_views` views.
+    """
+    scales = {"min_scale": settings.local_min_scale, "max_scale": settings.local_max_scale}
+    own = ml_collections.ConfigDict({"crop": crop, **scales})
+    return random_resized_crop_boxes(
+        tf.random.fold_in(seed, _LOCAL), size, own, settings.local_views
+    )
+
+
+def _in_range(
+    draw: Callable[[tf.Tensor], tf.Tensor], seed: tf.Tensor, settings: ml_collections.ConfigDict
+) -> tf.Tensor:
+    """The first of the draws [2, 4] whose overlap is in the range, or the closest to it."""
+
+    def distance(boxes: tf.Tensor) -> tf.Tensor:
+        found = _overlap(boxes, settings.overlap)
+        outside = tf.maximum(settings.min_overlap - found, found - settings.max_overlap)
+        return tf.reduce_max(outside)
+
+    def is_outside(attempt: tf.Tensor, boxes: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
+        del boxes
+        return (attempt < _MAX_DRAWS) & (least > _ROUNDING)
+
+    def redraw(attempt: tf.Tensor, boxes: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        other = draw(tf.random.fold_in(seed, _REDRAWS + attempt))
+        found = distance(other)
+        return attempt + 1, tf.where(found < least, other, boxes), tf.minimum(found, least)
+
+    first = draw(seed)
+    return tf.while_loop(is_outside, redraw, (1, first, distance(first)))[1]
+
+
+def _overlap(boxes: tf.Tensor, measure: str) -> tf.Tensor:
+    """The overlap of boxes [2, 4] as in `gsjax.similarity`: [2] from each to the other."""
+    start, extent = boxes[:, :2], boxes[:, 2:]
+    sides = tf.reduce_min(start + extent, axis=0) - tf.reduce_max(start, axis=0)
+    shared = tf.reduce_prod(tf.maximum(sides, 0))
+    area = tf.reduce_prod(extent, axis=-1)
+    return shared / (area if measure == "ioa" else tf.reduce_sum(area) - shared)
 
 
 def _two_boxes(seed: tf.Tensor, size: tf.Tensor, views: _Views) -> tf.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import ml_collections
 import numpy as np
 
-from gsjax.crops import Crops
+from gsjax.crops import Crops, limits_overlap
 from gsjax.data import crops, shards
 from gsjax.data.batches import Batch, Batches
 from gsjax.data.damage import ExampleFn, Replacements, read_key, retried
@@ -30,6 +30,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_views: int = 2,
+    local_views: bool = False,
 ) -> Batches:
     """Returns this host's part of the batches of steps start_step, ..., num_steps - 1.
 
@@ -49,11 +50,13 @@ def train_batches(
       num_steps: total steps of training, not counted from start_step.
       process_index: this host's number.
       process_count: number of hosts; b = B / process_count.
-      num_views: V; 1 for the linear evaluation.
+      num_views: V; 1 for the linear evaluation, whose crops have no overlap to restrict.
+      local_views: whether to add the local views of `crops`, if there are any.
 
     Returns:
-      Dicts: `global`, `gsjax.crops.Crops` of b images and V views; `size` int32 [b, 2] (height and
-      width of the original); `label` int32 [b] (-1: unknown); `index` int64 [b] in the source.
+      Dicts: `global`, `gsjax.crops.Crops` of b images and V views, and maybe `local`; `size` int32
+      [b, 2] (height and width of the original); `label` int32 [b] (-1: unknown); `index` int64 [b]
+      in the source.
 
     Raises:
       UserError: there are fewer images than in a batch, the hosts cannot split a batch evenly, or
@@ -74,7 +77,7 @@ def train_batches(
     )
     example_fn = _example_fn(
         source,
-        functools.partial(_views, config.seed, config.data.image_size, config.augment, num_views),
+        functools.partial(_views, config, num_views, local_views and config.crops.local_views > 0),
     )
     replacements = Replacements(source, config.seed, config.data.max_damaged, example_fn)
     is_timed = bool(source.shards and start_step % epoch_steps and process_index == 0)
@@ -170,10 +173,9 @@ def _decode(picture: tf.Tensor) -> tf.Tensor:
 
 
 def _views(
-    seed: int,
-    image_size: int,
-    settings: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
     num_views: int,
+    has_local: bool,
     position: tf.Tensor,
     index: tf.Tensor,
     picture: tf.Tensor,
@@ -181,10 +183,19 @@ def _views(
     del index
     image = _decode(picture)
     size = tf.shape(image)[:2]
-    crop_seed = tf.stack([tf.constant(seed, tf.int64), position])
-    boxes = crops.random_resized_crop_boxes(crop_seed, size, settings, num_views)
+    seed = tf.stack([tf.constant(config.seed, tf.int64), position])
+    overlap = config.crops if num_views > 1 and limits_overlap(config.crops) else None
+    boxes = crops.random_resized_crop_boxes(seed, size, config.augment, num_views, overlap)
+    columns = _crops("global", image, boxes, config.data.image_size)
+    if has_local:
+        boxes = crops.local_boxes(seed, size, config.augment.crop, config.crops)
+        columns |= _crops("local", image, boxes, config.crops.local_size)
+    return {**columns, "size": size}
+
+
+def _crops(name: str, image: tf.Tensor, boxes: tf.Tensor, image_size: int) -> dict[str, tf.Tensor]:
     views = [crops.crop_and_resize(image, box, image_size) for box in tf.unstack(boxes)]
-    return {"images": tf.stack(views), "boxes": boxes, "size": size}
+    return {f"{name}/images": tf.stack(views), f"{name}/boxes": boxes}
 
 
 def _transformed(
@@ -262,8 +273,9 @@ def _completed(
                         column[place] = row[name]
             del rows["position"]
             check_labels(source, rows["label"])
-            views = Crops(rows.pop("images"), rows.pop("boxes"))
-            yield {"global": views, **rows}
+            names = [name.removesuffix("/images") for name in rows if name.endswith("/images")]
+            views = {n: Crops(rows.pop(f"{n}/images"), rows.pop(f"{n}/boxes")) for n in names}
+            yield {**views, **rows}
 
 
 def _padded(

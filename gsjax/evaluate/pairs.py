@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
-from gsjax import similarity
+from gsjax import losses, similarity
 from gsjax.config import defaults
 from gsjax.crops import Crops
 from gsjax.data import input_pipeline
@@ -33,13 +34,13 @@ _QUANTILES = (10, 25, 50, 75, 90)  # of the distances in a bin, in percent
 
 
 class Pairs(NamedTuple):
-    """Two views of each of n images.
+    """V views of each of n images, the W global ones first.
 
     Attributes:
       indices: int64 [n] indices of the images in the source.
-      boxes: float32 [n, 2, 4] crop boxes.
-      anchor: float64 [n, 2, D], of length 1, of `Method.embed`.
-      target: float64 [n, 2, D], of length 1, likewise.
+      boxes: float32 [n, V, 4] crop boxes.
+      anchor: float64 [n, V, D], of length 1, of `Method.embed`.
+      target: float64 [n, W, D], of length 1, likewise.
     """
 
     indices: np.ndarray
@@ -51,7 +52,7 @@ class Pairs(NamedTuple):
 def draw(
     encoder: Encoder, config: ml_collections.ConfigDict, source: Source, num_images: int
 ) -> Pairs:
-    """Draws a pair of views of each of some images, as in training, and embeds them.
+    """Draws the views of each of some images, as in training, and embeds them.
 
     Crops and augmentations are a function of the seed and an image's position in the draw, not of
     the number of devices or the batches.
@@ -85,17 +86,21 @@ def draw(
     _, key = step.keys(config)
     # Rows that pad the devices' shares are cut off again.
     missing = -local % (mesh.devices.size // hosts)
-    batches = input_pipeline.train_batches(source, config, 0, num_steps, host, hosts)
+    batches = input_pipeline.train_batches(
+        source, config, 0, num_steps, host, hosts, local_views=True
+    )
     progress = metrics.Progress("pairs of views", num_steps, inner=True)
     parts = []
     with contextlib.closing(batches), contextlib.closing(progress):
         for i, batch in enumerate(batches):
             place = np.arange(local, dtype=np.int32) + (i * hosts + host) * local
-            columns = [_padded(column, missing) for column in (batch["global"].images, place)]
-            inputs = parallel.shard(columns, mesh)
+            crops = {name: part for name, part in batch.items() if isinstance(part, Crops)}
+            images = {name: _padded(part.images, missing) for name, part in crops.items()}
+            inputs = parallel.shard([images, _padded(place, missing)], mesh)
             outputs = embed_fn(params, extra, *inputs, key)
             embedded = [features.local_rows(output)[:local] for output in outputs]
-            parts.append(parallel.gather((batch["index"], batch["global"].boxes, *embedded)))
+            boxes = np.concatenate([part.boxes for part in crops.values()], axis=1)
+            parts.append(parallel.gather((batch["index"], boxes, *embedded)))
             progress.update(i + 1)
     indices, boxes, anchor, target = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not (np.isfinite(anchor).all() and np.isfinite(target).all()):
@@ -119,11 +124,12 @@ def measure(
     pairs: Pairs, settings: ml_collections.ConfigDict
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns scores and details of the pairs, as `summarize` does; `settings` define psi."""
-    both = np.array([0, 1]), np.array([1, 0])  # from i to j and from j to i
-    psi = similarity.pairwise(pairs.boxes, pairs.boxes, settings.measure, settings.threshold)
-    ioa = similarity.pairwise(pairs.boxes, pairs.boxes, "ioa", 1.0)
+    of_targets = pairs.boxes[:, : pairs.target.shape[1]]
+    psi = similarity.pairwise(pairs.boxes, of_targets, settings.measure, settings.threshold)
+    ioa = similarity.pairwise(pairs.boxes, of_targets, "ioa", 1.0)
+    rows = losses.pairs(pairs.anchor.shape[1], pairs.target.shape[1])
     return summarize(
-        pairs.anchor, pairs.target, np.asarray(ioa[:, *both]), np.asarray(psi[:, *both])
+        pairs.anchor, pairs.target, np.asarray(ioa[:, *rows]), np.asarray(psi[:, *rows])
     )
 
 
@@ -132,14 +138,15 @@ def summarize(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Compares the distances of views with the target of graded similarity, 1 - psi.
 
-    A pair counts in both directions, each with its own overlap. A negative pair is a view and the
-    other view of the next image.
+    Every view is compared with every other global view, so two global views count in both
+    directions, each with its own overlap. A negative pair is a view and that target of the next
+    image.
 
     Args:
-      anchor: [n, 2, D] of length 1.
-      target: [n, 2, D] of length 1.
-      ioa: [n, 2] IoA of the first to the second view and back.
-      psi: [n, 2] graded similarity in the same directions.
+      anchor: [n, V, D] of length 1.
+      target: [n, W, D] of length 1.
+      ioa: [n, P] IoA of view v to view w for the pairs (v, w) of `gsjax.losses.pairs`.
+      psi: [n, P] graded similarity, likewise.
 
     Returns:
       The scores `diagnostics/...`:
@@ -154,10 +161,11 @@ def summarize(
           exactly 1 after them, `ioa_low` and `ioa_high`, `count`, and of the distances `mean` and
           quantiles `q10` to `q90`; `target` is the mean of 1 - psi.
     """
-    distance = np.linalg.norm(anchor - target[:, ::-1], axis=-1)
-    negative = np.linalg.norm(anchor - np.roll(target, 1, axis=0)[:, ::-1], axis=-1)
+    v, w = losses.pairs(anchor.shape[1], target.shape[1])
+    distance = np.linalg.norm(anchor[:, v] - target[:, w], axis=-1).ravel()
+    negative = np.linalg.norm(anchor[:, v] - np.roll(target, 1, axis=0)[:, w], axis=-1)
     views = target.reshape(-1, target.shape[-1])
-    overlap, psi, distance = (column.astype(np.float64).ravel() for column in (ioa, psi, distance))
+    overlap, psi = (column.astype(np.float64).ravel() for column in (ioa, psi))
     scores = {
         "calibration_error": np.mean(np.abs(distance - (1 - psi))),
         "rank_correlation": _rank_correlation(overlap, distance),
@@ -211,19 +219,24 @@ def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _create_embed_fn(config: ml_collections.ConfigDict, method: Method, mesh: Mesh) -> Callable:
-    """Compiles (params, extra, images [B, V, S, S, 3], place [B], key) -> [B, V, D] twice.
+    """Compiles (params, extra, images per size, place [B], key) -> ([B, V, D], [B, W, D]).
 
     `place` is an image's position in the draw. The outputs are anchors and targets.
     """
 
-    def embed(params, extra, images, place, key):
-        views = step.augment_views({"global": Crops(images, None)}, key, place, config)["global"]
+    def embed_views(params, extra, views):
         num_images, num_views = views.shape[:2]
         flat = views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
-        return tuple(
+        return [
             part.reshape(num_views, num_images, -1).swapaxes(0, 1)
             for part in method.embed(params, extra, flat)
-        )
+        ]
+
+    def embed(params, extra, images, place, key):
+        crops = {name: Crops(part, None) for name, part in images.items()}
+        views = step.augment_views(crops, key, place, config)
+        embedded = [embed_views(params, extra, part) for part in views.values()]
+        return jnp.concatenate([anchors for anchors, _ in embedded], axis=1), embedded[0][1]
 
     batch = P(parallel.AXIS)
     return parallel.data_parallel(

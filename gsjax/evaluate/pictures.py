@@ -7,7 +7,8 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL, _GAP, _TEXT = 160, 12, 34  # sides in pixels of the figure
-_COLORS = ((255, 140, 0), (0, 160, 255))  # first and second view
+_COLORS = ((255, 140, 0), (0, 160, 255))  # of the global views
+_LOCAL_COLORS = ((60, 170, 80), (180, 90, 200), (200, 170, 30), (50, 170, 180))
 _HEIGHT, _FRAME, _LABEL = 140, 4, 22  # of a retrieved image, its frame and the line below
 _NUM_RESULTS, _FONT, _MAX_WORD = 10, 14, 20  # the last in characters
 _SIGN = 11  # side of the sign next to the word, so that color is not the only cue
@@ -21,42 +22,52 @@ _STROKES: dict[str, list[list[tuple[float, float]]]] = {  # of the signs, in uni
 _MARKS = {"right": _RIGHT, "wrong": _WRONG, "junk": _JUNK, "": (255, 255, 255)}
 
 
-def draw_pairs(
+def draw_views(
     originals: Sequence[np.ndarray],
     boxes: np.ndarray,
-    views: np.ndarray,
+    views: Sequence[np.ndarray],
     psi: np.ndarray,
 ) -> np.ndarray:
-    """Draws a row per pair: the original with both crop boxes, then the two augmented views.
+    """Draws a row per image: the original with all crop boxes, then the augmented views.
+
+    Below each view is its graded similarity to the global views.
 
     Args:
       originals: N images uint8 [H, W, 3].
-      boxes: [N, 2, 4] top, left, height, width in pixels of the original.
-      views: [N, 2, S, S, 3] in [0, 1], augmented, not normalized.
-      psi: [N, 2] graded similarity, first to second view and back.
+      boxes: [N, V, 4] top, left, height, width in pixels of the original.
+      views: V views [N, S, S, 3] in [0, 1], augmented, not normalized; local ones may be smaller.
+      psi: [N, V, W] graded similarity of every view to the global ones.
 
     Returns:
       The figure, uint8 [H, W, 3].
     """
+    side = max(view.shape[1] for view in views)
     height = len(originals) * (_CELL + _TEXT + _GAP) + _GAP
-    canvas = Image.new("RGB", (3 * (_CELL + _GAP) + _GAP, height), "white")
+    width = (len(views) + 1) * (_CELL + _GAP) + _GAP
+    canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
+    colors = [_color(view, psi.shape[2]) for view in range(len(views))]
     for row, original in enumerate(originals):
         top = _GAP + row * (_CELL + _TEXT + _GAP)
-        _draw_original(canvas, original, boxes[row], (_GAP, top))
-        for i in range(2):
+        _draw_original(canvas, original, boxes[row], colors, (_GAP, top))
+        for i, color in enumerate(colors):
             left = _GAP + (i + 1) * (_CELL + _GAP)
-            pixels = np.round(np.clip(views[row, i], 0, 1) * 255).astype(np.uint8)
-            view = Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+            pixels = np.round(np.clip(views[i][row], 0, 1) * 255).astype(np.uint8)
+            cell = round(_CELL * pixels.shape[0] / side)
+            view = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
             canvas.paste(view, (left, top))
-            draw.rectangle(
-                (left, top, left + _CELL - 1, top + _CELL - 1), outline=_COLORS[i], width=3
-            )
-        line = f"psi 1>2: {psi[row, 0]:.2f}\npsi 2>1: {psi[row, 1]:.2f}"
-        draw.text((_GAP, top + _CELL + 2), line, fill="black")
-        draw.text((2 * _GAP + _CELL, top + _CELL + 2), "view 1", fill=_COLORS[0])
-        draw.text((3 * _GAP + 2 * _CELL, top + _CELL + 2), "view 2", fill=_COLORS[1])
+            draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=color, width=3)
+            others = [w for w in range(psi.shape[2]) if w != i]
+            found = "  ".join(f"{i + 1}>{w + 1}: {psi[row, i, w]:.2f}" for w in others)
+            text = f"view {i + 1}\npsi {found}"
+            draw.text((left, top + _CELL + 2), text, fill=color)
     return np.asarray(canvas)
+
+
+def _color(view: int, num_global: int) -> tuple[int, int, int]:
+    if view < num_global:
+        return _COLORS[view % len(_COLORS)]
+    return _LOCAL_COLORS[(view - num_global) % len(_LOCAL_COLORS)]
 
 
 def draw_ranking(
@@ -127,10 +138,10 @@ def save(picture: np.ndarray, path: epath.Path) -> None:
         Image.fromarray(picture).save(file, format="PNG")
 
 
-def _draw_original(canvas, original, boxes, place) -> None:
+def _draw_original(canvas, original, boxes, colors, place) -> None:
     small = _shrink(original, _CELL, _CELL)
     scale = _CELL / max(original.shape[:2])
-    for box, color in zip(boxes, _COLORS, strict=True):
+    for box, color in zip(boxes, colors, strict=True):
         _draw_box(small, box, scale, color)
     canvas.paste(small, place)
 

@@ -32,7 +32,7 @@ _SCALE = shapes(1.0, "scale of the positive term in eq. 10; 0.5 gives NT-Xent at
 _TEMPERATURE = shapes(0.5, "tau of NT-Xent", low=1e-6)
 _SIAMESE = shapes(
     "mse",
-    "mse (eq. 3 and eq. 8), sum (twice that), or without graded similarity cosine (half of it)",
+    "mse (eq. 3 and eq. 8), sum (twice that), or cosine (half of it; only graded as a weight)",
     choices=("mse", "cosine", "sum"),
 )
 _PREDICTOR = shapes(512, "hidden width of the predictor", low=1, high=2**16)
@@ -55,10 +55,11 @@ def _check_siamese(config: ml_collections.ConfigDict) -> Iterator[str]:
             f"similarity.scale is {config.similarity.scale:g}, but {METHODS[config.method].label} "
             "has no such scale (eq. 3 and eq. 8 agree at psi = 1); leave it at 1"
         )
-    if config.loss.siamese == "cosine" and config.similarity.measure != "none":
+    graded = config.similarity.measure != "none"
+    if config.loss.siamese == "cosine" and graded and config.similarity.form != "weight":
         yield (
-            "loss.siamese is cosine, but graded similarity regresses a distance (eq. 8); "
-            "cosine needs similarity.measure=none"
+            f"loss.siamese is cosine, but similarity.form={config.similarity.form} grades a "
+            "distance (eq. 8); cosine needs similarity.form=weight or similarity.measure=none"
         )
 
 

@@ -5,12 +5,13 @@ A method holds modules and settings; what training changes is passed through its
 statistics and, in other methods, a target network, a queue, a center). `loss` runs per device,
 inside a program over the axis `batch`; arrays of images hold this device's part of the batch.
 
-Views are grouped by size, {"global": [B, V, S, S, 3]}, and so are their crop boxes, [B, V, 4] in
-pixels of the original image.
+Views are grouped by size, {"global": [B, W, S, S, 3]} and with multi-crop "local" ones, in this
+order; so are their crop boxes, [B, W, 4] in pixels of the original image. All V views are anchors,
+the W global ones are targets.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +24,9 @@ from gsjax import losses, similarity
 from gsjax.models.heads import Predictor, Projector
 from gsjax.models.outputs import Outputs
 from gsjax.runtime.parallel import AXIS
+
+MONITORED = 256
+"""Images whose embeddings the step returns, at most one per device more."""
 
 Tree = Any
 Views = Mapping[str, jax.Array]
@@ -94,8 +98,8 @@ class Method(abc.ABC):
         Args:
           params: as returned by `init`.
           extra: as returned by `init`.
-          views: augmented and normalized views, [B, V, S, S, 3] per size.
-          boxes: crop boxes, [B, V, 4] per size.
+          views: augmented and normalized views, per size.
+          boxes: crop boxes, per size.
           keys: [B], one per image, for randomness inside the networks.
           progress: progress of the training run.
 
@@ -147,6 +151,11 @@ class Method(abc.ABC):
         """Whether the loss is graded."""
         return self.config.similarity.measure != "none"
 
+    @property
+    def grading(self) -> losses.Grading:
+        """The form of grading."""
+        return losses.Grading(self.config.similarity.form, self.config.similarity.margin)
+
     def forward(
         self, params: Tree, batch_stats: Tree, x: jax.Array, train: bool = True
     ) -> tuple[list[jax.Array], Tree]:
@@ -173,6 +182,13 @@ class Method(abc.ABC):
         return outputs, updated
 
 
+def each_view(views: Views) -> Iterator[jax.Array]:
+    """Yields every view, [B, S, S, 3], the global ones first."""
+    for part in views.values():
+        for view in range(part.shape[1]):
+            yield part[:, view]
+
+
 def create_projector(
     config: ml_collections.ConfigDict, last_bn_scale: bool, hidden_bn: bool = True
 ) -> Projector:
@@ -195,12 +211,15 @@ def create_predictor(config: ml_collections.ConfigDict) -> Predictor:
 def metrics(z: jax.Array, psi: jax.Array) -> dict[str, jax.Array]:
     """Computes metrics of the global batch from this device's embeddings and similarities.
 
+    All are scalars but `embeddings`, [N, W, D] of the first images of every device, for
+    `gsjax.train.monitors`.
+
     `embedding_std` is the standard deviation of each coordinate of the normalized embeddings over
     the batch, averaged over coordinates: 1/sqrt(D) when they fill the sphere, 0 at collapse
     (SimSiam, section 4.1).
 
     Args:
-      z: [B, W, D] embeddings of the target views.
+      z: [B, W, D] embeddings of the global views.
       psi: [B, V, W] graded similarity.
     """
     unit = z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
@@ -214,6 +233,7 @@ def metrics(z: jax.Array, psi: jax.Array) -> dict[str, jax.Array]:
         "psi_one": lax.pmean(jnp.mean(of_pairs >= 1), AXIS),
         "positive_distance": lax.pmean(jnp.mean(distance), AXIS),
         "embedding_std": jnp.mean(jnp.sqrt(variance)),
+        "embeddings": lax.all_gather(z[: -(-MONITORED // lax.axis_size(AXIS))], AXIS, tiled=True),
     }
 
 

@@ -7,6 +7,7 @@ import ml_collections
 
 from gsjax import losses
 from gsjax.methods import base, target_network
+from gsjax.runtime.parallel import AXIS
 
 
 class BYOL(base.Method):
@@ -28,18 +29,25 @@ class BYOL(base.Method):
         """See `Method.loss`; each view has its own forward passes and batch statistics."""
         del keys, progress
         online, target = extra["batch_stats"], extra["target"]
-        target_stats = target["batch_stats"]
+        target_stats, num_targets = target["batch_stats"], views["global"].shape[1]
         embeddings, predictions, targets = [], [], []
-        for view in range(views["global"].shape[1]):
-            x = views["global"][:, view]
+        for view, x in enumerate(base.each_view(views)):
             (_, z, p), online = self.forward(params, online, x)
-            (_, t), target_stats = self.forward(target["params"], target_stats, x)
-            embeddings.append(z)
             predictions.append(p)
-            targets.append(t)
+            if view < num_targets:
+                (_, t), target_stats = self.forward(target["params"], target_stats, x)
+                embeddings.append(z)
+                targets.append(t)
         z, p, t = (jnp.stack(outputs, axis=1) for outputs in (embeddings, predictions, targets))
         psi = self.psi(boxes)
-        loss = losses.siamese(p, t, psi if self.is_graded else None, self.config.loss.siamese)
+        loss = losses.siamese(
+            p,
+            t,
+            psi if self.is_graded else None,
+            self.config.loss.siamese,
+            axis_name=AXIS,
+            grading=self.grading,
+        )
         target = target | {"batch_stats": target_stats}
         return loss, ({"batch_stats": online, "target": target}, base.metrics(z, psi))
 

@@ -28,17 +28,18 @@ class MoCoV2(base.Method):
     def loss(self, params, extra, views, boxes, keys, progress):
         """See `Method.loss`; each view has its own forward passes and batch statistics."""
         del keys
-        x, settings, psi = views["global"], self.config, self.psi(boxes)
-        num_views = x.shape[1]
-        symmetric = settings.loss.symmetric
-        # One direction compares the first view's queries with the second view's keys.
-        query_views, key_views = (range(num_views), range(num_views)) if symmetric else ([0], [1])
+        settings, psi, x = self.config, self.psi(boxes), list(base.each_view(views))
+        symmetric, num_targets = settings.loss.symmetric, views["global"].shape[1]
+        # One direction compares the first view's queries, and the local ones, with the second
+        # view's keys.
+        key_views = range(num_targets) if symmetric else [1]
+        query_views = [v for v in range(len(x)) if symmetric or v not in key_views]
         online, target = extra["batch_stats"], extra["target"]
         target_stats, q, k = target["batch_stats"], {}, {}
         for view in query_views:
-            (_, q[view]), online = self.forward(params, online, x[:, view])
+            (_, q[view]), online = self.forward(params, online, x[view])
         for view in key_views:
-            (_, z), target_stats = self.forward(target["params"], target_stats, x[:, view])
+            (_, z), target_stats = self.forward(target["params"], target_stats, x[view])
             k[view] = lax.stop_gradient(losses.normalize(z))
         pairs = [(v, w) for v in q for w in k if v != w]
         graded = [psi[:, v, w] for v, w in pairs] if self.is_graded else None
@@ -49,14 +50,16 @@ class MoCoV2(base.Method):
             None if graded is None else jnp.concatenate(graded),
             settings.loss.temperature,
             settings.similarity.scale,
+            axis_name=AXIS,
+            grading=self.grading,
         )
         new = {
             "batch_stats": online,
             "target": target | {"batch_stats": target_stats},
             "queue": enqueued(extra["queue"], list(k.values()), progress.step),
         }
-        shown = jnp.stack([*q.values()] if symmetric else [q[0], k[1]], axis=1)
-        return loss, (new, base.metrics(shown, psi))
+        shown = [q[view] if view in q else k[view] for view in range(num_targets)]
+        return loss, (new, base.metrics(jnp.stack(shown, axis=1), psi))
 
     def after_update(self, params, extra, progress):
         """See `Method.after_update`; moves the key network's parameters."""

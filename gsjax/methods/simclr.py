@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from gsjax import losses
@@ -13,24 +14,28 @@ class SimCLR(base.Method):
     """Encoder and projector, with the loss of eq. 9 or, graded, eq. 10 of the thesis."""
 
     def loss(self, params, extra, views, boxes, keys, progress):
-        """See `Method.loss`; all views share one forward pass and its batch statistics."""
+        """See `Method.loss`; views of one size share a forward pass and its batch statistics."""
         del keys, progress
-        images = views["global"].swapaxes(0, 1)  # [V, B, S, S, 3]
-        num_views, num_images = images.shape[:2]
-        (_, z), batch_stats = self.forward(
-            params, extra["batch_stats"], images.reshape(-1, *images.shape[2:])
-        )
-        z = z.reshape(num_views, num_images, -1).swapaxes(0, 1)
+        batch_stats, embeddings = extra["batch_stats"], []
+        for part in views.values():
+            images = part.swapaxes(0, 1)  # [V, B, S, S, 3]
+            num_views, num_images = images.shape[:2]
+            (_, z), batch_stats = self.forward(
+                params, batch_stats, images.reshape(-1, *images.shape[2:])
+            )
+            embeddings.append(z.reshape(num_views, num_images, -1).swapaxes(0, 1))
+        z, targets = jnp.concatenate(embeddings, axis=1), embeddings[0]
         psi, settings = self.psi(boxes), self.config
         loss = losses.contrastive(
             z,
-            z,
+            targets,
             psi if self.is_graded else None,
             settings.loss.temperature,
             settings.similarity.scale,
             axis_name=AXIS,
+            grading=self.grading,
         )
-        return loss, ({"batch_stats": batch_stats}, base.metrics(z, psi))
+        return loss, ({"batch_stats": batch_stats}, base.metrics(targets, psi))
 
     def embed(self, params, extra, images: jax.Array):
         """See `Method.embed`; returns (z, z)."""

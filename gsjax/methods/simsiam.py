@@ -7,6 +7,7 @@ import ml_collections
 
 from gsjax import losses
 from gsjax.methods import base
+from gsjax.runtime.parallel import AXIS
 
 
 class SimSiam(base.Method):
@@ -18,13 +19,20 @@ class SimSiam(base.Method):
         """See `Method.loss`; each view has its own forward pass and batch statistics."""
         del keys, progress
         batch_stats, embeddings, predictions = extra["batch_stats"], [], []
-        for view in range(views["global"].shape[1]):
-            (_, z, p), batch_stats = self.forward(params, batch_stats, views["global"][:, view])
+        for x in base.each_view(views):
+            (_, z, p), batch_stats = self.forward(params, batch_stats, x)
             embeddings.append(z)
             predictions.append(p)
-        z, p = jnp.stack(embeddings, axis=1), jnp.stack(predictions, axis=1)
-        psi = self.psi(boxes)
-        loss = losses.siamese(p, z, psi if self.is_graded else None, self.config.loss.siamese)
+        z = jnp.stack(embeddings[: views["global"].shape[1]], axis=1)
+        p, psi = jnp.stack(predictions, axis=1), self.psi(boxes)
+        loss = losses.siamese(
+            p,
+            z,
+            psi if self.is_graded else None,
+            self.config.loss.siamese,
+            axis_name=AXIS,
+            grading=self.grading,
+        )
         return loss, ({"batch_stats": batch_stats}, base.metrics(z, psi))
 
     def param_groups(self, params):

@@ -4,7 +4,7 @@ from gsjax.report.collect import Study
 from gsjax.sweep.runs import Run
 
 PICTURES = {  # file of a work directory: what it shows
-    "examples.png": "pairs of views",
+    "examples.png": "views",
     "diagnostics/neighbors.png": "nearest neighbors",
     "diagnostics/map.json": "maps",
 }
@@ -13,6 +13,9 @@ CURVES = {  # metric: what its panel shows
     "train/loss": "loss",
     "train/embedding_std": "spread",
     "train/positive_distance": "distance between the two views",
+    "train/rankme": "rank",
+    "train/alignment": "alignment",
+    "train/uniformity": "uniformity",
     "train/learning_rate": "learning rate",
     "train/images_per_second": "speed",
 }

@@ -31,6 +31,9 @@ _CURVES = {  # metric: (title, axis)
     "train/loss": ("Loss", "loss"),
     "train/embedding_std": ("Spread of the embeddings (0 is collapse)", "std x sqrt(d)"),
     "train/positive_distance": ("Distance between the two views", "distance"),
+    "train/rankme": ("Effective rank of the embeddings (RankMe)", "rank"),
+    "train/alignment": ("Alignment: squared distance of the views", "E d^2"),
+    "train/uniformity": ("Uniformity over images (0 is collapse)", "log E exp(-2 d^2)"),
     "train/learning_rate": ("Learning rate", "learning rate"),
     "train/images_per_second": ("Speed", "images/s"),
 }

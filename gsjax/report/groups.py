@@ -72,7 +72,7 @@ def name_of(label: str, value: settings.Value | None) -> str:
 
 
 def label_of(config: Mapping[str, Any]) -> str:
-    """Names a run by its method: SimCLR, SimCLR-GS, SimSiam-GS, IoU, ..."""
+    """Names a run by its method: SimCLR, SimCLR-GS, SimSiam-GS, IoU, BYOL-GS, weight, ..."""
     flat = _flat(config)
     name, measure = METHODS[flat["method"]].label, flat["similarity.measure"]
     if measure == "none":
@@ -80,6 +80,8 @@ def label_of(config: Mapping[str, Any]) -> str:
     parts = [f"{name}-GS"]
     if measure != "ioa":
         parts.append("IoU")
+    if flat["similarity.form"] != "regress":
+        parts.append(flat["similarity.form"])
     if flat["similarity.scale"] != 1:
         parts.append(f"scale {flat['similarity.scale']:g}")
     return ", ".join(parts)

@@ -151,7 +151,7 @@ def _pictures(study: collect.Study) -> list[tuple[str, epath.Path]]:
     found = []
     for group in study.groups:
         for title, name in (
-            ("pairs of views, with psi in both directions", "examples.png"),
+            ("views, with their psi to the global ones", "examples.png"),
             ("nearest neighbors", "diagnostics/neighbors.png"),
         ):
             paths = [run.folder / name for run in group.runs if run.folder]

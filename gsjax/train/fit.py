@@ -39,6 +39,7 @@ class Run:
       describe_memory: describes the memory needs of the compiled step, or of None before it is
         compiled, when device memory runs out.
       before_step: called with the number of the upcoming step, from 1, and the state.
+      summarize: turns a step's metrics into the numbers to log.
       on_log: receives the metrics just written.
       evaluate_after: whether to call `evaluate` after a step.
       evaluate: (state, check) -> metrics; `check` may raise to abort it.
@@ -56,6 +57,9 @@ class Run:
     advice: str
     describe_memory: Callable[[jax.stages.Compiled | None], str]
     before_step: Callable[[int, TrainState], None] = lambda upcoming, state: None
+    summarize: Callable[[Mapping[str, Any]], dict[str, float]] = lambda values: {
+        name: float(value) for name, value in values.items()
+    }
     on_log: Callable[[int, Mapping[str, float]], None] = lambda done, scalars: None
     evaluate_after: Callable[[int], bool] = lambda done: False
     evaluate: Callable[[TrainState, Callable[[], None]], Mapping[str, float]] | None = None
@@ -144,7 +148,7 @@ def fit(
 
 def _log(run: Run, clock: "Clock", progress: metrics.Progress, done: int, values: Mapping) -> None:
     """Writes a step's values, its learning rate and the clock's readings."""
-    scalars = {f"train/{name}": float(value) for name, value in values.items()}
+    scalars = {f"train/{name}": value for name, value in run.summarize(values).items()}
     scalars["train/learning_rate"] = float(run.learning_rate(done - 1))
     scalars.update(clock.read(done))
     run.writer.write_scalars(done, scalars)

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from gsjax.evaluate import pictures
 from gsjax.evaluate.encoder_reader import read_initial_encoder
 from gsjax.evaluate.monitor import Monitor, create_monitor, has_measured
 from gsjax.methods import create_method
-from gsjax.methods.base import Method
+from gsjax.methods.base import Method, each_view
 from gsjax.models import ENCODERS
 from gsjax.runtime import (
     checkpoints,
@@ -38,11 +38,12 @@ from gsjax.runtime import (
     parallel,
     writers,
 )
-from gsjax.train import step
+from gsjax.train import monitors, step
 from gsjax.train.collapse import CollapseWarning
 from gsjax.train.fit import Run, Trace, fit
 from gsjax.train.memory import describe_step
 from gsjax.train.optimizers import create_optimizer, create_schedule, create_weight_decay
+from gsjax.train.overlap import OverlapWarning
 from gsjax.train.state import TrainState
 
 _DIVERGENCE_ADVICE = (
@@ -183,7 +184,12 @@ def _train(
         ownership.renew(folder, config, training.facts)
         training.saved.save(done, state, writer)
 
-    collapse = CollapseWarning(config)
+    collapse, overlap = CollapseWarning(config), OverlapWarning(config.crops)
+
+    def check(done: int, scalars: Mapping[str, float]) -> None:
+        collapse.check(done, scalars["train/embedding_std"])
+        overlap.check(done, scalars.get("train/crops_outside", 0.0))
+
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(
             contextlib.closing(
@@ -194,6 +200,7 @@ def _train(
                     training.num_steps,
                     jax.process_index(),
                     jax.process_count(),
+                    local_views=True,
                 )
             )
         )
@@ -218,7 +225,8 @@ def _train(
             advice=_DIVERGENCE_ADVICE,
             describe_memory=functools.partial(describe_step, config),
             before_step=stack.enter_context(Trace(config.profile, folder)).before,
-            on_log=lambda done, scalars: collapse.check(done, scalars["train/embedding_std"]),
+            summarize=monitors.summarize,
+            on_log=check,
             evaluate_after=training.measures_after,
             evaluate=monitor.measure if monitor else None,
         )
@@ -230,25 +238,31 @@ def _train(
             training.num_steps,
             training.epoch_steps,
         )
-        columns = ("global",)
+        columns = ("global", "local") if config.crops.local_views else ("global",)
         return fit(state, program, stream, training.num_steps, run, training.mesh, columns, key)
 
 
 def _write_examples(
     training: _Training, batch: dict[str, Any], key: jax.Array, writer: writers.MetricWriter
 ) -> None:
-    """Draws the first pairs of the first batch, augmented as in the first step."""
+    """Draws the views of the first images, augmented as in the first step."""
     config, folder = training.config, training.folder
     n = min(config.log.example_pairs, len(batch["global"].images))
-    boxes = batch["global"].boxes[:n]
     step_key = jax.random.fold_in(jax.device_get(key), 0)
-    crops = {"global": Crops(batch["global"].images[:n], boxes)}
+    crops = {
+        name: Crops(part.images[:n], part.boxes[:n])
+        for name, part in batch.items()
+        if isinstance(part, Crops)
+    }
     augment = jax.jit(lambda crops, k: step.augment_views(crops, k, jnp.arange(n), config))
     mean, std = (np.asarray(part) for part in step.normalization(config))
-    views = np.asarray(augment(crops, step_key)["global"]) * std + mean
+    augmented = augment(crops, step_key)
+    views = [np.asarray(view) * std + mean for view in each_view(augmented)]
     originals = input_pipeline.load_images(training.source, batch["index"][:n].tolist())
-    psi = np.asarray(training.method.psi({"global": boxes}))[:, (0, 1), (1, 0)]
-    picture = pictures.draw_pairs(originals, boxes, views, psi)
+    boxes = {name: part.boxes for name, part in crops.items()}
+    psi = np.asarray(training.method.psi(boxes))
+    everywhere = np.concatenate(list(boxes.values()), axis=1)
+    picture = pictures.draw_views(originals, everywhere, views, psi)
     with files.write_errors(folder):
         pictures.save(picture, folder / "examples.png")
     writer.write_images(0, {"examples": picture[None]})

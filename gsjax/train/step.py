@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gsjax import augment
+from gsjax import augment, similarity
 from gsjax.config import per_view, settings
-from gsjax.crops import Crops
+from gsjax.crops import Crops, limits_overlap
 from gsjax.methods.base import Method, Progress
 from gsjax.models.norm import at_least_float32
 from gsjax.runtime import parallel
@@ -149,8 +149,18 @@ def create_train_step(
             return method.after_update(params, extra, progress)
 
         state, update_metrics = update(state, loss, grads, extra, optimizer, after_update)
-        return state, metrics | update_metrics
+        return state, metrics | update_metrics | _outside(boxes["global"], config.crops)
 
     return parallel.data_parallel(
         train_step, mesh, in_specs=(P(), P(AXIS), P()), out_specs=(P(), P()), donate=(0,)
     )
+
+
+def _outside(boxes: jax.Array, settings: ml_collections.ConfigDict) -> dict[str, jax.Array]:
+    """The fraction of the global batch whose overlap is out of a restricted range."""
+    if not limits_overlap(settings):
+        return {}
+    outside = similarity.is_outside(
+        boxes, settings.overlap, settings.min_overlap, settings.max_overlap
+    )
+    return {"crops_outside": lax.pmean(jnp.mean(outside), AXIS)}
