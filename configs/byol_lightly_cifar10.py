@@ -3,7 +3,8 @@
     python -m gsjax.main --config configs/byol_lightly_cifar10.py
 
 lightly reports 86.8 % kNN accuracy (k = 200, temperature 0.1, best epoch), and 91.0 % after 800
-epochs (`--config.num_epochs=800`). There, the cosine falls once an epoch.
+epochs (`--config.num_epochs=800`). There, the cosine falls once an epoch. The views are those of
+the commit that its table names (42a6a924); later versions of the script have BYOL's.
 """
 
 import simclr_lightly_cifar10

@@ -3,9 +3,9 @@
     python -m gsjax.main --config configs/mocov2_lightly_cifar10.py
 
 lightly reports 84.7 % kNN accuracy (k = 200, temperature 0.1, best epoch), and 89.9 % after 800
-epochs (`--config.num_epochs=800`). There, BatchNorm splits the batch in 8, the queue takes the keys
-of one direction before the other, and the cosine falls once an epoch; here, BatchNorm spans the
-whole batch and both directions see the same queue.
+epochs (`--config.num_epochs=800`). There, BatchNorm splits the batch in 8 and the keys are
+shuffled, the queue takes the keys of one direction before the other, and the cosine falls once an
+epoch; here, BatchNorm spans the whole batch and both directions see the same queue.
 """
 
 import simclr_lightly_cifar10

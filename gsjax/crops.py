@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+ROUNDING = 1e-6
+"""Error of an overlap in float32 that does not count."""
+
 
 class Crops(NamedTuple):
     """V views, all of one size, of each of B images, as NumPy or JAX arrays.
@@ -22,3 +25,8 @@ class Crops(NamedTuple):
 def limits_overlap(settings: ml_collections.ConfigDict) -> bool:
     """Whether the group `crops` restricts the overlap of the global views."""
     return settings.min_overlap > 0 or settings.max_overlap < 1
+
+
+def local_size(config: ml_collections.ConfigDict) -> int:
+    """Returns the side length of the local views: of 0 in the config, 3/7 of the global ones'."""
+    return config.crops.local_size or round(config.data.image_size * 3 / 7)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from gsjax.crops import ROUNDING
 from gsjax.errors import UserError
 
 
@@ -137,9 +138,6 @@ def is_outside(boxes: ArrayLike, measure: str, low: float, high: float) -> jax.A
     overlap = MEASURES[measure](boxes, boxes[:, ::-1])
     return jnp.any((overlap < low - ROUNDING) | (overlap > high + ROUNDING), axis=-1)
 
-
-ROUNDING = 1e-6
-"""Error of an overlap in float32 that does not count."""
 
 MEASURES = {"ioa": ioa, "iou": iou}
 """The overlap measures, by their names in `similarity.measure`."""

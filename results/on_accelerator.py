@@ -30,7 +30,7 @@ from importlib import metadata
 import numpy as np
 from etils import epath
 
-from gsjax.crops import Crops
+from gsjax.crops import Crops, limits_overlap
 from gsjax.sweep import plans
 
 BATCH, SIDE = 128, 32
@@ -74,7 +74,8 @@ def pack(folder):
 
 
 def _cut_name(config):
-    """What the crops of a member depend on."""
+    """What the crops of a member depend on; they are of two views of any overlap."""
+    assert not config.crops.local_views and not limits_overlap(config.crops)
     return f"{config.augment.min_scale:g}-{config.seed}"
 
 
@@ -275,7 +276,7 @@ def _batches(folder, config, num_images):
 
 def _train_member(folder, config, knn):
     """Returns the final state and the records of `metrics.jsonl`."""
-    from gsjax.train import step
+    from gsjax.train import monitors, step
     from gsjax.train.fit import Run, fit
 
     num_images = len(knn.parts["train"][0])
@@ -300,6 +301,7 @@ def _train_member(folder, config, knn):
         save=lambda done, state: None,
         advice="",
         describe_memory=lambda compiled: f"a step of {config.batch_size} images",
+        summarize=monitors.summarize,
         evaluate_after=lambda done: done == num_steps or done % knn_steps == 0,
         evaluate=measure,
     )

@@ -80,10 +80,10 @@ def diagnosed(error=0.5, psi="min(ioa / 0.5, 1)", step=100, bins=3, counts=None)
 
 
 def write_plan(folder, members, title="A study", axis="", shows=()):
-    """The sweep.json of (name, label, seed, value)."""
+    """The sweep.json of (name, label, seed, value) and maybe a reference."""
     plan_sweep = Sweep(title, (Arm("", "demo"),), (5,), shows=shows)
     object.__setattr__(plan_sweep, "axis", axis)
     config = defaults.get_config()
-    plan = Plan(plan_sweep, tuple(Member(*member, config) for member in members))
+    plan = Plan(plan_sweep, tuple(Member(*m[:4], config, *m[4:]) for m in members))
     folder.mkdir(parents=True, exist_ok=True)
     runner.write_plan(plan, folder)

@@ -177,6 +177,7 @@ _LIGHTLY = {
         (
             "byol_official_imagenet",
             {"encoder.name": "resnet50", "encoder.zero_init_residual": True, "batch_size": 4096,
+             "encoder.padding": "same",
              "num_epochs": 1000, "optimizer.name": "lars", "optimizer.learning_rate": 0.2,
              "optimizer.weight_decay": 1.5e-6, "optimizer.momentum": 0.9,
              "optimizer.rate_after_momentum": True, "schedule.warmup_epochs": 10,

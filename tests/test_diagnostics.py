@@ -1,6 +1,7 @@
 """The job `diagnostics` and its parts, against slow loops and scikit-learn."""
 
 import dataclasses
+import functools
 import json
 import sys
 import warnings
@@ -14,7 +15,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from gsjax import augment, losses
-from gsjax.config import settings
+from gsjax.config import per_view, settings
 from gsjax.data import input_pipeline, photos, sources
 from gsjax.errors import UserError
 from gsjax.evaluate import diagnostics, evaluation, pairs, results
@@ -79,8 +80,11 @@ def slow_ioa(one, other):
 LOCAL = {"crops.local_views": "2", "crops.local_size": "8"}
 
 
+BYOL = {"method": "byol", "predictor.hidden_dim": "6", "augment.blur": "1.0,0.1"}
+
+
 @pytest.mark.parametrize(
-    "overrides", [{}, SIMSIAM, LOCAL], ids=["simclr", "simsiam", "local views"]
+    "overrides", [LOCAL, SIMSIAM, BYOL], ids=["simclr with local views", "simsiam", "byol"]
 )
 def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
     """One picture at a time: crop, augmentation, modules, distance, IoA and psi."""
@@ -114,22 +118,30 @@ def test_pairs_are_those_of_the_training_and_of_its_loss(tmp_path, overrides):
 
     _, key = step.keys(config)
 
-    @jax.jit
-    def outputs_of(view, view_key):
-        x = augment.augment(view_key[None], view[None], config.augment, *step.pixels(config))
+    augmentations = per_view.augmentations(config.augment, len(views))
+    online = {"params": params, "batch_stats": extra["batch_stats"]}
+
+    @functools.partial(jax.jit, static_argnums=(2,))
+    def outputs_of(view, view_key, number):
+        """The output of each trained network and of the projector that targets come from."""
+        own = augmentations[number]
+        images = augment.augment(view_key[None], view[None], own, *step.pixels(config))
         outputs = []
-        for name, module in method.networks.items():
-            variables = {"params": params[name], "batch_stats": extra["batch_stats"][name]}
-            x = module.apply(variables, x, train=False)
-            x = x.pooled if name == "encoder" else x
-            outputs.append(x[0])
-        return outputs
+        for whole in (online, extra.get("target", online)):
+            x = images
+            for name, module in method.networks.items():
+                if name in whole["params"]:
+                    variables = {kind: part[name] for kind, part in whole.items()}
+                    x = module.apply(variables, x, train=False)
+                    x = x.pooled if name == "encoder" else x
+                    outputs.append((name, x[0]))
+        return [outputs[len(method.networks) - 1][1], dict(outputs)["projector"]]
 
     distance, ioa, embeddings = [], [], []
     for i in range(30):
         view_keys = jax.random.split(jax.random.fold_in(key, i), len(views))
-        outputs = [outputs_of(view[i], k) for view, k in zip(views, view_keys, strict=True)]
-        anchors = [unit(np.asarray(output[-1], np.float64)) for output in outputs]
+        outputs = [outputs_of(view[i], view_keys[v], v) for v, view in enumerate(views)]
+        anchors = [unit(np.asarray(output[0], np.float64)) for output in outputs]
         targets = [unit(np.asarray(output[1], np.float64)) for output in outputs]
         embeddings += targets[:2]
         for a, b in [(a, b) for a in range(len(views)) for b in (0, 1) if a != b]:

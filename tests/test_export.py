@@ -15,7 +15,7 @@ from tiny_folders import write_classes, write_retrieval
 from trainings import SMALL
 
 import gsjax
-from gsjax.config import settings
+from gsjax.config import defaults, settings
 from gsjax.data import sources
 from gsjax.errors import UserError
 from gsjax.evaluate import (
@@ -24,6 +24,7 @@ from gsjax.evaluate import (
     export,
     knn,
     linear,
+    model_card,
     pairs,
     programs,
     results,
@@ -440,3 +441,11 @@ def test_onnx_gives_the_same_representations(run):
         return
     evaluate(export, run.parent / "onnx", changes)
     assert (run.parent / "onnx" / "export" / "encoder.onnx").exists()
+
+
+def test_the_card_describes_the_views():
+    run = settings.flatten(defaults.get_config())
+    assert model_card._views(run) == "32 x 32 pixels"
+    run |= {"crops.local_views": 4, "crops.max_overlap": 0.2}
+    expected = "32 x 32 pixels, and 4 local ones of 14 x 14, iou from 0 to 0.2"
+    assert model_card._views(run) == expected

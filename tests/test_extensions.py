@@ -31,12 +31,12 @@ class Toy(base.Method):
 
     def loss(self, params, extra, views, boxes, keys, progress):
         batch_stats, outputs = extra["batch_stats"], []
-        for view in range(views["global"].shape[1]):
-            (_, z), batch_stats = self.forward(params, batch_stats, views["global"][:, view])
+        for x in base.each_view(views):
+            (_, z), batch_stats = self.forward(params, batch_stats, x)
             outputs.append(z)
-        z = jnp.stack(outputs, axis=1)
-        loss = self.config.toy.weight * losses.siamese(z, z, None)
-        return loss, (extra | {"batch_stats": batch_stats}, base.metrics(z, self.psi(boxes)))
+        z, targets = jnp.stack(outputs, axis=1), jnp.stack(outputs[:2], axis=1)
+        loss = self.config.toy.weight * losses.siamese(z, targets, None)
+        return loss, (extra | {"batch_stats": batch_stats}, base.metrics(targets, self.psi(boxes)))
 
     def after_update(self, params, extra, progress):
         return extra | {"updates": extra["updates"] + 1}

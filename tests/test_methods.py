@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_diagnostics import slow_ioa
 from test_step import batch_of, measures_of, small_config
 
-from gsjax import methods
+from gsjax import losses, methods
 from gsjax.config import settings
 from gsjax.methods import METHODS, base
 from gsjax.runtime import parallel
@@ -99,17 +100,108 @@ def test_graded_at_psi_1_has_the_gradient_of_the_baseline(x64, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *grads)
 
 
+def by_hand(method, params, batch_stats, x, train=False):
+    """The output of each network, [N, F]."""
+    outputs = []
+    for name, network in method.networks.items():
+        if name in params:
+            variables = {"params": params[name], "batch_stats": batch_stats[name]}
+            x, _ = network.apply(variables, x, train=train, mutable=["batch_stats"])
+            x = x.pooled if name == "encoder" else x
+            outputs.append(x)
+    return outputs
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_embedding_and_encoder(x64, name):
+    """Targets come from the target network where there is one, and else from the projector."""
     method, params, extra, _ = prepared(name, measures_of(name)[-1])
+    if "target" in extra:
+        moved = jax.tree.map(lambda x: x + 0.1, extra["target"])
+        extra = extra | {"target": moved}
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 16, 3)))
     anchors, targets = method.embed(params, extra, images)
     assert anchors.shape == targets.shape == (3, 8)
+    online = {"params": params, "batch_stats": extra["batch_stats"]}
+    outputs = by_hand(method, **online, x=images)
+    np.testing.assert_allclose(anchors, outputs[-1], atol=1e-12)
+    of_target = by_hand(method, **extra.get("target", online), x=images)
+    np.testing.assert_allclose(targets, of_target[1], atol=1e-12)
     again = [method.embed(params, extra, images[i : i + 1]) for i in range(3)]
     np.testing.assert_allclose(anchors, np.concatenate([a for a, _ in again]), atol=1e-12)
     variables = method.encoder_variables(params, extra)
     outputs = method.networks["encoder"].apply(variables, images, train=False)
     assert outputs.pooled.shape == (3, 4) and outputs.maps.shape == (3, 4, 4, 4)
+
+
+def of_views(method, params, batch_stats, views, which):
+    """The output number `which` of each view, [B, V, F], each with its own pass."""
+    passes = [by_hand(method, params, batch_stats, x, train=True) for x in base.each_view(views)]
+    return jnp.stack([outputs[which] for outputs in passes], axis=1)
+
+
+def loss_of_pairs(name, method, params, extra, views, psi):
+    """The loss from the outputs of every view and hand-made psi."""
+    online = {"params": params, "batch_stats": extra["batch_stats"]}
+    settings = method.config
+    about = {"grading": losses.Grading("weight")}
+    if name == "simclr":  # whose views of one size share a pass
+        parts = []
+        for part in views.values():
+            flat = part.swapaxes(0, 1).reshape(-1, *part.shape[2:])
+            z = by_hand(method, **online, x=flat, train=True)[-1]
+            parts.append(z.reshape(part.shape[1], len(part), -1).swapaxes(0, 1))
+        z = jnp.concatenate(parts, axis=1)
+        return losses.contrastive(z, z[:, :2], psi, settings.loss.temperature, **about)
+    if name == "simsiam":
+        z = of_views(method, **online, views=views, which=1)[:, :2]
+        return losses.siamese(of_views(method, **online, views=views, which=-1), z, psi, **about)
+    only = {"global": views["global"]}
+    targets = of_views(method, **extra["target"], views=only, which=-1)
+    anchors = of_views(method, **online, views=views, which=-1)
+    if name == "byol":
+        return losses.siamese(anchors, targets, psi, **about)
+    v, w = losses.pairs(4, 2)
+    if not settings.loss.symmetric:  # only the second view has keys, and no queries
+        v, w = np.array([0, 2, 3]), np.array([1, 1, 1])
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (anchors[:, v], targets[:, w], psi[:, v, w])]
+    return losses.momentum_contrastive(
+        rows[0], rows[1], extra["queue"], rows[2], settings.loss.temperature, **about
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in METHODS), ("mocov2", {"loss__symmetric": False})]
+)
+def test_every_view_is_an_anchor_and_the_global_ones_are_targets(x64, name, changes):
+    if not METHODS[name].graded:
+        changes = changes | {"similarity__form": "regress"}
+    config = small_config(
+        name, measures_of(name)[-1], "sgd", "float64",
+        **{"similarity__form": "weight", "crops__local_views": 2, "crops__local_size": 8} | changes,
+    )  # fmt: skip
+    method = methods.create_method(config)
+    params, extra = method.init(jax.random.key(0), config.data.image_size)
+    batch = batch_of(config)
+    generator = np.random.default_rng(0)
+    views = {n: jnp.asarray(generator.normal(size=part.images.shape)) for n, part in batch.items()}
+    boxes = {name: jnp.asarray(part.boxes) for name, part in batch.items()}
+    keys = jax.random.split(jax.random.key(2), config.batch_size)
+    everywhere = np.concatenate([part.boxes for part in batch.values()], axis=1)
+    psi = np.array([
+        [[min(slow_ioa(a, b) / 0.5, 1) for b in of_image[:2]] for a in of_image]
+        for of_image in everywhere
+    ])  # fmt: skip
+
+    def loss(params):
+        return method.loss(params, extra, views, boxes, keys, PROGRESS)[0]
+
+    def expected(params):
+        return loss_of_pairs(name, method, params, extra, views, jnp.asarray(psi))
+
+    np.testing.assert_allclose(
+        on_one_device(loss, params), on_one_device(expected, params), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)

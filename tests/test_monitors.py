@@ -49,6 +49,16 @@ def test_rankme_is_the_exponential_of_an_entropy():
     assert monitors.rankme(z) == pytest.approx(2**1.5, rel=1e-4)
 
 
+def test_embeddings_that_are_not_finite_stop_nothing(views):
+    """The step's own check says what is wrong, one step later."""
+    broken = views.copy()
+    broken[3, 1, 2] = np.nan
+    scalars = monitors.summarize({"loss": np.float32(1), "embeddings": broken})
+    assert scalars["loss"] == 1 and all(
+        np.isnan(scalars[name]) for name in ("alignment", "uniformity", "rankme")
+    )
+
+
 def test_a_step_without_embeddings_has_no_monitors(views):
     values = {"loss": np.float32(0.5), "embeddings": 3 * views}
     scalars = monitors.summarize(values)

@@ -52,5 +52,7 @@ def test_a_range_that_cannot_be_met_is_reported_once(tmp_path, capsys):
     rows = [row for row in records(tmp_path) if "train/loss" in row]
     share = rows[0]["train/crops_outside"]
     assert share > 0.5  # both directions are 1 for equal boxes alone
-    warning = f"warning: at step 1, {share:.1%} of the pairs of global views have no draw with ioa"
+    warning = (
+        f"warning: at step 1, {share:.2%} of the images have no two views with ioa from 1 to 1"
+    )
     assert capsys.readouterr().out.count(warning) == 1

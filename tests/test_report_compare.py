@@ -110,6 +110,27 @@ def test_untrained_results_are_the_floor_of_evaluations(tmp_path):
     assert compare.scores(study.groups[0].runs[0])["linear, photos, top5"] == 90
 
 
+def test_a_named_reference_is_the_baseline(tmp_path):
+    """An arm that differs in more than the similarity, or has none, is compared with it."""
+    arms = {"SimCLR": 39.0, "SimCLR, 2 + 4": 41.5, "SimCLR-GS, 2 + 4": 40.0}
+    members = []
+    for seed in (5, 6):
+        for label, value in arms.items():
+            name = f"{len(members)}-{seed}"
+            config = {"crops.local_views": 4} if "2 + 4" in label else {}
+            measure = "ioa" if "GS" in label else "none"
+            write_run(tmp_path / name, value + seed, seed=seed, measure=measure, config=config)
+            reference = "SimCLR" if label == "SimCLR, 2 + 4" else ""
+            members.append((name, label, seed, None, reference))
+    write_plan(tmp_path, members)
+    (study,) = _studies(tmp_path)
+    cells = _cells(tables.results_table(study, "t"))
+    column = "difference from the baseline (95 % interval)"
+    assert cells["SimCLR"][column] == "baseline"
+    assert cells["SimCLR, 2 + 4"][column] == "+2.50 (+2.50 to +2.50)"
+    assert cells["SimCLR-GS, 2 + 4"][column] == "-1.50 (-1.50 to -1.50)"
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -208,9 +208,15 @@ def test_each_law_of_the_overlap_has_a_histogram(tmp_path):
     """A baseline's psi is that of the default, as the first graded arm's."""
     psi = {"plain": "min(ioa / 0.5, 1)", "gs": "min(ioa / 0.5, 1)", "other": "min(iou / 0.5, 1)"}
     measures = {"plain": "none", "gs": "ioa", "other": "iou"}
+    psi["far"], measures["far"] = psi["gs"], "ioa"
     for name, measure in measures.items():
-        results = {"diagnostics": [diagnosed(psi=psi[name])]}
-        write_run(tmp_path / "runs" / name, 40.0, measure=measure, results=results)
+        entry = diagnosed(psi=psi[name])
+        config = {}
+        if name == "far":
+            config = {"similarity.scale": 0.5, "crops.max_overlap": 0.2}
+            entry["protocol"]["crops"] = {"max_overlap": 0.2}
+        results = {"diagnostics": [entry]}
+        write_run(tmp_path / "runs" / name, 40.0, measure=measure, config=config, results=results)
     panels, _ = _panels(tmp_path / "runs", tmp_path)
     notes = {panel.title: panel.note for panel in panels if "overlap of the crops" in panel.title}
     assert notes == {
@@ -219,6 +225,9 @@ def test_each_law_of_the_overlap_has_a_histogram(tmp_path):
         ),
         "SimCLR-GS, IoU: overlap of the crops and psi": (
             "Pairs of crops from photos, sampled as in other."
+        ),
+        "SimCLR-GS, scale 0.5: overlap of the crops and psi": (
+            "Pairs of crops from photos, sampled as in far."
         ),
     }
 

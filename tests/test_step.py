@@ -12,6 +12,7 @@ import pytest
 from gsjax import methods
 from gsjax.config import settings
 from gsjax.crops import Crops
+from gsjax.methods import base
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, step
 
@@ -95,11 +96,15 @@ def check_float64(method, measure, optimizer, encoder, **changes):
 MULTI_CROP = {"crops__local_views": 4, "crops__local_size": 8, "crops__min_overlap": 0.3}
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_four_devices_equal_one_with_local_views(x64, method):
-    """Weighted, whose weights are of all devices."""
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*((method, {}) for method in methods.METHODS), ("mocov2", {"loss__symmetric": False})],
+)
+def test_four_devices_equal_one_with_local_views(x64, method, changes, monkeypatch):
+    """Weighted, whose weights are of all devices; half of the images are monitored."""
+    monkeypatch.setattr(base, "MONITORED", 8)
     graded = methods.METHODS[method].graded
-    changes = MULTI_CROP | ({"similarity__form": "weight"} if graded else {})
+    changes = MULTI_CROP | changes | ({"similarity__form": "weight"} if graded else {})
     check_float64(method, measures_of(method)[-1], "sgd", "toy", **changes)
 
 

@@ -150,7 +150,7 @@ def test_every_member_leaves_its_directory_and_its_summary(sequential):
     for name, label in zip(NAMES, ("SimCLR", "SimCLR-GS"), strict=True):
         run = runs.read_summary(epath.Path(workdir / f"{name}.json"))
         assert (run.step, run.num_steps, run.name) == (20, 20, name)
-        assert run.member == {"label": label, "seed": 5, "value": None}
+        assert run.member == {"label": label, "seed": 5, "value": None, "reference": ""}
         assert set(run.results) == {"diagnostics"}
         assert [entry["step"] for entry in run.starts] == [0]
         assert run.curves["train/loss"] == [

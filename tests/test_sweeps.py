@@ -198,6 +198,7 @@ EXPECTED = {
     "forms": (24, (), ()),
     "multi_crop": (24, (), ()),
     "overlap": (24, (), ()),
+    "small_extensions": (66, (), ()),
     "small_study": (15, (), ()),
     "small_threshold": (8, ("Figure 10",), ()),
 }

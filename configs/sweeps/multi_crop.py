@@ -16,11 +16,11 @@ def get_sweep():
         title="Multi-crop for SimCLR and BYOL on CIFAR-10, 200 epochs",
         arms=(
             Arm("SimCLR", "simclr_cifar10"),
-            Arm("SimCLR, 2 + 4", "simclr_cifar10", LOCAL),
+            Arm("SimCLR, 2 + 4", "simclr_cifar10", LOCAL, reference="SimCLR"),
             Arm("SimCLR-GS", "simclr_gs_cifar10", SCALE),
             Arm("SimCLR-GS, 2 + 4", "simclr_gs_cifar10", {**SCALE, **LOCAL}),
             Arm("BYOL", "byol_cifar10"),
-            Arm("BYOL, 2 + 4", "byol_cifar10", LOCAL),
+            Arm("BYOL, 2 + 4", "byol_cifar10", LOCAL, reference="BYOL"),
             Arm("BYOL-GS", "byol_gs_cifar10"),
             Arm("BYOL-GS, 2 + 4", "byol_gs_cifar10", LOCAL),
         ),

@@ -15,7 +15,7 @@ def _arms(label, config):
     yield Arm(label, config)
     for name, (low, high) in RANGES.items():
         limits = {"crops.min_overlap": low, "crops.max_overlap": high}
-        yield Arm(f"{label}, IoU {name}", config, limits)
+        yield Arm(f"{label}, IoU {name}", config, limits, reference=label)
 
 
 def get_sweep():

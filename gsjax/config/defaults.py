@@ -89,11 +89,11 @@ _COMMON: dict[str, Setting] = {
         "", "pre-training starts from the encoder in this file, folder or run, with new heads"
     ),
     "projector.num_layers": shapes(
-        2, "Linear layers; all but the last with BN and ReLU", low=1, high=100
+        2, "Linear layers; all but the last with ReLU and, in most methods, BN", low=1, high=100
     ),
     "projector.hidden_dim": shapes(512, "width of the hidden layers", low=1, high=2**16),
     "projector.out_dim": shapes(128, "size of the embedding", low=1, high=2**16),
-    "projector.last_bn": shapes(False, "BN after the last layer (SimSiam always trains with it)"),
+    "projector.last_bn": shapes(False, "BN after the last layer; a method may require it"),
     # Loss.
     "similarity.measure": shapes(
         "ioa",
@@ -109,13 +109,15 @@ _COMMON: dict[str, Setting] = {
         choices=("regress", "weight", "margin"),
     ),
     "similarity.margin": shapes(
-        2**0.5, "of the form margin: distance beyond which it does not push views apart", high=2
+        2**0.5, "of similarity.form=margin: views farther apart are not pushed further", high=2
     ),
     # Crops and augmentations.
     "crops.local_views": shapes(
         0, "multi-crop: smaller views per image, anchors only, next to the two global ones", high=64
     ),
-    "crops.local_size": shapes(16, "their side length in pixels", low=8, high=4096),
+    "crops.local_size": shapes(
+        0, "their side length in pixels; 0: 3/7 of data.image_size, 96 of 224", high=4096
+    ),
     "crops.local_min_scale": shapes(
         0.05, "their smallest crop area as a fraction of the image", low=1e-6, high=1
     ),

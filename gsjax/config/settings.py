@@ -231,13 +231,17 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     crops = config.crops
     if crops.local_min_scale > crops.local_max_scale:
         yield "crops.local_min_scale is above crops.local_max_scale"
+    if 0 < crops.local_size < 8:
+        yield f"crops.local_size is {crops.local_size}; it must be 0 or at least 8"
     if crops.min_overlap > crops.max_overlap:
         yield "crops.min_overlap is above crops.max_overlap"
     if config.data.labeled_split and not config.data.test_split:
         yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"
     if not config.data.source:
         yield "data.source is empty; give a TFDS name, folder or photos"
-    method = METHODS[config.method]
+    method, form = METHODS[config.method], config.similarity.form
+    if config.similarity.measure == "none" and form != "regress":
+        yield f"similarity.form={form} needs an overlap: set similarity.measure to ioa or iou"
     if config.similarity.measure != "none" and not method.graded:
         yield f"{method.label} has no graded form; set similarity.measure=none"
     rows = (

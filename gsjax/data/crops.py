@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 
 from gsjax.config import per_view
+from gsjax.crops import ROUNDING
 from gsjax.data import careful
 from gsjax.runtime.tensorflow_setup import tf
 
@@ -17,7 +18,6 @@ _MAX_INTERMEDIATE = 2**24  # pixels between two passes, 12 bytes each
 _MAX_DRAWS = 100  # of two views whose overlap is restricted
 # Folded into an image's seed, like the number of a pair of views, which is smaller.
 _LOCAL, _REDRAWS = 2**15, 2**16
-_ROUNDING = 1e-6  # error of an overlap that does not count
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
 
 _Views = Sequence[ml_collections.ConfigDict]  # the settings of two views
@@ -94,7 +94,7 @@ def _in_range(
 
     def is_outside(attempt: tf.Tensor, boxes: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
         del boxes
-        return (attempt < _MAX_DRAWS) & (least > _ROUNDING)
+        return (attempt < _MAX_DRAWS) & (least > ROUNDING)
 
     def redraw(attempt: tf.Tensor, boxes: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, ...]:
         other = draw(tf.random.fold_in(seed, _REDRAWS + attempt))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import ml_collections
 import numpy as np
 
-from gsjax.crops import Crops, limits_overlap
+from gsjax.crops import Crops, limits_overlap, local_size
 from gsjax.data import crops, shards
 from gsjax.data.batches import Batch, Batches
 from gsjax.data.damage import ExampleFn, Replacements, read_key, retried
@@ -189,7 +189,7 @@ def _views(
     columns = _crops("global", image, boxes, config.data.image_size)
     if has_local:
         boxes = crops.local_boxes(seed, size, config.augment.crop, config.crops)
-        columns |= _crops("local", image, boxes, config.crops.local_size)
+        columns |= _crops("local", image, boxes, local_size(config))
     return {**columns, "size": size}
 
 

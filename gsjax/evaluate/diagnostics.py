@@ -80,9 +80,11 @@ class Diagnostics:
             "num_images": num_images,
             "seed": config.seed,
             "augment": config.augment.to_dict(),
+            "crops": config.crops.to_dict(),
             "distance": method.distance,
             "batch_norm": "inference",
             "similarity": config.similarity.measure,
+            "form": config.similarity.form,
             "psi": f"min({graded.measure} / {graded.threshold:g}, 1)",
             "psi_from": "the run" if method.is_graded else "the defaults: the run has no psi",
         }

@@ -8,9 +8,10 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax.config import settings
+from gsjax.config import defaults, settings
 from gsjax.config.defaults import SETTINGS
 from gsjax.config.schema import Kind, Value
+from gsjax.crops import limits_overlap, local_size
 from gsjax.data import transforms
 from gsjax.evaluate import results
 from gsjax.evaluate.evaluation import Evaluation
@@ -88,12 +89,13 @@ def _how_trained(
     graded = "no graded similarity"
     if run["similarity.measure"] != "none":
         measure, threshold = run["similarity.measure"], run["similarity.threshold"]
-        graded = f"graded similarity ({measure}, threshold {threshold:g})"
-    size, split = run["data.image_size"], run["data.split"]
+        form = "" if run["similarity.form"] == "regress" else f", {run['similarity.form']}"
+        graded = f"graded similarity ({measure}, threshold {threshold:g}{form})"
+    split = run["data.split"]
     rows = [
         ("method", f"{METHODS[str(run['method'])].label}, {graded}"),
         ("data", f"{run['data.source']}, split `{split}`" if split else run["data.source"]),
-        ("views", f"{size} x {size} pixels"),
+        ("views", _views(run)),
         ("training", f"{job.step} steps of {run['batch_size']} images, seed {run['seed']}"),
         ("encoder", _described(config)),
     ]
@@ -101,6 +103,19 @@ def _how_trained(
         rows.insert(0, ("started from", f"`{epath.Path(str(run['encoder.init'])).name}`"))
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"| | |\n| --- | --- |\n{table}\n\nTrained by\n\n```\n{_command(run)}\n```\n"
+
+
+def _views(run: dict[str, Value]) -> str:
+    config = defaults.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(run)
+    crops, size, local = config.crops, config.data.image_size, local_size(config)
+    views = f"{size} x {size} pixels"
+    if crops.local_views:
+        views += f", and {crops.local_views} local ones of {local} x {local}"
+    if limits_overlap(crops):
+        views += f", {crops.overlap} from {crops.min_overlap:g} to {crops.max_overlap:g}"
+    return views
 
 
 def _command(run: dict[str, Value]) -> str:

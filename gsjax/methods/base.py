@@ -26,7 +26,7 @@ from gsjax.models.outputs import Outputs
 from gsjax.runtime.parallel import AXIS
 
 MONITORED = 256
-"""Images whose embeddings the step returns, at most one per device more."""
+"""Number of images whose embeddings the step returns, about; all of a smaller batch."""
 
 Tree = Any
 Views = Mapping[str, jax.Array]
@@ -211,8 +211,7 @@ def create_predictor(config: ml_collections.ConfigDict) -> Predictor:
 def metrics(z: jax.Array, psi: jax.Array) -> dict[str, jax.Array]:
     """Computes metrics of the global batch from this device's embeddings and similarities.
 
-    All are scalars but `embeddings`, [N, W, D] of the first images of every device, for
-    `gsjax.train.monitors`.
+    All are scalars but `embeddings`, [N, W, D] of every s-th image, for `gsjax.train.monitors`.
 
     `embedding_std` is the standard deviation of each coordinate of the normalized embeddings over
     the batch, averaged over coordinates: 1/sqrt(D) when they fill the sphere, 0 at collapse
@@ -233,8 +232,14 @@ def metrics(z: jax.Array, psi: jax.Array) -> dict[str, jax.Array]:
         "psi_one": lax.pmean(jnp.mean(of_pairs >= 1), AXIS),
         "positive_distance": lax.pmean(jnp.mean(distance), AXIS),
         "embedding_std": jnp.mean(jnp.sqrt(variance)),
-        "embeddings": lax.all_gather(z[: -(-MONITORED // lax.axis_size(AXIS))], AXIS, tiled=True),
+        "embeddings": lax.all_gather(z[:: _stride(len(z))], AXIS, tiled=True),
     }
+
+
+def _stride(local: int) -> int:
+    """Distance between monitored images: it divides each device's part of the batch."""
+    wanted = max(local * lax.axis_size(AXIS) // MONITORED, 1)
+    return max(stride for stride in range(1, wanted + 1) if local % stride == 0)
 
 
 def _vectors(y: jax.Array | Outputs) -> jax.Array:

@@ -140,7 +140,12 @@ def _study(folder: epath.Path, damaged: list[str]) -> Study:
         plan = json.loads(file.read_text())
         title, shows, axis = str(plan["title"]), tuple(plan["shows"]), str(plan["axis"])
         members = [
-            (str(m["name"]), {n: m[n] for n in ("label", "seed", "value")}) for m in plan["members"]
+            (
+                str(m["name"]),
+                {n: m[n] for n in ("label", "seed", "value")}
+                | {"reference": m.get("reference", "")},
+            )
+            for m in plan["members"]
         ]
         for _, about in members:
             runs.check_member(about)

@@ -176,7 +176,7 @@ def spread_cell(values: Sequence[float], seeds: int = 0) -> Cell:
 
 def difference_cell(found: Difference | None, group: Group) -> Cell:
     """Formats the mean and interval of a difference, or says why there is none."""
-    if group.is_baseline:
+    if group.is_baseline and not group.reference:
         return Cell("baseline")
     if found is None:
         return Cell("missing")

@@ -17,6 +17,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gsjax.config import defaults
 from gsjax.report import compare, draw
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group
@@ -32,8 +33,8 @@ _CURVES = {  # metric: (title, axis)
     "train/embedding_std": ("Spread of the embeddings (0 is collapse)", "std x sqrt(d)"),
     "train/positive_distance": ("Distance between the two views", "distance"),
     "train/rankme": ("Effective rank of the embeddings (RankMe)", "rank"),
-    "train/alignment": ("Alignment: squared distance of the views", "E d^2"),
-    "train/uniformity": ("Uniformity over images (0 is collapse)", "log E exp(-2 d^2)"),
+    "train/alignment": ("Alignment: squared distance of the views", "mean d^2"),
+    "train/uniformity": ("Uniformity over images (0 is collapse)", "log mean exp(-2 d^2)"),
     "train/learning_rate": ("Learning rate", "learning rate"),
     "train/images_per_second": ("Speed", "images/s"),
 }
@@ -149,8 +150,8 @@ class Panels:
             return None
         run, entry = found
         note = _seed(run)
-        if group.is_baseline:
-            note += " The dashed line is the target of graded similarity, not used in this run."
+        if group.is_baseline or group.shaping.get("similarity.form", "regress") != "regress":
+            note += " The dashed line is the target of eq. 7, not used in this run."
         error = entry["scores"].get("diagnostics/calibration_error", math.nan)
         if math.isfinite(error):
             note += f" Mean distance from the dashed line: {compare.number(error)}."
@@ -257,5 +258,7 @@ def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
 def _overlap_key(entry: Mapping[str, Any]) -> str:
     """Returns all that IoA and psi of crop pairs depend on, apart from chance."""
     protocol = entry.get("protocol", {})
-    crops = [protocol.get("augment", {}).get(key) for key in ("crop", "min_scale", "max_scale")]
-    return json.dumps([entry["dataset"], crops, protocol.get("psi")])
+    augment = [protocol.get("augment", {}).get(key) for key in ("crop", "min_scale", "max_scale")]
+    # Results from before there were such settings have their defaults.
+    crops = defaults.get_config().crops.to_dict() | protocol.get("crops", {})
+    return json.dumps([entry["dataset"], augment, crops, protocol.get("psi")])

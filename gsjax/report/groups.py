@@ -27,12 +27,14 @@ class Group:
       shaping: {key: value} of every setting except the seed that affects training or its kNN
         accuracy, without those of methods, encoders and optimizers not chosen, and the number of
         images.
+      reference: label of the group to compare with, or "".
     """
 
     label: str
     value: settings.Value | None
     runs: tuple[Run, ...]
     shaping: dict[str, Any]
+    reference: str = ""
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -125,6 +127,7 @@ def group_runs(found: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[tuple[str
                 first.member.get("value"),
                 tuple(by_seed[seed] for seed in sorted(by_seed)),
                 shaping(first.config, first.data),
+                first.member.get("reference", ""),
             )
         )
     return _disambiguate(groups), tuple(repeated)
@@ -144,10 +147,15 @@ def _disambiguate(groups: list[Group]) -> tuple[Group, ...]:
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Returns the group without graded similarity and with otherwise equal settings, or None.
+    """Returns the group's reference or, if it names none, its counterpart; None if there is none.
 
-    Of several, prefers one with no overlap measure at all.
+    The counterpart has no graded similarity and otherwise equal settings. Of several, prefers one
+    with no overlap measure at all.
     """
+    if group.reference:
+        named = [other for other in groups if other.label == group.reference]
+        same = [other for other in named if other.value == group.value]
+        return next(iter(same or named), None)
     if group.is_baseline:
         return None
 

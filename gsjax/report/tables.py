@@ -101,13 +101,13 @@ def _plain_cell(value: float | None) -> Cell:
 
 
 def _difference_or_reason(group: Group, groups: Sequence[Group]) -> Cell:
-    if not group.is_baseline and baseline_of(group, groups) is None:
+    if (group.reference or not group.is_baseline) and baseline_of(group, groups) is None:
         return Cell("no baseline")
     return difference_cell(difference(group, groups, PRIMARY), group)
 
 
 def differences_table(study: Study, name: str) -> Table | None:
-    """Every score of every graded group against its baseline; None if nothing can be paired."""
+    """Every score of every group against its baseline; None if nothing can be paired."""
     rows = []
     for group in study.groups:
         baseline = baseline_of(group, study.groups)

@@ -26,12 +26,15 @@ class Arm:
       config: a file, without `.py`, in the folder above the sweep's, i.e. `configs/`.
       overrides: {key: value} applied to it.
       is_on_axis: whether it runs at every value of the sweep's axis; otherwise once, unchanged.
+      reference: label of the arm that reports compare it with; "" for the one without graded
+        similarity and with otherwise equal settings.
     """
 
     label: str
     config: str
     overrides: Mapping[str, settings.Value] = dataclasses.field(default_factory=dict)
     is_on_axis: bool = True
+    reference: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Sweep:
             raise ValueError("set seed only through seeds")
         if any(self.axis in arm.overrides for arm in on_axis):
             raise ValueError(f"an arm on the axis overrides {self.axis}")
+        labels = {arm.label for arm in self.arms}
+        for arm in self.arms:
+            if arm.reference and arm.reference not in labels - {arm.label}:
+                raise ValueError(f"the reference of {arm.label!r} is no other arm's label")
         for job in self.jobs:
             if job not in EVALUATIONS:
                 known = ", ".join(EVALUATIONS)
@@ -94,6 +101,7 @@ class Member:
     seed: int
     value: settings.Value | None
     config: ml_collections.ConfigDict
+    reference: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +162,7 @@ def load(path: str | None, overrides: Mapping[str, str]) -> Plan:
                 raise UserError(f"{path}: two members are named {name}; change a label")
             if other.config == config:  # e.g. an override sets what distinguishes an arm
                 raise UserError(f"{path}: members {other.name} and {name} are identical")
-        members.append(Member(name, arm.label, seed, value, config))
+        members.append(Member(name, arm.label, seed, value, config, arm.reference))
     return Plan(sweep, tuple(members))
 
 

@@ -90,7 +90,12 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
         metrics.log(f"job      {job}")
         JOBS[job].load()(settings.check(config), own.as_posix())
     if parallel.is_primary():
-        about = {"label": member.label, "seed": member.seed, "value": member.value}
+        about = {
+            "label": member.label,
+            "seed": member.seed,
+            "value": member.value,
+            "reference": member.reference,
+        }
         runs.write_summary(runs.read(own, about), summary)
 
 
@@ -148,7 +153,13 @@ def write_plan(plan: Plan, folder: epath.Path) -> None:
         "axis": plan.sweep.axis,
         "jobs": list(plan.sweep.jobs),
         "members": [
-            {"name": m.name, "label": m.label, "seed": m.seed, "value": m.value}
+            {
+                "name": m.name,
+                "label": m.label,
+                "seed": m.seed,
+                "value": m.value,
+                "reference": m.reference,
+            }
             for m in plan.members
         ],
     }

@@ -37,7 +37,8 @@ class Run:
       name: name of its work directory.
       config: every setting, nested as in the config, with defaults for missing ones.
       data: facts about the images: `num_images`.
-      member: its place in a sweep: `label`, `seed`, `value` of the swept setting; or empty.
+      member: its place in a sweep: `label`, `seed`, `value` of the swept setting and label of its
+        `reference`; or empty.
       starts: entries of `environment.json`.
       step: step of the newest checkpoint.
       num_steps: length of the training in steps.
@@ -208,6 +209,7 @@ def check_member(member: Mapping[str, Any]) -> None:
       TypeError, AttributeError: something has the wrong type.
     """
     _expect("label of the member", member.get("label", ""), str)
+    _expect("reference of the member", member.get("reference", ""), str)
     _expect("value of the member", member.get("value"), (int, float, str, NoneType))
 
 

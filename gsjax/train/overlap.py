@@ -6,7 +6,7 @@ from gsjax.runtime import metrics
 
 
 class OverlapWarning:
-    """Warns once, with the fraction of pairs in the first step that has any."""
+    """Warns once, at the first logged step with images whose views are out of the range."""
 
     def __init__(self, settings: ml_collections.ConfigDict) -> None:
         self._range = f"{settings.min_overlap:g} to {settings.max_overlap:g}"
@@ -18,7 +18,7 @@ class OverlapWarning:
         if fraction > 0 and not self._warned:
             self._warned = True
             metrics.log(
-                f"warning: at step {done}, {fraction:.1%} of the pairs of global views have no "
-                f"draw with {self._measure} {self._range} among 100; the closest is used. "
+                f"warning: at step {done}, {fraction:.2%} of the images have no two views with "
+                f"{self._measure} from {self._range} in 100 draws; their closest draw is used. "
                 "train/crops_outside has the fraction of every logged step"
             )
