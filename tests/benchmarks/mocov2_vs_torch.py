@@ -6,6 +6,9 @@
 Prints the loss and the spread of the queries (embedding_std * sqrt(d)) of each step on both sides.
 `configs/mocov2_cifar10.py` at width 16, seed and data as given. With --steps 600 it also prints the
 means over the last 50 steps. Differences grow with the steps, as rounding does.
+
+With --torch_seed N, PyTorch trains alone, from weights and a queue of its own. --knn adds the
+accuracy of PyTorch's encoder by scikit-learn (k = 201, majority vote, cosine distance).
 """
 
 import argparse
@@ -17,12 +20,13 @@ import jax
 import numpy as np
 import step_vs_torch
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn import functional
 
 from gsjax import methods
 from gsjax.config import settings
-from gsjax.data import input_pipeline, sources
+from gsjax.data import input_pipeline, sources, transforms
 from gsjax.runtime import parallel
 from gsjax.train import optimizers, step
 
@@ -59,11 +63,41 @@ def torch_model(params):
     return model.to(memory_format=torch.channels_last)
 
 
-def torch_steps(params, queue, config):
+def own_weights(model, queue, seed):
+    """PyTorch's own draws: He's normal of the outputs for convolutions, its default for layers."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return functional.normalize(torch.randn(queue.shape))
+
+
+def accuracy(model, config):
+    """kNN top-1 in percent of the features below the head, with running statistics."""
+    encoder = nn.Sequential(*list(model)[:-3]).eval()
+    mean, std, _ = step.pixels(config)
+
+    def features(split):
+        source = sources.open_source(config.data, split, labeled=True)
+        side = config.data.image_size
+        rows, labels = [], []
+        for batch in input_pipeline.test_batches(source, transforms.central(side), 500):
+            images = (batch["image"] / np.float32(255) - np.float32(mean)) / np.float32(std)
+            with torch.no_grad():
+                rows.append(encoder(torch.tensor(images.transpose(0, 3, 1, 2))).numpy())
+            labels.append(batch["label"])
+        return np.concatenate(rows), np.concatenate(labels)
+
+    classifier = KNeighborsClassifier(201, algorithm="brute", metric="cosine")
+    return 100 * classifier.fit(*features("train")).score(*features("test"))
+
+
+def torch_steps(model, queue, config):
     """A generator: takes normalized views [B, 2, S, S, 3], gives loss and spread of a step."""
-    model = torch_model(params)
     target = copy.deepcopy(model).requires_grad_(False)
-    queue, start = torch.tensor(queue), 0
+    start = 0
     base, momentum = config.optimizer.learning_rate, config.target.momentum
     sgd = torch.optim.SGD(
         model.parameters(), base, config.optimizer.momentum,
@@ -101,6 +135,8 @@ def main():
     parser.add_argument("--data_dir", required=True, help="TFDS directory with CIFAR-10")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--torch_seed", type=int)
+    parser.add_argument("--knn", action="store_true")
     arguments = parser.parse_args()
     config = settings.load(str(CONFIG))
     changes = {
@@ -116,7 +152,12 @@ def main():
     optimizer = optimizers.create_optimizer(config, schedule, method.param_groups)
     init_key, step_key = step.keys(config)
     state = step.create_state_fn(config, method, optimizer, mesh)(init_key)
-    peer = torch_steps(*jax.device_get((state.params, state.extra["queue"])), config)
+    params, rows = jax.device_get((state.params, state.extra["queue"]))
+    model, queue = torch_model(params), torch.tensor(rows)
+    alone = arguments.torch_seed is not None
+    if alone:
+        queue = own_weights(model, queue, arguments.torch_seed)
+    peer = torch_steps(model, queue, config)
     next(peer)
     train_step = step.create_train_step(config, method, optimizer, mesh, STEPS, 1)
     position = np.arange(config.batch_size)
@@ -129,12 +170,24 @@ def main():
     for k, batch in enumerate(input_pipeline.train_batches(source, config, 0, arguments.steps)):
         crops = {"global": batch["global"]}
         theirs = peer.send(np.asarray(augment(crops, k)["global"]))
-        state, metrics = train_step(state, parallel.shard(crops, mesh), step_key)
-        spread = float(metrics["embedding_std"]) * config.projector.out_dim**0.5
-        found.append((float(metrics["loss"]), spread, *theirs))
-        print("step {}: gsjax {:.4f} {:.4f}  PyTorch {:.4f} {:.4f}".format(k + 1, *found[-1]))
-    means = np.mean(found[-50:], axis=0)
-    print("last steps: gsjax {:.4f} {:.4f}  PyTorch {:.4f} {:.4f}".format(*means))
+        ours = ()
+        if not alone:
+            state, metrics = train_step(state, parallel.shard(crops, mesh), step_key)
+            spread = float(metrics["embedding_std"]) * config.projector.out_dim**0.5
+            ours = (float(metrics["loss"]), spread)
+        found.append((*theirs, *ours))
+        print(f"step {k + 1}: {shown(found[-1])}", flush=True)
+    print(f"last steps: {shown(np.mean(found[-50:], axis=0))}", flush=True)
+    if arguments.knn:
+        print(f"kNN of PyTorch's encoder: {accuracy(model, config):.2f} %")
+
+
+def shown(values):
+    """Loss and spread of PyTorch and, if it trained, of gsjax."""
+    names = ("PyTorch", "gsjax")[: len(values) // 2]
+    return "  ".join(
+        f"{name} {values[2 * i]:.4f} {values[2 * i + 1]:.4f}" for i, name in enumerate(names)
+    )
 
 
 if __name__ == "__main__":
