@@ -123,7 +123,7 @@ def slow_pictures(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("way", ["pipeline", "kept"])
+@pytest.mark.parametrize("way", [pytest.param("pipeline", marks=pytest.mark.slow), "kept"])
 def test_a_process_ends_after_an_error_of_the_pipeline(way, slow_pictures):
     assert abandon(slow_pictures, "train", way, 0) is None
 

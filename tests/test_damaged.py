@@ -52,7 +52,8 @@ def _damage_files(folder):
     missing.unlink()
 
 
-@pytest.fixture(params=["memory", "sequence", "folder"])
+# Both "memory" and "folder" read at random, with the same code for damage.
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.slow), "sequence", "folder"])
 def case(request, tmp_path):
     """A source with three damaged pictures, and its batches from before they were damaged."""
     kind = request.param

@@ -50,7 +50,7 @@ def test_an_image_is_encoded_alike_in_any_batch_and_has_a_gradient(name):
     if hasattr(encoder, "axis_name"):  # of BatchNorm
         encoder = encoder.clone(axis_name=None)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 16, 3)), jnp.float32)
-    variables = encoder.init(jax.random.key(0), images, train=True)
+    variables = jax.jit(lambda key: encoder.init(key, images, train=True))(jax.random.key(0))
     encode = jax.jit(lambda images: encoder.apply(variables, images, train=False))
     whole, alone = encode(images), encode(images[1:2])
     for column, row in zip(whole, alone, strict=True):

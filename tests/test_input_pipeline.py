@@ -29,7 +29,10 @@ def tiny(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(params=["photos", "memory", "sequence", "folder"])
+# Most quick tests of training read the photos.
+@pytest.fixture(
+    params=[pytest.param("photos", marks=pytest.mark.slow), "memory", "sequence", "folder"]
+)
 def case(request, tmp_path):
     """A config and its opened source, of each kind."""
     if request.param == "photos":

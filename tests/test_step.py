@@ -105,9 +105,10 @@ def test_four_devices_equal_one_with_local_views(x64, method, changes, monkeypat
     monkeypatch.setattr(base, "MONITORED", 8)
     graded = methods.METHODS[method].graded
     changes = MULTI_CROP | changes | ({"similarity__form": "weight"} if graded else {})
-    check_float64(method, measures_of(method)[-1], "sgd", "toy", **changes)
+    check_float64(method, measures_of(method)[-1], "lars", "toy", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_four_devices_equal_one_in_float64(x64, method):
     check_float64(method, measures_of(method)[-1], "lars", "toy")
