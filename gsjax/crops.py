@@ -1,11 +1,15 @@
 """The layout of views: crops of a batch of images, grouped by size."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 
 ROUNDING = 1e-6
 """Error of an overlap in float32 that does not count."""
+
+MAX_DRAWS = 100
+"""Draws of two views whose overlap is restricted; then the closest one is used."""
 
 
 class Crops(NamedTuple):
@@ -20,6 +24,11 @@ class Crops(NamedTuple):
 
     images: Any
     boxes: Any
+
+
+def of_batch(batch: Mapping[str, Any]) -> dict[str, Crops]:
+    """Returns the columns of a batch that hold crops, the global ones first."""
+    return {name: part for name, part in batch.items() if isinstance(part, Crops)}
 
 
 def limits_overlap(settings: ml_collections.ConfigDict) -> bool:

@@ -11,8 +11,8 @@ from gsjax.sweep.plans import Arm, Sweep
 RANGES = {"0 to 0.2": (0.0, 0.2), "0.2 to 0.5": (0.2, 0.5), "0.5 to 1": (0.5, 1.0)}
 
 
-def _arms(label, config):
-    yield Arm(label, config)
+def arms_of_ranges(label, config):
+    """An arm per range, to compare with the arm `label`."""
     for name, (low, high) in RANGES.items():
         limits = {"crops.min_overlap": low, "crops.max_overlap": high}
         yield Arm(f"{label}, IoU {name}", config, limits, reference=label)
@@ -21,7 +21,12 @@ def _arms(label, config):
 def get_sweep():
     return Sweep(
         title="Overlap of the views of SimCLR and BYOL on CIFAR-10, 200 epochs",
-        arms=(*_arms("SimCLR", "simclr_cifar10"), *_arms("BYOL", "byol_cifar10")),
+        arms=(
+            Arm("SimCLR", "simclr_cifar10"),
+            *arms_of_ranges("SimCLR", "simclr_cifar10"),
+            Arm("BYOL", "byol_cifar10"),
+            *arms_of_ranges("BYOL", "byol_cifar10"),
+        ),
         seeds=(5, 6, 7),
         overrides={"num_epochs": 200},
     )

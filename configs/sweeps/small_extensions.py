@@ -7,7 +7,7 @@ One member takes about ten minutes on one CPU core.
 """
 
 from multi_crop import LOCAL
-from overlap import RANGES
+from overlap import arms_of_ranges
 from small_study import SMALL
 
 from gsjax.sweep.plans import Arm, Sweep
@@ -25,9 +25,7 @@ def _arms(label, name, scale):
     yield Arm(f"{label}, 2 + 4, equal time", baseline, {**LOCAL, **FEWER}, reference=label)
     yield Arm(f"{label}-GS, 2 + 4", graded, {**scale, **LOCAL})
     yield Arm(f"{label}-GS, 2 + 4, equal time", graded, {**scale, **LOCAL, **FEWER})
-    for text, (low, high) in RANGES.items():
-        limits = {"crops.min_overlap": low, "crops.max_overlap": high}
-        yield Arm(f"{label}, IoU {text}", baseline, limits, reference=label)
+    yield from arms_of_ranges(label, baseline)
 
 
 def get_sweep():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 
 from gsjax.config import per_view
-from gsjax.crops import ROUNDING
+from gsjax.crops import MAX_DRAWS, ROUNDING
 from gsjax.data import careful
 from gsjax.runtime.tensorflow_setup import tf
 
@@ -15,7 +15,6 @@ _TRIES = 10
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width / height
 _MAX_ATTEMPTS = 100  # of crop=tf, as in google-research/simclr data_util.py
 _MAX_INTERMEDIATE = 2**24  # pixels between two passes, 12 bytes each
-_MAX_DRAWS = 100  # of two views whose overlap is restricted
 # Folded into an image's seed, like the number of a pair of views, which is smaller.
 _LOCAL, _REDRAWS = 2**15, 2**16
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # with their radius
@@ -94,7 +93,7 @@ def _in_range(
 
     def is_outside(attempt: tf.Tensor, boxes: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
         del boxes
-        return (attempt < _MAX_DRAWS) & (least > ROUNDING)
+        return (attempt < MAX_DRAWS) & (least > ROUNDING)
 
     def redraw(attempt: tf.Tensor, boxes: tf.Tensor, least: tf.Tensor) -> tuple[tf.Tensor, ...]:
         other = draw(tf.random.fold_in(seed, _REDRAWS + attempt))

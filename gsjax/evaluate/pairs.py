@@ -18,7 +18,7 @@ from scipy import stats
 
 from gsjax import losses, similarity
 from gsjax.config import defaults
-from gsjax.crops import Crops
+from gsjax.crops import Crops, of_batch
 from gsjax.data import input_pipeline
 from gsjax.data.source import Source
 from gsjax.errors import UserError
@@ -94,7 +94,7 @@ def draw(
     with contextlib.closing(batches), contextlib.closing(progress):
         for i, batch in enumerate(batches):
             place = np.arange(local, dtype=np.int32) + (i * hosts + host) * local
-            crops = {name: part for name, part in batch.items() if isinstance(part, Crops)}
+            crops = of_batch(batch)
             images = {name: _padded(part.images, missing) for name, part in crops.items()}
             inputs = parallel.shard([images, _padded(place, missing)], mesh)
             outputs = embed_fn(params, extra, *inputs, key)

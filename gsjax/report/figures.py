@@ -17,7 +17,6 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gsjax.config import defaults
 from gsjax.report import compare, draw
 from gsjax.report.collect import Study
 from gsjax.report.groups import Group
@@ -126,7 +125,7 @@ class Panels:
         for group in self._study.groups:
             found = _diagnosed(group.runs)
             if found:
-                by_key.setdefault(_overlap_key(found[1]), []).append((group, *found))
+                by_key.setdefault(_overlap_key(*found), []).append((group, *found))
         return [self._histogram(matching) for matching in by_key.values()]
 
     def _histogram(self, matching: list[tuple[Group, Run, dict]]) -> Panel | None:
@@ -255,10 +254,8 @@ def _diagnosed(found: Sequence[Run]) -> tuple[Run, dict] | None:
     return None
 
 
-def _overlap_key(entry: Mapping[str, Any]) -> str:
+def _overlap_key(run: Run, entry: Mapping[str, Any]) -> str:
     """Returns all that IoA and psi of crop pairs depend on, apart from chance."""
     protocol = entry.get("protocol", {})
     augment = [protocol.get("augment", {}).get(key) for key in ("crop", "min_scale", "max_scale")]
-    # Results from before there were such settings have their defaults.
-    crops = defaults.get_config().crops.to_dict() | protocol.get("crops", {})
-    return json.dumps([entry["dataset"], augment, crops, protocol.get("psi")])
+    return json.dumps([entry["dataset"], augment, run.config["crops"], protocol.get("psi")])

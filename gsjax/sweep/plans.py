@@ -6,6 +6,7 @@ Imports neither JAX nor TensorFlow, so that every member is checked before anyth
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -102,6 +103,16 @@ class Member:
     value: settings.Value | None
     config: ml_collections.ConfigDict
     reference: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its place in the sweep, as files of the sweep hold it."""
+        return {
+            "label": self.label,
+            "seed": self.seed,
+            "value": self.value,
+            "reference": self.reference,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

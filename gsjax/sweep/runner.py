@@ -90,13 +90,7 @@ def run_member(plan: Plan, member: Member, workdir: str) -> None:
         metrics.log(f"job      {job}")
         JOBS[job].load()(settings.check(config), own.as_posix())
     if parallel.is_primary():
-        about = {
-            "label": member.label,
-            "seed": member.seed,
-            "value": member.value,
-            "reference": member.reference,
-        }
-        runs.write_summary(runs.read(own, about), summary)
+        runs.write_summary(runs.read(own, member.about), summary)
 
 
 def finished(plan: Plan, member: Member, folder: epath.Path) -> bool:
@@ -152,16 +146,7 @@ def write_plan(plan: Plan, folder: epath.Path) -> None:
         "shows": list(plan.sweep.shows),
         "axis": plan.sweep.axis,
         "jobs": list(plan.sweep.jobs),
-        "members": [
-            {
-                "name": m.name,
-                "label": m.label,
-                "seed": m.seed,
-                "value": m.value,
-                "reference": m.reference,
-            }
-            for m in plan.members
-        ],
+        "members": [{"name": member.name, **member.about} for member in plan.members],
     }
     text = json.dumps(content, indent=1) + "\n"
     file = folder / PLAN_FILE

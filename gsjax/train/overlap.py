@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from gsjax.crops import MAX_DRAWS
 from gsjax.runtime import metrics
 
 
@@ -19,6 +20,6 @@ class OverlapWarning:
             self._warned = True
             metrics.log(
                 f"warning: at step {done}, {fraction:.2%} of the images have no two views with "
-                f"{self._measure} from {self._range} in 100 draws; their closest draw is used. "
-                "train/crops_outside has the fraction of every logged step"
+                f"{self._measure} from {self._range} in {MAX_DRAWS} draws; their closest draw is "
+                "used. train/crops_outside has the fraction of every logged step"
             )

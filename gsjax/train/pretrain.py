@@ -17,7 +17,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from gsjax.crops import Crops
+from gsjax.crops import Crops, of_batch
 from gsjax.data import input_pipeline, order, sources
 from gsjax.data.source import Source
 from gsjax.errors import UserError
@@ -249,11 +249,7 @@ def _write_examples(
     config, folder = training.config, training.folder
     n = min(config.log.example_pairs, len(batch["global"].images))
     step_key = jax.random.fold_in(jax.device_get(key), 0)
-    crops = {
-        name: Crops(part.images[:n], part.boxes[:n])
-        for name, part in batch.items()
-        if isinstance(part, Crops)
-    }
+    crops = {name: Crops(part.images[:n], part.boxes[:n]) for name, part in of_batch(batch).items()}
     augment = jax.jit(lambda crops, k: step.augment_views(crops, k, jnp.arange(n), config))
     mean, std = (np.asarray(part) for part in step.normalization(config))
     augmented = augment(crops, step_key)
