@@ -72,13 +72,13 @@ def contrastive(
     Raises:
       UserError: the shapes do not match.
     """
-    _check_views(anchors, targets, psi)
+    check_views(anchors, targets, psi)
     anchors, targets = normalize(anchors), normalize(targets)
     v, w = pairs(anchors.shape[1], targets.shape[1])
     of_pairs = None if psi is None else psi[:, v, w]
-    positive = _positive(anchors[:, v], targets[:, w], of_pairs, temperature, scale, grading)
+    positive = positive_term(anchors[:, v], targets[:, w], of_pairs, temperature, scale, grading)
     negative = _log_denominators(anchors, targets, temperature, axis_name)[:, v]
-    mean = functools.partial(_mean, psi=of_pairs, grading=grading, axis_name=axis_name)
+    mean = functools.partial(pair_mean, psi=of_pairs, grading=grading, axis_name=axis_name)
     return mean(positive) + mean(negative)
 
 
@@ -120,11 +120,11 @@ def momentum_contrastive(
         raise UserError(f"psi of shape {psi.shape}: give one value per query, [N]")
     queries, keys = normalize(queries), normalize(lax.stop_gradient(keys))
     queue = lax.stop_gradient(queue)
-    positive = _positive(queries, keys, psi, temperature, scale, grading)
+    positive = positive_term(queries, keys, psi, temperature, scale, grading)
     own = jnp.sum(queries * keys, axis=-1, keepdims=True)
     others = jnp.matmul(queries, queue.T, precision=lax.Precision.HIGHEST)
     logits = jnp.concatenate([own, others], axis=-1) / temperature
-    mean = functools.partial(_mean, psi=psi, grading=grading, axis_name=axis_name)
+    mean = functools.partial(pair_mean, psi=psi, grading=grading, axis_name=axis_name)
     return mean(positive) + mean(jax.nn.logsumexp(logits, axis=-1))
 
 
@@ -154,7 +154,7 @@ def siamese(
     Raises:
       UserError: the shapes do not match, or psi cannot grade this distance.
     """
-    _check_views(predictions, targets, psi)
+    check_views(predictions, targets, psi)
     # The stop-gradient is part of the loss, so no caller can forget it.
     predictions, targets = normalize(predictions), normalize(lax.stop_gradient(targets))
     v, w = pairs(predictions.shape[1], targets.shape[1])
@@ -168,7 +168,7 @@ def siamese(
         values = jnp.sum(jnp.square(p - z), axis=-1)
     else:
         values = _graded(p, z, of_pairs, grading)
-    return (2 if distance == "sum" else 1) * _mean(values, of_pairs, grading, axis_name)
+    return (2 if distance == "sum" else 1) * pair_mean(values, of_pairs, grading, axis_name)
 
 
 def pairs(num_views: int, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -329,7 +329,7 @@ def _graded(u: jax.Array, v: jax.Array, psi: jax.Array, grading: Grading) -> jax
     raise UserError(f"the form of grading is {grading.form}: choose regress, weight or margin")
 
 
-def _positive(
+def positive_term(
     u: jax.Array,
     v: jax.Array,
     psi: jax.Array | None,
@@ -337,16 +337,35 @@ def _positive(
     scale: float,
     grading: Grading,
 ) -> jax.Array:
-    """The positive term of a contrastive loss: unit vectors [..., D], psi [...] -> [...]."""
+    """Returns the positive term of a contrastive loss.
+
+    Args:
+      u: [..., D] unit vectors of the anchors.
+      v: [..., D] unit vectors of their targets.
+      psi: [...] similarity in [0, 1], or None for -cos / tau.
+      temperature: tau, positive.
+      scale: weight of the graded term.
+      grading: the form of grading.
+
+    Returns:
+      [...], one per pair.
+    """
     if psi is None:
         return -jnp.sum(u * v, axis=-1) / temperature
     return scale / temperature * _graded(u, v, psi, grading)
 
 
-def _mean(
+def pair_mean(
     values: jax.Array, psi: jax.Array | None, grading: Grading, axis_name: str | None
 ) -> jax.Array:
-    """The mean over pairs [...]; under "weight" this device's share of the weighted one."""
+    """Returns the mean over pairs; under "weight" this device's share of the weighted one.
+
+    Args:
+      values: [...] losses of pairs.
+      psi: [...] similarity in [0, 1], or None.
+      grading: the form of grading.
+      axis_name: mapped axis whose devices share the weights, or None.
+    """
     if psi is None or grading.form != "weight":
         return jnp.mean(values)
     psi = psi.astype(values.dtype)
@@ -403,7 +422,12 @@ def _safe_norm(x: jax.Array) -> jax.Array:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
-def _check_views(anchors: jax.Array, targets: jax.Array, psi: jax.Array | None) -> None:
+def check_views(anchors: jax.Array, targets: jax.Array, psi: jax.Array | None) -> None:
+    """Checks anchors [B, V, D], targets [B, W, D] with W <= V, and psi [B, V, W].
+
+    Raises:
+      UserError: the shapes do not match.
+    """
     shapes = [anchors.shape, targets.shape]
     fits = anchors.ndim == targets.ndim == 3 and anchors.shape[::2] == targets.shape[::2]
     if not fits or not 1 <= targets.shape[1] <= anchors.shape[1] or anchors.shape[1] < 2:

@@ -16,11 +16,16 @@ from gsjax.train import optimizers, step
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+NEW = [
+    f"{{}}_{name}"
+    for name in ("resnet50_imagenet", "vit_small_imagenet", "cifar10", "vit_tiny_cifar10")
+]
 TWINS = [
     (f"{method}_{data}", f"{method}_gs_{data}")
     for method in ("simclr", "simsiam", "mocov2", "byol")
     for data in ("imagenet", "stl10", "cifar10")
-]
+] + [(name.format("mocov3"), name.format("mocov3_gs")) for name in NEW]
+WEIGHTED_TWINS = [(name.format("dino"), name.format("dino_gs")) for name in NEW]
 
 
 def load(name):
@@ -63,14 +68,20 @@ def test_its_step_can_be_traced(name):
     config = load(name)
     method, optimizer, mesh = build(config)
     state = step.create_state_fn(config, method, optimizer, mesh).eval_shape(jax.random.key(0))
-    size = config.data.image_size
-    crops = Crops(
-        jax.ShapeDtypeStruct((config.batch_size, 2, size, size, 3), jnp.uint8),
-        jax.ShapeDtypeStruct((config.batch_size, 2, 4), jnp.float32),
-    )
+
+    def crops(num_views, size):
+        shape = config.batch_size, num_views
+        return Crops(
+            jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((*shape, 4), jnp.float32),
+        )
+
+    batch = {"global": crops(2, config.data.image_size)}
+    if config.crops.local_views:
+        batch["local"] = crops(config.crops.local_views, config.crops.local_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     train_step = step.create_train_step(config, method, optimizer, mesh, 100, 10)
-    new_state, metrics = jax.eval_shape(train_step, state, {"global": crops}, key)
+    new_state, metrics = jax.eval_shape(train_step, state, batch, key)
     assert jax.tree.map(lambda x: x.shape, new_state) == jax.tree.map(lambda x: x.shape, state)
     assert metrics["loss"].shape == ()
 
@@ -85,6 +96,12 @@ def test_docstring_gives_the_command(path):
 def test_twins_differ_in_the_similarity_alone(baseline, graded):
     differences = settings.shaping_differences(load(baseline), load(graded))
     assert differences == ["similarity.measure: none -> ioa"]
+
+
+@pytest.mark.parametrize(("baseline", "graded"), WEIGHTED_TWINS)
+def test_twins_of_dino_differ_in_the_weights_alone(baseline, graded):
+    differences = settings.shaping_differences(load(baseline), load(graded))
+    assert differences == ["similarity.form: regress -> weight", "similarity.measure: none -> ioa"]
 
 
 # Section 5 and appendix A of the thesis.
@@ -135,6 +152,42 @@ def test_twins_differ_in_the_similarity_alone(baseline, graded):
             {"batch_size": 256, "num_epochs": 800, "optimizer.learning_rate": 0.03,
              "optimizer.weight_decay": 5e-4, "projector.num_layers": 2, "augment.blur": 0.2,
              "encoder.stem": "imagenet", "data.source": "stl10"},
+        ),
+        # As facebookresearch/moco-v3 and facebookresearch/dino.
+        (
+            "mocov3_vit_small_imagenet",
+            {"encoder.name": "vit_small", "encoder.heads": 12, "encoder.positions": "sincos",
+             "encoder.freeze_patches": True, "batch_size": 4096, "num_epochs": 300,
+             "optimizer.name": "adamw", "optimizer.learning_rate": 1.5e-4,
+             "optimizer.weight_decay": 0.1, "schedule.warmup_epochs": 40,
+             "loss.temperature": 0.2, "augment.min_scale": 0.08, "target.momentum": 0.99,
+             "target.final_momentum": 1, "projector.num_layers": 3, "projector.last_bn": True,
+             "predictor.last_bn": True, "augment.blur": "1.0,0.1", "augment.solarize": "0,0.2"},
+        ),
+        (
+            "mocov3_resnet50_imagenet",
+            {"batch_size": 4096, "optimizer.name": "lars", "optimizer.learning_rate": 0.6,
+             "optimizer.rate_after_momentum": True, "optimizer.weight_decay": 1e-6,
+             "loss.temperature": 1, "augment.min_scale": 0.2, "predictor.last_bn": False},
+        ),
+        (
+            "dino_vit_small_imagenet",
+            {"batch_size": 512, "num_epochs": 100, "optimizer.learning_rate": 5e-4,
+             "optimizer.weight_decay": 0.04, "schedule.final_weight_decay": 0.4,
+             "schedule.final_learning_rate": 1e-6, "optimizer.clip": 3, "encoder.drop_path": 0.1,
+             "prototypes.number": 65536, "prototypes.frozen_epochs": 1, "prototypes.unit": True,
+             "loss.student_temperature": 0.1, "loss.teacher_temperature": 0.04,
+             "prototypes.center_momentum": 0.9, "target.momentum": 0.996,
+             "crops.local_views": 8, "crops.local_size": 96, "augment.min_scale": 0.4,
+             "crops.local_min_scale": 0.05, "crops.local_max_scale": 0.4,
+             "augment.blur": "1.0,0.1,0.5", "augment.solarize": "0,0.2,0",
+             "augment.interpolation": "bicubic"},
+        ),
+        (
+            "dino_resnet50_imagenet",
+            {"optimizer.name": "sgd", "optimizer.learning_rate": 0.03,
+             "optimizer.weight_decay": 1e-4, "schedule.final_weight_decay": 1e-4,
+             "augment.min_scale": 0.14, "crops.local_max_scale": 0.14},
         ),
         (
             "simsiam_cifar10",

@@ -31,7 +31,7 @@ from gsjax.evaluate import (
     retrieval,
     transfer,
 )
-from gsjax.models import weights
+from gsjax.models import create_encoder, fit_image_size, weights
 from gsjax.models.weights import names, pytorch
 from gsjax.runtime import parallel
 from gsjax.train.pretrain import pretrain
@@ -327,6 +327,41 @@ def test_pretrain_from_python_resumes(data, tmp_path, monkeypatch):
         gsjax.pretrain(data, workdir="other", config="simclr_gs_cifar")
 
 
+def test_a_vision_transformer_leaves_and_comes_back_at_another_image_size(data, tmp_path):
+    """timm creates it from `model_args`; its positions are interpolated for the new run."""
+    vit = {
+        "encoder.name": "vit_tiny", "encoder.depth": "1", "encoder.patch_size": "8",
+        "encoder.pool": "mean", "encoder.heads": "6", "data.data_dir": str(data / "three"),
+    }  # fmt: skip
+    pretrain(configured(vit), str(tmp_path / "run"))
+    evaluate(export, tmp_path / "run", {"export.stablehlo": "true"})
+    folder = tmp_path / "run" / "export"
+    content = json.loads((folder / "config.json").read_text())
+    assert content["architecture"] == "vit_tiny_patch16_224" and content["global_pool"] == "avg"
+    assert content["model_args"] == {
+        "img_size": 32, "patch_size": 8, "depth": 1, "num_heads": 6, "global_pool": "avg",
+        "fc_norm": False,
+    }  # fmt: skip
+    card = (folder / "README.md").read_text()
+    assert "| encoder | name vit_tiny, patch size 8, depth 1 |" in card
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    ours, back = (gsjax.load_encoder(str(tmp_path / name)) for name in ("run", "run/export"))
+    np.testing.assert_allclose(back.encode(images), ours.encode(images), atol=1e-5)
+    with pytest.raises(UserError, match=r"export.detectron2: Detectron2 has no names for vit_tiny"):
+        evaluate(export, tmp_path / "run", {"export.detectron2": "true"})
+    changes = vit | {
+        "encoder.init": str(folder), "data.image_size": "48", "encoder.drop_path": "0.1",
+        "optimizer.learning_rate": "0",
+    }  # fmt: skip
+    params = pretrain(configured(changes), str(tmp_path / "other")).params["encoder"]
+    expected = fit_image_size(
+        create_encoder(configured(changes)), jax.device_get(ours._encoder.variables), 48
+    )
+    jax.tree.map(np.testing.assert_allclose, params, expected["params"])
+    with pytest.raises(UserError, match="encoder.heads=6, but this run has 3"):
+        pretrain(configured(changes | {"encoder.heads": "3"}), str(tmp_path / "third"))
+
+
 # Starting from other weights.
 
 
@@ -415,7 +450,7 @@ def test_settings_of_an_exported_folder_are_checked(run, tmp_path):
         (run / "export" / "model.safetensors").read_bytes()
     )
     for change, message in (
-        ({"encoder.depth": 3}, "encoder.depth, a setting unknown"),
+        ({"encoder.levels": 3}, "encoder.levels, a setting unknown"),
         ({"data.image_size": "many"}, "data.image_size is 'many'"),
         ({"data.mean": "0,0"}, "data.mean is '0,0'"),
     ):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gsjax import methods
+from gsjax.config import settings
 from gsjax.models.heads import Predictor, Projector
 
 
@@ -51,6 +53,24 @@ def test_predictor_layers():
     params = init(Predictor(32, 8))["params"]
     expected = {"linear1/kernel": (24, 32), "linear2/kernel": (32, 8), "linear2/bias": (8,)}
     assert shapes(params) == expected | BN1
+
+
+@pytest.mark.parametrize("last_bn", [False, True])
+def test_mocov3_heads_have_no_bias_and_bn_without_parameters_at_the_end(last_bn):
+    """moco/builder.py, _build_mlp: the predictor of a ResNet has no last BN, a ViT's does."""
+    changes = {
+        "method": "mocov3", "projector.last_bn": "true", "predictor.last_bn": str(last_bn),
+        "projector.hidden_dim": "32", "projector.out_dim": "8", "predictor.hidden_dim": "16",
+    }  # fmt: skip
+    config = settings.load(None)
+    settings.override(config, changes)
+    networks = methods.create_method(settings.check(config)).networks
+    params = init(networks["projector"])["params"]
+    assert shapes(params) == {"linear1/kernel": (24, 32), "linear2/kernel": (32, 8)} | BN1
+    variables = init(networks["predictor"], features=8)
+    expected = {"linear1/kernel": (8, 16), "linear2/kernel": (16, 8)}
+    assert shapes(variables["params"]) == expected | {"bn1/scale": (16,), "bn1/bias": (16,)}
+    assert ("bn2" in variables["batch_stats"]) == last_bn
 
 
 @pytest.mark.usefixtures("branch")

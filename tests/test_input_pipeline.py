@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny_tfds
 from PIL import Image
+from test_crops import resize_with_pillow
 
 from gsjax import similarity
 from gsjax.config import defaults
@@ -280,3 +281,20 @@ def test_an_abandoned_iterator_leaves_nothing(case):
         batches.close()
         next(input_pipeline.test_batches(source, SIXTEEN, 4))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+def test_views_are_resized_as_configured(tiny, method):
+    """Global and local ones, as Pillow does."""
+    config = _config(4, source="tiny", data_dir=tiny)
+    config.augment.interpolation = method
+    config.crops.local_views, config.crops.local_size = 1, 16
+    source = sources.open_source(config.data, "train")
+    (batch,) = input_pipeline.train_batches(source, config, 0, 1, local_views=True)
+    pictures = tiny_tfds.pictures("train")
+    for name in ("global", "local"):
+        for index, views, boxes in zip(batch["index"], *batch[name], strict=True):
+            for view, (top, left, height, width) in zip(views, boxes, strict=True):
+                cut = Image.fromarray(pictures[index]).crop((left, top, left + width, top + height))
+                resized = resize_with_pillow(cut, len(view), method)
+                assert np.abs(view.astype(int) - np.asarray(resized)).max() <= 2

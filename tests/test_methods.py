@@ -9,7 +9,7 @@ import pytest
 from test_diagnostics import slow_ioa
 from test_step import batch_of, measures_of, small_config
 
-from gsjax import losses, methods
+from gsjax import losses, methods, target_losses
 from gsjax.config import settings
 from gsjax.methods import METHODS, base
 from gsjax.runtime import parallel
@@ -17,6 +17,10 @@ from gsjax.train import optimizers, step
 
 # Whose gradient is not that of the loss, because a stop-gradient cuts a branch.
 STOPS_GRADIENT = {"simsiam"}
+BY_HAND = ("simclr", "simsiam", "mocov2", "byol", "mocov3", "dino")
+"""Those whose loss `loss_of_pairs` has; others have theirs in a test of their own."""
+EMBEDS = {"dino": 1}
+"""The network whose output is compared, if not the last."""
 PROGRESS = base.Progress(jnp.zeros((), jnp.int32), 10, 10)
 
 
@@ -124,7 +128,7 @@ def test_embedding_and_encoder(x64, name):
     assert anchors.shape == targets.shape == (3, 8)
     online = {"params": params, "batch_stats": extra["batch_stats"]}
     outputs = by_hand(method, **online, x=images)
-    np.testing.assert_allclose(anchors, outputs[-1], atol=1e-12)
+    np.testing.assert_allclose(anchors, outputs[EMBEDS.get(name, -1)], atol=1e-12)
     of_target = by_hand(method, **extra.get("target", online), x=images)
     np.testing.assert_allclose(targets, of_target[1], atol=1e-12)
     again = [method.embed(params, extra, images[i : i + 1]) for i in range(3)]
@@ -140,18 +144,23 @@ def of_views(method, params, batch_stats, views, which):
     return jnp.stack([outputs[which] for outputs in passes], axis=1)
 
 
+def of_sizes(method, params, batch_stats, views):
+    """The last output of each view, [B, V, F]; views of one size share a pass."""
+    parts = []
+    for part in views.values():
+        flat = part.swapaxes(0, 1).reshape(-1, *part.shape[2:])
+        z = by_hand(method, params, batch_stats, flat, train=True)[-1]
+        parts.append(z.reshape(part.shape[1], len(part), -1).swapaxes(0, 1))
+    return jnp.concatenate(parts, axis=1)
+
+
 def loss_of_pairs(name, method, params, extra, views, psi):
     """The loss from the outputs of every view and hand-made psi."""
     online = {"params": params, "batch_stats": extra["batch_stats"]}
     settings = method.config
     about = {"grading": losses.Grading("weight")}
     if name == "simclr":  # whose views of one size share a pass
-        parts = []
-        for part in views.values():
-            flat = part.swapaxes(0, 1).reshape(-1, *part.shape[2:])
-            z = by_hand(method, **online, x=flat, train=True)[-1]
-            parts.append(z.reshape(part.shape[1], len(part), -1).swapaxes(0, 1))
-        z = jnp.concatenate(parts, axis=1)
+        z = of_sizes(method, **online, views=views)
         return losses.contrastive(z, z[:, :2], psi, settings.loss.temperature, **about)
     if name == "simsiam":
         z = of_views(method, **online, views=views, which=1)[:, :2]
@@ -159,6 +168,15 @@ def loss_of_pairs(name, method, params, extra, views, psi):
     only = {"global": views["global"]}
     targets = of_views(method, **extra["target"], views=only, which=-1)
     anchors = of_views(method, **online, views=views, which=-1)
+    if name == "mocov3":
+        return target_losses.in_batch_contrastive(
+            anchors, targets, psi, settings.loss.temperature, **about
+        )
+    if name == "dino":  # whose views of one size share a pass
+        anchors = of_sizes(method, **online, views=views)
+        targets = of_sizes(method, **extra["target"], views=only)
+        teacher = target_losses.teacher_probabilities(targets, extra["center"], 0.04)
+        return target_losses.distillation(anchors, teacher, psi, 0.1)
     if name == "byol":
         return losses.siamese(anchors, targets, psi, **about)
     v, w = losses.pairs(4, 2)
@@ -171,11 +189,9 @@ def loss_of_pairs(name, method, params, extra, views, psi):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [*((name, {}) for name in METHODS), ("mocov2", {"loss__symmetric": False})]
+    ("name", "changes"), [*((name, {}) for name in BY_HAND), ("mocov2", {"loss__symmetric": False})]
 )
 def test_every_view_is_an_anchor_and_the_global_ones_are_targets(x64, name, changes):
-    if not METHODS[name].graded:
-        changes = changes | {"similarity__form": "regress"}
     config = small_config(
         name, measures_of(name)[-1], "sgd", "float64",
         **{"similarity__form": "weight", "crops__local_views": 2, "crops__local_size": 8} | changes,

@@ -27,10 +27,10 @@ def test_learning_rate_scaling(scaling, rate):
     assert optimizers.scaled_learning_rate(config) == pytest.approx(rate)
 
 
-def formula(rate, k, warm, steps):
+def formula(rate, k, warm, steps, end):
     if k < warm:
         return rate * k / warm
-    return rate * (1 + math.cos(math.pi * (k - warm) / (steps - warm))) / 2
+    return end + (rate - end) * (1 + math.cos(math.pi * (k - warm) / (steps - warm))) / 2
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,16 @@ def formula(rate, k, warm, steps):
         ({"num_steps": 45}, 45, 7, 4),  # a tenth
         ({"num_steps": 45, "schedule__warmup_epochs": 1.0}, 45, 3, 3),  # less than a tenth
         ({"num_steps": 5}, 5, 7, 0),
+        ({"schedule__final_learning_rate": 0.1}, 200, 7, 70),
+        ({"schedule__final_learning_rate": 0.1, "schedule__warmup_epochs": 0.0}, 50, 7, 0),
     ],
 )
 def test_schedule(settings, steps, per_epoch, warm):
     config = make_config(batch_size=512, **settings)
     schedule = optimizers.create_schedule(config, steps, per_epoch)
     actual = [float(schedule(k)) for k in range(steps + 1)]
-    expected = [formula(0.6, k, warm, steps) for k in range(steps + 1)]
+    end = config.schedule.final_learning_rate  # not scaled, as the rate is
+    expected = [formula(0.6, k, warm, steps, end) for k in range(steps + 1)]
     np.testing.assert_allclose(actual, expected, atol=2e-7)
 
 

@@ -217,7 +217,9 @@ def recorded(config, use):
 
 def trace(config):
     method = methods.create_method(config)
-    optimizer = optimizers.create_optimizer(config, lambda count: 0.1, method.param_groups)
+    optimizer = optimizers.create_optimizer(
+        config, lambda count: 0.1, method.param_groups, late_steps=int(method.late_epochs)
+    )
     mesh = parallel.create_mesh(config.batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = step.create_state_fn(config, method, optimizer, mesh).eval_shape(key)
@@ -243,12 +245,17 @@ settings.override(config, {"encoder.name": "resnet18", "method": "simsiam",
 recorded(settings.check(config), trace)
 settings.override(config, {"method": "mocov2", "optimizer.name": "adamw"})
 recorded(settings.check(config), trace)
+settings.override(config, {"method": "mocov3", "encoder.name": "vit_tiny", "encoder.depth": "1",
+                           "encoder.patch_size": "8", "crops.local_size": "8"})
+recorded(settings.check(config), trace)
+settings.override(config, {"method": "dino", "projector.last_bn": "false"})
+recorded(settings.check(config), trace)
 open(sys.argv[1] + "/keys", "w").write(" ".join(sorted(keys)))
 """
 
 
 def test_every_setting_is_read(finished, tmp_path):
-    """A run of SimCLR and the programs of SimSiam and MoCo v2 read each setting there is."""
+    """A run of SimCLR and the programs of other methods and encoders read each setting."""
     crops = {"crops__local_views": "1", "crops__min_overlap": "0.1"}
     environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(REPO_ROOT)}
     subprocess.run(

@@ -229,6 +229,8 @@ def test_the_classes_are_those_that_were_meant():
             "encoder.init": schema.Kind.STARTS,
             "encoder.weights": schema.Kind.FREE,
             "encoder.network": schema.Kind.FREE,
+            "encoder.attention": schema.Kind.FREE,
+            "loss.chunks": schema.Kind.FREE,
         }.get(key, expected)
         assert setting.kind is expected, key
 

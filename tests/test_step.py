@@ -22,6 +22,11 @@ def measures_of(method):
     return ("none", "ioa") if methods.METHODS[method].graded else ("none",)
 
 
+def form_of(method, measure):
+    """DINO's loss has no distance to grade."""
+    return "weight" if method == "dino" and measure != "none" else "regress"
+
+
 COMBINATIONS = [(method, measure) for method in methods.METHODS for measure in measures_of(method)]
 
 
@@ -38,6 +43,9 @@ def small_config(method, measure, optimizer, dtype, encoder="toy", **changes):
         "predictor.hidden_dim": "6",
         "projector.last_bn": str(method == "simsiam"),
         "queue.size": "96",
+        "prototypes.number": "24",
+        "prototypes.frozen_epochs": "0",
+        "similarity.form": form_of(method, measure),
         "optimizer.fix_pred_lr": str(method == "simsiam"),
         "optimizer.weight_decay": "1e-2",
         "augment.blur": "0.5",
@@ -98,7 +106,12 @@ MULTI_CROP = {"crops__local_views": 4, "crops__local_size": 8, "crops__min_overl
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [*((method, {}) for method in methods.METHODS), ("mocov2", {"loss__symmetric": False})],
+    [
+        # Quick: one with a queue, and one with a center that views of a size share.
+        pytest.param(method, {}, marks=[] if method in ("mocov2", "dino") else pytest.mark.slow)
+        for method in methods.METHODS
+    ]
+    + [pytest.param("mocov2", {"loss__symmetric": False}, marks=pytest.mark.slow)],
 )
 def test_four_devices_equal_one_with_local_views(x64, method, changes, monkeypatch):
     """Weighted, whose weights are of all devices; half of the images are monitored."""
@@ -145,10 +158,15 @@ def test_augmentation_depends_on_the_place_in_the_batch_alone():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize(
     ("method", "encoder"),
-    [("simclr", "resnet18"), *((method, "toy") for method in methods.METHODS)],
+    [
+        ("simclr", "resnet18"),
+        ("mocov3", "vit_tiny"),
+        *((method, "toy") for method in methods.METHODS),
+    ],
 )
 def test_step_lowers_for_accelerators(method, encoder, platform):
-    config = small_config(method, measures_of(method)[-1], "sgd", "bfloat16", encoder)
+    changes = {"encoder__depth": 1, "encoder__patch_size": 8, "encoder__drop_path": 0.1}
+    config = small_config(method, measures_of(method)[-1], "sgd", "bfloat16", encoder, **changes)
     mesh = parallel.create_mesh(config.batch_size, jax.devices()[:4])
     optimizer = optimizers.create_optimizer(config, lambda count: 0.1)
     built = methods.create_method(config)

@@ -16,7 +16,7 @@ class ToyEncoder(nn.Module):
     axis_name: str | None = "batch"
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, keys=None):
         wide = at_least_float32(self.dtype)
         maps = nn.Conv(
             self.width, (4, 4), strides=4, padding="VALID", use_bias=False,

@@ -111,6 +111,12 @@ _COMMON: dict[str, Setting] = {
     "similarity.margin": shapes(
         2**0.5, "of similarity.form=margin: views farther apart are not pushed further", high=2
     ),
+    "loss.chunks": free(
+        1,
+        "encode in this many parts, forward and again backward: less memory, same loss; for "
+        "encoders without BatchNorm",
+        low=1,
+    ),
     # Crops and augmentations.
     "crops.local_views": shapes(
         0, "multi-crop: smaller views per image, anchors only, next to the two global ones", high=64
@@ -133,6 +139,9 @@ _COMMON: dict[str, Setting] = {
     "crops.max_overlap": shapes(1.0, "largest overlap of the global views", high=1),
     "augment.crop": shapes(
         "torchvision", "distribution of the random crops", choices=("torchvision", "tf", "byol")
+    ),
+    "augment.interpolation": shapes(
+        "bilinear", "of resized crops, with antialiasing", choices=("bilinear", "bicubic")
     ),
     "augment.min_scale": per_view(
         0.08, "smallest crop area as a fraction of the image", low=1e-6, high=1
@@ -161,11 +170,15 @@ _COMMON: dict[str, Setting] = {
     ),
     "optimizer.momentum": shapes(0.9, "of LARS and SGD; beta1 of AdamW", high=0.9999),
     "optimizer.weight_decay": shapes(1e-6, "lars: weights only; sgd, adamw: every parameter"),
+    "optimizer.clip": shapes(
+        0.0, "if positive, each parameter's gradient is scaled down to this norm (DINO)"
+    ),
     "schedule.final_weight_decay": shapes(
         0.0, "if positive, the weight decay moves there along a cosine"
     ),
+    "schedule.final_learning_rate": shapes(0.0, "end of the cosine; batch_size does not scale it"),
     "schedule.warmup_epochs": shapes(
-        10.0, "linear warmup from 0, then cosine decay to 0; with num_steps, at most a tenth"
+        10.0, "linear warmup from 0, then cosine decay; with num_steps, at most a tenth of them"
     ),
     # The kNN monitor and the evaluations.
     "knn.preset": free(

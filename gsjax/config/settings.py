@@ -25,7 +25,10 @@ from gsjax.train import OPTIMIZERS
 
 # Free settings that an evaluation does not take from the run: it may run on another machine, and
 # says itself what it evaluates.
-_OF_EACH_START = ("platform", "encoder.weights", "encoder.network", "checkpoint.load")
+_OF_EACH_START = (
+    *("platform", "encoder.attention", "encoder.weights", "encoder.network"),
+    "checkpoint.load",
+)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,6 +242,14 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"
     if not config.data.source:
         yield "data.source is empty; give a TFDS name, folder or photos"
+    if config.schedule.final_learning_rate and not config.optimizer.learning_rate:
+        yield "optimizer.learning_rate is 0, but schedule.final_learning_rate is not"
+    encoder = ENCODERS[config.encoder.name]
+    if config.loss.chunks > 1 and encoder.batch_norm:
+        yield (
+            f"loss.chunks={config.loss.chunks} needs an encoder without BatchNorm; "
+            f"{config.encoder.name} has statistics of the whole batch: use remat=true instead"
+        )
     method, form = METHODS[config.method], config.similarity.form
     if config.similarity.measure == "none" and form != "regress":
         yield f"similarity.form={form} needs an overlap: set similarity.measure to ioa or iou"
@@ -246,7 +257,7 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"{method.label} has no graded form; set similarity.measure=none"
     rows = (
         method,
-        ENCODERS[config.encoder.name],
+        encoder,
         OPTIMIZERS[config.optimizer.name],
         find_source(config.data.source),
         *JOBS.values(),

@@ -49,7 +49,7 @@ def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> No
         for key, value in checked(found).items():
             if key not in overrides:
                 config.update_from_flattened_dict({key: value})
-            elif _is_fixed(key) and SETTINGS[key].parse(key, overrides[key]) != value:
+            elif _is_fixed(key, found) and SETTINGS[key].parse(key, overrides[key]) != value:
                 raise UserError(
                     f"{key}={overrides[key]} contradicts {files.shown(found.content.path)}, which "
                     f"has {value}: omit it, evaluations read it from there"
@@ -74,5 +74,5 @@ def checked(found: Found) -> dict[str, int | float | str | bool]:
     return found.settings
 
 
-def _is_fixed(key: str) -> bool:
-    return key.startswith("encoder.") and key != "encoder.padding"
+def _is_fixed(key: str, found: Found) -> bool:
+    return key.startswith("encoder.") and key not in found.network.family.OVERRIDABLE

@@ -168,20 +168,23 @@ def _tf_boxes(seed: tf.Tensor, size: tf.Tensor, views: _Views) -> tf.Tensor:
     return tf.cast(tf.stack(boxes), tf.float32)
 
 
-def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
-    """Crops an image to a box and resizes it, bilinear with antialiasing as Pillow does.
+def crop_and_resize(
+    image: tf.Tensor, box: tf.Tensor, size: int, method: str = "bilinear"
+) -> tf.Tensor:
+    """Crops an image to a box and resizes it with antialiasing, as Pillow does.
 
     Args:
       image: uint8 [H, W, 3].
       box: [4], top, left, height, width in whole pixels, inside the image.
       size: side of the result.
+      method: bilinear or bicubic.
 
     Returns:
       uint8 [size, size, 3].
     """
     top, left, height, width = tf.unstack(tf.cast(box, tf.int32), 4)
     crop = image[top : top + height, left : left + width]
-    return tf.ensure_shape(resize(crop, (size, size)), [size, size, 3])
+    return tf.ensure_shape(resize(crop, (size, size), method), [size, size, 3])
 
 
 def resize(

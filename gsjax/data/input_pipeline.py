@@ -186,15 +186,18 @@ def _views(
     seed = tf.stack([tf.constant(config.seed, tf.int64), position])
     overlap = config.crops if num_views > 1 and limits_overlap(config.crops) else None
     boxes = crops.random_resized_crop_boxes(seed, size, config.augment, num_views, overlap)
-    columns = _crops("global", image, boxes, config.data.image_size)
+    method = config.augment.interpolation
+    columns = _crops("global", image, boxes, config.data.image_size, method)
     if has_local:
         boxes = crops.local_boxes(seed, size, config.augment.crop, config.crops)
-        columns |= _crops("local", image, boxes, local_size(config))
+        columns |= _crops("local", image, boxes, local_size(config), method)
     return {**columns, "size": size}
 
 
-def _crops(name: str, image: tf.Tensor, boxes: tf.Tensor, image_size: int) -> dict[str, tf.Tensor]:
-    views = [crops.crop_and_resize(image, box, image_size) for box in tf.unstack(boxes)]
+def _crops(
+    name: str, image: tf.Tensor, boxes: tf.Tensor, image_size: int, method: str
+) -> dict[str, tf.Tensor]:
+    views = [crops.crop_and_resize(image, box, image_size, method) for box in tf.unstack(boxes)]
     return {f"{name}/images": tf.stack(views), f"{name}/boxes": boxes}
 
 

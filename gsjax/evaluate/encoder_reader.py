@@ -15,12 +15,9 @@ from gsjax.errors import UserError
 from gsjax.evaluate import foreign
 from gsjax.evaluate.encoder import Loaded, Pretrained
 from gsjax.methods import create_method
-from gsjax.models import create_encoder
+from gsjax.models import ENCODERS, create_encoder, fit_image_size
 from gsjax.runtime import checkpoints, files, metrics, parallel, saved_state
 from gsjax.train import step
-
-# Settings of the encoder that leave its architecture as it is.
-_FREE_TO_DIFFER = ("dtype", "zero_init_residual")
 
 
 def read_encoder(
@@ -55,9 +52,10 @@ def read_initial_encoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     path, ours = config.encoder.init, config.encoder
     overrides = {"encoder.weights": path, "encoder.network": ours.network}
     source = settings.check(settings.of_evaluation("", None, overrides))
+    adjustable = {"dtype", *ENCODERS[ours.name].adjustable}
     for name, value in choices.encoder_settings(config).items():
         theirs = source.encoder[name]
-        if name not in _FREE_TO_DIFFER and theirs != value:
+        if name not in adjustable and theirs != value:
             raise UserError(
                 f"encoder.init={path} has encoder.{name}={theirs}, but this run has {value}: set "
                 f"encoder.{name}={theirs}"
@@ -69,11 +67,13 @@ def read_initial_encoder(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
                 f"{source.data[key]}"
             )
     loaded = read_encoder(source, files.absolute("."), mesh)
-    target = foreign.abstract(create_encoder(config), config.data.image_size)
+    module, size = create_encoder(config), config.data.image_size
+    target = foreign.abstract(module, size)
     for line in loaded.notes:
         metrics.log(line)
     metrics.log(f"starting from the encoder in {loaded.path}, with new heads")
-    cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), loaded.variables, target)
+    variables = fit_image_size(module, loaded.variables, size)
+    cast = jax.tree.map(lambda x, shape: x.astype(shape.dtype), variables, target)
     return jax.device_put(cast, parallel.replicated(mesh))
 
 

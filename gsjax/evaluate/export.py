@@ -21,7 +21,7 @@ from gsjax.config import choices
 from gsjax.data import transforms
 from gsjax.errors import UserError
 from gsjax.evaluate import evaluation, foreign, model_card, programs
-from gsjax.models import ENCODERS, create_encoder, weights
+from gsjax.models import ENCODERS, create_encoder, fit_image_size, weights
 from gsjax.models.weights import names, pytorch
 from gsjax.runtime import files, metrics, parallel
 from gsjax.train import step
@@ -60,8 +60,11 @@ class _Export:
         self._module = create_encoder(self._config)
         self._normalization = step.pixels(self._config)
         self._family = weights.family(name)
-        self._variables = jax.tree.map(_as_float32, jax.device_get(job.encoder.variables))
+        if config.export.detectron2 and not hasattr(self._family, "detectron2_name"):
+            raise UserError(f"export.detectron2: Detectron2 has no names for {name}; leave it out")
         self._size = config.data.image_size
+        variables = fit_image_size(self._module, jax.device_get(job.encoder.variables), self._size)
+        self._variables = jax.tree.map(_as_float32, variables)
         shape = (_IMAGES, self._size, self._size, 3)
         self._images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self._expected = self._encode(self._variables)
@@ -147,6 +150,7 @@ class _Export:
         """Returns the content of `config.json`, which timm and gsjax read."""
         config, name = self._config, architecture(self._config)
         transform = transforms.of_config(config)
+        timm = self._family.timm_config(config.encoder, self._size)
         mean, std, _ = self._normalization
         settings = {
             **{f"encoder.{key}": v for key, v in choices.encoder_settings(config).items()},
@@ -157,7 +161,8 @@ class _Export:
             **({"architecture": name} if name else {}),
             "num_classes": 0,
             "num_features": self._expected.shape[1],
-            "global_pool": "avg",
+            "global_pool": timm["global_pool"],
+            **({"model_args": timm["model_args"]} if "model_args" in timm else {}),
             "pretrained_cfg": {
                 "num_classes": 0,
                 "input_size": [3, self._size, self._size],
@@ -165,8 +170,8 @@ class _Export:
                 "std": list(std),
                 "interpolation": transform.method,
                 "crop_pct": self._size / transform.short_side,
-                "first_conv": "conv1",
-                "classifier": "fc",
+                "first_conv": timm["first_conv"],
+                "classifier": timm["classifier"],
             },
             "gsjax": {"version": gsjax.__version__, **self._job.origin(), "settings": settings},
         }

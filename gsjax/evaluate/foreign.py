@@ -51,7 +51,7 @@ def read(config: ml_collections.ConfigDict, mesh: Mesh, heads: bool) -> Loaded:
     """
     module = create_encoder(config)
     found = weights.find(config.encoder.weights, config.encoder.network)
-    target = abstract(module, config.data.image_size)
+    target = abstract(module, found.image_size)
     variables = jax.device_put(weights.variables(found, target), parallel.replicated(mesh))
     pretrained = None
     if heads:

@@ -170,6 +170,7 @@ def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | No
     """Claims a folder for this encoder and these settings; moves any other head aside."""
     identity = {
         "encoder": encoder.digest,
+        "model": dict(encoder.settings),
         "normalization": encoder.normalization[:2],
         "hosts": hosts,
     }
@@ -264,6 +265,7 @@ def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
         (data.augment,) = per_view.augmentations(data.augment, 1)
         data.augment.update(
             crop="torchvision",
+            interpolation="bilinear",
             min_scale=config.linear.min_scale,
             max_scale=1.0,
             flip=config.linear.flip,

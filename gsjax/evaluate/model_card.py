@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from gsjax.config import defaults, settings
+from gsjax.config import choices, defaults, settings
 from gsjax.config.defaults import SETTINGS
 from gsjax.config.schema import Kind, Value
 from gsjax.crops import limits_overlap, local_size
@@ -21,7 +21,7 @@ from gsjax.runtime import files
 # Free settings without which training does not start: the splits of the kNN monitor.
 _NEEDED = ("data.labeled_split", "data.test_split")
 FILES = {
-    "model.safetensors": "weights, with the names and layouts of torchvision",
+    "model.safetensors": "weights, with the names and layouts of torchvision and timm",
     "config.json": "what timm and gsjax need to load them",
     "encoder.stablehlo": "program for JAX (`jax.export`): uint8 [B, {size}, {size}, 3] to float32 "
     "[B, {features}], normalization included",
@@ -131,8 +131,9 @@ def _command(run: dict[str, Value]) -> str:
 
 
 def _described(config: ml_collections.ConfigDict) -> str:
-    encoder = config.encoder.to_dict()
-    return ", ".join(f"{key} {encoder[key]}" for key in ("name", "width", "stem") if key in encoder)
+    encoder = choices.encoder_settings(config)
+    shown = ("name", "width", "stem", "patch_size", "depth")
+    return ", ".join(f"{key.replace('_', ' ')} {encoder[key]}" for key in shown if key in encoder)
 
 
 def _scores(job: Evaluation) -> str:

@@ -38,7 +38,6 @@ _SIAMESE = shapes(
 _PREDICTOR = shapes(512, "hidden width of the predictor", low=1, high=2**16)
 _FIX_PRED_LR = shapes(False, "keep the predictor's learning rate constant")
 
-
 _TARGET = {
     "target.momentum": shapes(
         0.99, "m in target = m * target + (1 - m) * online, after every step", high=1
@@ -76,6 +75,16 @@ def _check_mocov2(config: ml_collections.ConfigDict) -> Iterator[str]:
             f"queue.size is {config.queue.size}; it must be a multiple of the {num_keys} keys of a "
             f"step with batch_size={config.batch_size} and loss.symmetric={config.loss.symmetric}"
         )
+
+
+def _check_dino(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.similarity.measure != "none" and config.similarity.form != "weight":
+        yield (
+            f"similarity.form={config.similarity.form} grades a distance, which DINO's loss does "
+            "not have; set similarity.form=weight or similarity.measure=none"
+        )
+    if config.projector.last_bn:
+        yield "projector.last_bn is true, but DINO's projector has no BN; set it to false"
 
 
 METHODS: dict[str, MethodRow] = {
@@ -121,6 +130,46 @@ METHODS: dict[str, MethodRow] = {
         _check_siamese,
         label="BYOL",
         linear_learning_rate=0.1,  # as SimCLR's, also trained with LARS
+    ),
+    "mocov3": MethodRow(
+        "gsjax.methods.mocov3",
+        "contrast with a momentum encoder's keys of the same batch (Chen et al. 2021)",
+        {
+            "similarity.scale": _SCALE,
+            "loss.temperature": _TEMPERATURE,
+            "predictor.hidden_dim": _PREDICTOR,
+            "predictor.last_bn": shapes(
+                False, "BN after the predictor, with neither scale nor bias (MoCo v3's ViTs)"
+            ),
+            **_TARGET,
+        },
+        label="MoCo v3",
+        linear_learning_rate=0.1,  # facebookresearch/moco-v3, ResNet-50
+    ),
+    "dino": MethodRow(
+        "gsjax.methods.dino",
+        "match a momentum encoder's distribution over prototypes (Caron et al. 2021)",
+        {
+            "loss.student_temperature": shapes(0.1, "of the student's softmax", low=1e-6),
+            "loss.teacher_temperature": shapes(0.04, "of the teacher's softmax", low=1e-6),
+            "loss.first_teacher_temperature": shapes(
+                0.04, "where its warmup starts, a step per epoch", low=1e-6
+            ),
+            "loss.teacher_warmup_epochs": shapes(0, "epochs of this warmup; 0: none"),
+            "prototypes.number": shapes(65536, "K, outputs of the last layer", low=2, high=2**20),
+            "prototypes.unit": shapes(True, "prototypes keep unit length"),
+            "prototypes.frozen_epochs": shapes(
+                1.0,
+                "epochs in which they keep their initial weights; with num_steps, at most a tenth",
+            ),
+            "prototypes.center_momentum": shapes(
+                0.9, "of the mean score, which is subtracted from the teacher's", high=1
+            ),
+            **_TARGET,
+        },
+        _check_dino,
+        label="DINO",
+        linear_learning_rate=0.001,  # facebookresearch/dino
     ),
 }
 

@@ -116,9 +116,13 @@ class Method(abc.ABC):
         """Returns a label per leaf.
 
         One of `default`; `constant`, for a constant learning rate; `no_decay`, without weight
-        decay; `frozen`, not trained.
+        decay; `late`, not trained in the first `late_epochs` epochs; `frozen`, never trained, such
+        as what the encoder's attribute `frozen` names.
         """
-        return jax.tree.map(lambda _: "default", params)
+        groups = jax.tree.map(lambda _: "default", params)
+        for name in getattr(self.networks.get("encoder"), "frozen", ()):
+            groups["encoder"][name] = jax.tree.map(lambda _: "frozen", params["encoder"][name])
+        return groups
 
     @abc.abstractmethod
     def embed(self, params: Tree, extra: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -147,6 +151,11 @@ class Method(abc.ABC):
         return similarity.pairwise(anchors, boxes["global"], settings.measure, settings.threshold)
 
     @property
+    def late_epochs(self) -> float:
+        """Epochs at the start in which parameters labeled `late` are not trained."""
+        return 0.0
+
+    @property
     def is_graded(self) -> bool:
         """Whether the loss is graded."""
         return self.config.similarity.measure != "none"
@@ -157,7 +166,12 @@ class Method(abc.ABC):
         return losses.Grading(self.config.similarity.form, self.config.similarity.margin)
 
     def forward(
-        self, params: Tree, batch_stats: Tree, x: jax.Array, train: bool = True
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        x: jax.Array,
+        train: bool = True,
+        keys: jax.Array | None = None,
     ) -> tuple[list[jax.Array], Tree]:
         """Applies the networks in sequence.
 
@@ -166,6 +180,7 @@ class Method(abc.ABC):
           batch_stats: {name: statistics}.
           x: [N, S, S, 3].
           train: whether BatchNorm uses batch statistics.
+          keys: [N], one per image, for randomness inside the encoder; without them it has none.
 
         Returns:
           The outputs of these networks, [N, F] each, and the updated statistics.
@@ -175,11 +190,31 @@ class Method(abc.ABC):
             if name not in params:
                 break
             variables = {"params": params[name], "batch_stats": batch_stats[name]}
-            y, changes = network.apply(variables, x, train=train, mutable=["batch_stats"])
-            updated[name] = changes.get("batch_stats", {})
-            x = _vectors(y)
+            if name == "encoder":
+                x, updated[name] = self._encode(variables, x, train, keys)
+            else:
+                y, changes = network.apply(variables, x, train=train, mutable=["batch_stats"])
+                x, updated[name] = _vectors(y), changes.get("batch_stats", {})
             outputs.append(x)
         return outputs, updated
+
+    def _encode(
+        self, variables: Tree, x: jax.Array, train: bool, keys: jax.Array | None
+    ) -> tuple[jax.Array, Tree]:
+        """Returns representations [N, F] and updated statistics."""
+
+        def encode(x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, Tree]:
+            network = self.networks["encoder"]
+            y, changes = network.apply(variables, x, train, keys, mutable=["batch_stats"])
+            return _vectors(y), changes.get("batch_stats", {})
+
+        chunks = self.config.loss.chunks if train else 1
+        if chunks == 1:
+            return encode(x, keys)
+        parts = jax.tree.map(lambda a: a.reshape(chunks, -1, *a.shape[1:]), (x, keys))
+        # Backward, each chunk is encoded again, with the gradient of its representations.
+        pooled = lax.map(jax.checkpoint(lambda part: encode(*part)[0]), parts)
+        return pooled.reshape(len(x), -1), variables["batch_stats"]
 
 
 def each_view(views: Views) -> Iterator[jax.Array]:
@@ -187,6 +222,26 @@ def each_view(views: Views) -> Iterator[jax.Array]:
     for part in views.values():
         for view in range(part.shape[1]):
             yield part[:, view]
+
+
+def each_size(views: Views, keys: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Yields the views of each size, [W * B, S, S, 3], one view after the other, and their keys."""
+    first = 0
+    for part in views.values():
+        num_views = part.shape[1]
+        of_views = [view_keys(keys, first + view) for view in range(num_views)]
+        yield part.swapaxes(0, 1).reshape(-1, *part.shape[2:]), jnp.concatenate(of_views)
+        first += num_views
+
+
+def by_image(outputs: jax.Array, num_images: int) -> jax.Array:
+    """[W * B, F], one view after the other, -> [B, W, F]."""
+    return outputs.reshape(-1, num_images, outputs.shape[-1]).swapaxes(0, 1)
+
+
+def view_keys(keys: jax.Array, view: int) -> jax.Array:
+    """Returns the keys [B] of a view of all images, from those of the images."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, view))(keys)
 
 
 def create_projector(

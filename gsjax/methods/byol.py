@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from gsjax import losses
@@ -21,24 +20,12 @@ class BYOL(base.Method):
     def init(self, key, image_size, encoder=None):
         """See `Method.init`; the target network starts as a copy."""
         params, extra = super().init(key, image_size, encoder)
-        target = {name: params[name] for name in ("encoder", "projector")}
-        stats = {name: extra["batch_stats"][name] for name in target}
-        return params, extra | {"target": {"params": target, "batch_stats": stats}}
+        return params, extra | {"target": target_network.copy(params, extra, ("predictor",))}
 
     def loss(self, params, extra, views, boxes, keys, progress):
         """See `Method.loss`; each view has its own forward passes and batch statistics."""
-        del keys, progress
-        online, target = extra["batch_stats"], extra["target"]
-        target_stats, num_targets = target["batch_stats"], views["global"].shape[1]
-        embeddings, predictions, targets = [], [], []
-        for view, x in enumerate(base.each_view(views)):
-            (_, z, p), online = self.forward(params, online, x)
-            predictions.append(p)
-            if view < num_targets:
-                (_, t), target_stats = self.forward(target["params"], target_stats, x)
-                embeddings.append(z)
-                targets.append(t)
-        z, p, t = (jnp.stack(outputs, axis=1) for outputs in (embeddings, predictions, targets))
+        del progress
+        z, p, t, new = target_network.embed_views(self, params, extra, views, keys)
         psi = self.psi(boxes)
         loss = losses.siamese(
             p,
@@ -48,8 +35,7 @@ class BYOL(base.Method):
             axis_name=AXIS,
             grading=self.grading,
         )
-        target = target | {"batch_stats": target_stats}
-        return loss, ({"batch_stats": online, "target": target}, base.metrics(z, psi))
+        return loss, (new, base.metrics(z, psi))
 
     def after_update(self, params, extra, progress):
         """See `Method.after_update`; moves the target network's parameters."""

@@ -22,12 +22,11 @@ class MoCoV2(base.Method):
         shape = (self.config.queue.size, self.config.projector.out_dim)
         dtype = jax.tree.leaves(params)[0].dtype
         rows = jax.random.normal(jax.random.fold_in(key, len(self.networks)), shape, dtype)
-        target = {"params": params, "batch_stats": extra["batch_stats"]}
+        target = target_network.copy(params, extra)
         return params, extra | {"target": target, "queue": losses.normalize(rows)}
 
     def loss(self, params, extra, views, boxes, keys, progress):
         """See `Method.loss`; each view has its own forward passes and batch statistics."""
-        del keys
         settings, psi, x = self.config, self.psi(boxes), list(base.each_view(views))
         symmetric, num_targets = settings.loss.symmetric, views["global"].shape[1]
         # One direction compares the first view's queries, and the local ones, with the second
@@ -37,7 +36,8 @@ class MoCoV2(base.Method):
         online, target = extra["batch_stats"], extra["target"]
         target_stats, q, k = target["batch_stats"], {}, {}
         for view in query_views:
-            (_, q[view]), online = self.forward(params, online, x[view])
+            own = base.view_keys(keys, view)
+            (_, q[view]), online = self.forward(params, online, x[view], keys=own)
         for view in key_views:
             (_, z), target_stats = self.forward(target["params"], target_stats, x[view])
             k[view] = lax.stop_gradient(losses.normalize(z))

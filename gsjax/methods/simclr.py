@@ -15,15 +15,11 @@ class SimCLR(base.Method):
 
     def loss(self, params, extra, views, boxes, keys, progress):
         """See `Method.loss`; views of one size share a forward pass and its batch statistics."""
-        del keys, progress
+        del progress
         batch_stats, embeddings = extra["batch_stats"], []
-        for part in views.values():
-            images = part.swapaxes(0, 1)  # [V, B, S, S, 3]
-            num_views, num_images = images.shape[:2]
-            (_, z), batch_stats = self.forward(
-                params, batch_stats, images.reshape(-1, *images.shape[2:])
-            )
-            embeddings.append(z.reshape(num_views, num_images, -1).swapaxes(0, 1))
+        for x, own in base.each_size(views, keys):
+            (_, z), batch_stats = self.forward(params, batch_stats, x, keys=own)
+            embeddings.append(base.by_image(z, len(keys)))
         z, targets = jnp.concatenate(embeddings, axis=1), embeddings[0]
         psi, settings = self.psi(boxes), self.config
         loss = losses.contrastive(

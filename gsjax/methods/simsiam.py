@@ -17,10 +17,11 @@ class SimSiam(base.Method):
 
     def loss(self, params, extra, views, boxes, keys, progress):
         """See `Method.loss`; each view has its own forward pass and batch statistics."""
-        del keys, progress
+        del progress
         batch_stats, embeddings, predictions = extra["batch_stats"], [], []
-        for x in base.each_view(views):
-            (_, z, p), batch_stats = self.forward(params, batch_stats, x)
+        for view, x in enumerate(base.each_view(views)):
+            own = base.view_keys(keys, view)
+            (_, z, p), batch_stats = self.forward(params, batch_stats, x, keys=own)
             embeddings.append(z)
             predictions.append(p)
         z = jnp.stack(embeddings[: views["global"].shape[1]], axis=1)

@@ -5,7 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
+from gsjax import losses
 from gsjax.models.norm import BatchNorm, at_least_float32
 
 
@@ -31,6 +33,7 @@ class Projector(nn.Module):
       dtype: computation dtype, as `ResNet.dtype`.
       axis_name: mapped axis over whose devices training computes BN statistics, or None.
       hidden_bn: whether the other layers have a BN (not in MoCo v2).
+      last_bias: whether the last layer has a bias if no BN follows it (not in MoCo v3).
     """
 
     num_layers: int
@@ -41,6 +44,7 @@ class Projector(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     axis_name: str | None = "batch"
     hidden_bn: bool = True
+    last_bias: bool = True
 
     @nn.compact
     def __call__(self, representation: jax.Array, train: bool) -> jax.Array:
@@ -51,8 +55,8 @@ class Projector(nn.Module):
             bias = not self.hidden_bn
             x = linear(self.hidden_dim, x.shape[-1], use_bias=bias, name=f"linear{i}")(x)
             x = norm(relu=True, name=f"bn{i}")(x, train) if self.hidden_bn else nn.relu(x)
-        last = self.num_layers
-        x = linear(self.out_dim, x.shape[-1], use_bias=not self.last_bn, name=f"linear{last}")(x)
+        last, bias = self.num_layers, self.last_bias and not self.last_bn
+        x = linear(self.out_dim, x.shape[-1], use_bias=bias, name=f"linear{last}")(x)
         if self.last_bn:
             x = norm(use_scale=self.last_bn_scale, use_bias=False, name=f"bn{last}")(x, train)
         return x.astype(at_least_float32(x.dtype))
@@ -83,6 +87,71 @@ class Predictor(nn.Module):
         x = norm(relu=True, name="bn1")(x, train)
         x = linear(self.out_dim, self.hidden_dim, use_bias=True, name="linear2")(x)
         return x.astype(at_least_float32(x.dtype))
+
+
+class GELUProjector(nn.Module):
+    """DINO's projector: [Linear - GELU] * (num_layers - 1), then a last Linear.
+
+    Attributes:
+      num_layers: number of Linear layers.
+      hidden_dim: features of all but the last.
+      out_dim: features of the last, the bottleneck.
+      dtype: computation dtype, as `ResNet.dtype`.
+    """
+
+    num_layers: int
+    hidden_dim: int
+    out_dim: int
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, representation: jax.Array, train: bool) -> jax.Array:
+        """Maps representations [N, F] to embeddings [N, out_dim] in float32 or wider."""
+        del train
+        x = representation
+        for i in range(1, self.num_layers + 1):
+            x = nn.Dense(
+                self.out_dim if i == self.num_layers else self.hidden_dim,
+                dtype=self.dtype,
+                param_dtype=at_least_float32(self.dtype),
+                kernel_init=nn.initializers.normal(0.02),
+                name=f"linear{i}",
+            )(x)
+            if i < self.num_layers:
+                x = nn.gelu(x, approximate=False)
+        return x.astype(at_least_float32(x.dtype))
+
+
+class Prototypes(nn.Module):
+    """DINO's last layer: scores of the normalized embedding, by weight-normalized vectors.
+
+    Attributes:
+      number: K, prototypes.
+      unit: whether the prototypes keep unit length; otherwise it is trained.
+      dtype: computation dtype.
+    """
+
+    number: int
+    unit: bool
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array, train: bool) -> jax.Array:
+        """Maps embeddings [N, D] to scores [N, K] in float32 or wider."""
+        del train
+        width, wide = embedding.shape[-1], at_least_float32(self.dtype)
+        shape = (width, self.number)
+        directions = self.param("directions", _uniform(width), shape, wide)
+        prototypes = losses.normalize(directions.T).T
+        if not self.unit:
+            length = self.param("length", nn.initializers.ones, (1, self.number), wide)
+            prototypes = prototypes * length
+        return jnp.matmul(
+            losses.normalize(embedding).astype(self.dtype),
+            prototypes.astype(self.dtype),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+        )
 
 
 def _layers(head: Projector | Predictor):

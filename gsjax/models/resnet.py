@@ -115,13 +115,14 @@ class ResNet(nn.Module):
     padding: str = "torch"
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> Outputs:
-        """Encodes normalized images [N, S, S, 3].
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> Outputs:
+        """Encodes normalized images [N, S, S, 3]; there is nothing to draw from `keys`.
 
         The pooled representation has F = 8 * width features with basic blocks and 32 * width with
         bottlenecks, as many as the maps of the last stage. With `train`, BN uses
         batch statistics and updates the collection `batch_stats`, which must be mutable.
         """
+        del keys
         conv = functools.partial(_conv, self.dtype, self.padding == "same")
         norm = functools.partial(
             BatchNorm,

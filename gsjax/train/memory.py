@@ -3,6 +3,8 @@
 import jax
 import ml_collections
 
+from gsjax.models import ENCODERS
+
 
 def describe_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled | None) -> str:
     """Describes the training step's size and how to shrink it without changing the recipe.
@@ -11,7 +13,9 @@ def describe_step(config: ml_collections.ConfigDict, compiled: jax.stages.Compil
       config: the whole configuration.
       compiled: the step, or None before it is compiled, which omits its memory.
     """
+    has_chunks = not ENCODERS[config.encoder.name].batch_norm
     ways = [
+        "--config.loss.chunks=N, larger" if has_chunks else "",
         "" if config.remat else "--config.remat=true (slower)",
         f"more devices than {jax.device_count()}",
         "" if config.encoder.dtype == "bfloat16" else "--config.encoder.dtype=bfloat16",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -28,10 +29,11 @@ def scaled_learning_rate(config: ml_collections.ConfigDict) -> float:
 def create_schedule(
     config: ml_collections.ConfigDict, num_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Creates the learning rate schedule: linear warmup from 0, then cosine decay to 0.
+    """Creates the learning rate schedule: linear warmup from 0, then cosine decay.
 
     At step k = 0, 1, ... it is lr * k / warm for k < warm, then
-    lr * (1 + cos(pi * (k - warm) / (num_steps - warm))) / 2 (google-research/simclr, model.py).
+    end + (lr - end) * (1 + cos(pi * (k - warm) / (num_steps - warm))) / 2
+    (google-research/simclr, model.py), where end is `schedule.final_learning_rate`.
     A run shortened by `config.num_steps` warms up for at most a tenth of its steps.
 
     Raises:
@@ -45,10 +47,10 @@ def create_schedule(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} is {warmup} steps, but the "
             f"run has only {num_steps}: lower it or raise num_epochs"
         )
-    rate = scaled_learning_rate(config)
+    rate, end = scaled_learning_rate(config), config.schedule.final_learning_rate
     if warmup == 0:
-        return optax.cosine_decay_schedule(rate, num_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps)
+        return optax.cosine_decay_schedule(rate, num_steps, end / rate if end else 0.0)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps, end)
 
 
 def create_weight_decay(config: ml_collections.ConfigDict, num_steps: int) -> Rate:
@@ -68,8 +70,9 @@ def create_optimizer(
     schedule: optax.Schedule,
     param_groups: Callable[[Any], Any] | None = None,
     weight_decay: Rate | None = None,
+    late_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """Creates the optimizer named by `optimizer.name`.
+    """Creates the optimizer named by `optimizer.name`, after `optimizer.clip`.
 
     Args:
       config: the whole configuration.
@@ -77,6 +80,8 @@ def create_optimizer(
       param_groups: parameters -> a label for each, as `gsjax.methods.base.Method.param_groups`.
         If None, all are `default`.
       weight_decay: weight decay, or a schedule of it; `optimizer.weight_decay` if None.
+      late_steps: steps at the start in which parameters labeled `late` and their optimizer's
+        state stay as they are.
     """
     create = functools.partial(OPTIMIZERS[config.optimizer.name].load(), config.optimizer)
     decay = config.optimizer.weight_decay if weight_decay is None else weight_decay
@@ -86,9 +91,39 @@ def create_optimizer(
         "default": create(schedule, decay),
         "constant": create(scaled_learning_rate(config), decay),
         "no_decay": create(schedule, 0.0),
+        "late": _late(create, schedule, decay, late_steps),
         "frozen": optax.set_to_zero(),
     }
-    return optax.partition(groups, param_groups)
+    optimizer = optax.partition(groups, param_groups)
+    clip = config.optimizer.clip
+    return optax.chain(clip_each(clip), optimizer) if clip else optimizer
+
+
+def clip_each(norm: float) -> optax.GradientTransformation:
+    """Scales every parameter's gradient on its own down to at most this norm (DINO, utils.py)."""
+
+    def clipped(gradient: jax.Array) -> jax.Array:
+        return gradient * jnp.minimum(norm / (jnp.linalg.norm(gradient.ravel()) + 1e-6), 1)
+
+    return optax.stateless(lambda grads, _: jax.tree.map(clipped, grads))
+
+
+def _late(
+    create: Callable[[Rate, Rate], optax.GradientTransformation],
+    learning_rate: Rate,
+    weight_decay: Rate,
+    first: int,
+) -> optax.GradientTransformation:
+    """Skips all updates before step `first`, where the optimizer's own step count starts.
+
+    The schedules count from step 0.
+    """
+
+    def shifted(rate: Rate) -> Rate:
+        return (lambda count: rate(count + first)) if callable(rate) else rate
+
+    inner = create(shifted(learning_rate), shifted(weight_decay))
+    return optax.conditionally_mask(inner, lambda step: step >= first)
 
 
 def lars(

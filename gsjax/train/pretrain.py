@@ -117,8 +117,18 @@ def _open(config: ml_collections.ConfigDict, folder: epath.Path) -> _Training:
     num_steps = config.num_steps or config.num_epochs * epoch_steps
     schedule = create_schedule(config, num_steps, epoch_steps)
     method = create_method(config)
+    local, chunks = config.batch_size // mesh.size, config.loss.chunks
+    if local % chunks:
+        raise UserError(f"loss.chunks is {chunks}; it must divide the {local} images of a device")
+    late_steps = round(method.late_epochs * epoch_steps)
+    if config.num_steps > 0:  # as the warmup
+        late_steps = min(late_steps, num_steps // 10)
     optimizer = create_optimizer(
-        config, schedule, method.param_groups, create_weight_decay(config, num_steps)
+        config,
+        schedule,
+        method.param_groups,
+        create_weight_decay(config, num_steps),
+        late_steps=late_steps,
     )
     monitor = create_monitor(config, source, method, mesh)
     facts = {

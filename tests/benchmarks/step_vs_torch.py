@@ -53,8 +53,9 @@ def gsjax_step(views, width, fast):
 
     def step(params, extra, opt_state, views):
         boxes = {"global": jnp.zeros((len(views), 2, 4))}
+        keys = jax.random.split(jax.random.key(0), len(views))  # which this encoder ignores
         gradient = jax.value_and_grad(method.loss, has_aux=True)
-        (loss, (extra, _)), grads = gradient(params, extra, {"global": views}, boxes, None, None)
+        (loss, (extra, _)), grads = gradient(params, extra, {"global": views}, boxes, keys, None)
         updates, opt_state = optimizer.update(lax.pmean(grads, parallel.AXIS), opt_state, params)
         return optax.apply_updates(params, updates), extra, opt_state, loss
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from gsjax.config.schema import Value
 from gsjax.errors import UserError
+from gsjax.models.weights.family import Family
 from gsjax.models.weights.reader import Content, shown
 from gsjax.runtime import files
 
-# What a name in timm adds to the encoder's.
-_TIMM_NAME = re.compile(r"(?:tv_|gluon_|ssl_|swsl_)?(resnet\d+)(?:_v1b)?(?:\..*)?")
 # Settings that an exported folder may bring.
 _OF_FOLDER = re.compile(
     r"encoder\.(?!weights$|network$|init$).+|data\.(image_size|mean|std)"
@@ -19,12 +18,13 @@ _OF_FOLDER = re.compile(
 )
 
 
-def settings(content: Content, encoder: str) -> tuple[str, dict[str, Value]] | None:
+def settings(content: Content, encoder: str, family: Family) -> tuple[str, dict[str, Value]] | None:
     """Returns (format, settings), or None if there is no such file.
 
     Args:
       content: the weights and the file.
       encoder: `encoder.name` of the weights.
+      family: module with the names of its weights.
 
     Raises:
       UserError: the file has other settings, is damaged or names another architecture.
@@ -39,15 +39,14 @@ def settings(content: Content, encoder: str) -> tuple[str, dict[str, Value]] | N
     architecture = config.get("architecture")
     if not isinstance(architecture, str):
         return None
-    match = _TIMM_NAME.fullmatch(architecture)
-    if not match or match[1] != encoder:
+    if family.timm_encoder(architecture) != encoder:
         raise UserError(
             f"{file} names the architecture {shown(architecture)}, but gsjax would read the "
             f"weights as {encoder}"
         )
     timm = config.get("pretrained_cfg", config)  # older versions had all in one dictionary
     try:
-        return "timm", _of_timm(dict(timm))
+        return "timm", _of_timm(dict(timm)) | family.of_timm(config)
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} has an impossible pretrained_cfg: {shown(json.dumps(timm))}"

@@ -5,13 +5,13 @@ family's marking keys follow a common prefix; the prefix and the keys next to it
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import ModuleType
 from typing import NamedTuple
 
 from gsjax.config.schema import Value
 from gsjax.errors import UserError
 from gsjax.models import ENCODERS
 from gsjax.models.weights import folder
+from gsjax.models.weights.family import Family, Format
 from gsjax.models.weights.pytorch import Tensor
 from gsjax.models.weights.reader import Content, shown
 from gsjax.runtime import files
@@ -40,7 +40,7 @@ class Network(NamedTuple):
       is_target: whether it is a target network (momentum encoder, key encoder, teacher).
     """
 
-    family: ModuleType
+    family: Family
     prefix: str
     is_target: bool
 
@@ -58,6 +58,7 @@ class Found(NamedTuple):
       network: the encoder chosen in it.
       format: who wrote it, in words.
       settings: {dotted key: value} of the settings that belong to it.
+      image_size: side of the images that its position embedding, if it has one, is for.
       doubt: what may be wrong with the format, and how to correct it; "" if nothing.
     """
 
@@ -65,6 +66,7 @@ class Found(NamedTuple):
     network: Network
     format: str
     settings: dict[str, Value]
+    image_size: int = 0
     doubt: str = ""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,14 +104,12 @@ def recognize(content: Content, wanted: str) -> Found:
             f"{files.shown(content.path)} holds a {encoder}; gsjax has {', '.join(ENCODERS)}"
         )
     facts = _Facts(network, shapes, content)
-    name, own = folder.settings(content, encoder) or next(
-        (f.name, f.settings) for f in _FORMATS if f.matches(facts)
-    )
-    settings |= {"data.image_size": 32 if settings.get("encoder.stem") == "cifar" else 224}
-    settings |= {**_IMAGENET, **own}
-    if name == "solo-learn" and settings.get("encoder.stem") == "cifar":
-        settings["encoder.padding"] = "solo"
-    return found._replace(format=name, settings=settings, doubt=_doubt(content, name, own))
+    of_folder = folder.settings(content, encoder, network.family)
+    form = Format(*of_folder) if of_folder else _format(facts)
+    image_size = int(settings["data.image_size"])
+    settings |= {**_IMAGENET, **network.family.of_format(form.name, settings), **form.settings}
+    doubt = f"{files.shown(content.path)} {form.doubt}" if form.doubt else ""
+    return found._replace(format=form.name, settings=settings, image_size=image_size, doubt=doubt)
 
 
 def is_counter(key: str) -> bool:
@@ -117,18 +117,31 @@ def is_counter(key: str) -> bool:
     return key.endswith("num_batches_tracked")
 
 
-def _doubt(content: Content, name: str, own: Mapping[str, Value]) -> str:
-    if "converted" not in name:
-        return ""
+def _format(facts: "_Facts") -> Format:
+    """Returns the first format that matches."""
+    for matches, form in _FORMATS:
+        if matches(facts):
+            return form
+    if facts.role == ():
+        prefix, tensors = facts.network.prefix, facts.content.tensors
+        return facts.network.family.plain_format(
+            facts.shapes, lambda key: tensors[prefix + key].array()
+        )
+    return Format("unknown source")
+
+
+def _converted(name: str, settings: Mapping[str, Value]) -> Format:
+    """A format that only the order and the counters of a file tell from torchvision's."""
     usual = {**_IMAGENET, "encoder.padding": "torch"}
-    advice = " ".join(f"{key}={usual[key]}" for key in own if key in usual)
-    return (
-        f"{files.shown(content.path)} looks like {name}, but only its counters and order say so; "
-        f"if it is another one, set {advice}"
+    advice = " ".join(f"{key}={usual[key]}" for key in settings if key in usual)
+    doubt = (
+        f"looks like {name}, but only its counters and order say so; if it is another one, set "
+        f"{advice}"
     )
+    return Format(name, settings, doubt)
 
 
-def _families() -> list[ModuleType]:
+def _families() -> list[Family]:
     rows = {row.names: row for row in ENCODERS.values() if row.names}
     return [row.load_names() for row in rows.values()]
 
@@ -246,69 +259,59 @@ class _Facts(NamedTuple):
         )
 
 
-class _Format(NamedTuple):
-    name: str
-    matches: Callable[[_Facts], bool]
-    settings: Mapping[str, Value] = {}
-
-
-# The first that matches.
-_FORMATS = (
-    _Format("VISSL", lambda f: "_feature_blocks" in f.network.prefix),
-    _Format(
-        "MoCo v2",
+# The first that matches; of files with the encoder alone, its family tells the format.
+_FORMATS: tuple[tuple[Callable[[_Facts], bool], Format], ...] = (
+    (lambda f: "_feature_blocks" in f.network.prefix, Format("VISSL")),
+    (
         lambda f: f.role in (("encoder_q",), ("encoder_k",)) and "fc.2.weight" in f.shapes,
+        Format("MoCo v2"),
     ),
-    _Format("MoCo v1", lambda f: f.role in (("encoder_q",), ("encoder_k",))),
-    _Format("MoCo v3", lambda f: f.has("base_encoder")),
-    _Format(
-        "DINO",
+    (lambda f: f.role in (("encoder_q",), ("encoder_k",)), Format("MoCo v1")),
+    (lambda f: f.has("base_encoder"), Format("MoCo v3")),
+    (
         lambda f: f.role in (("teacher", "backbone"), ("student", "backbone")),
-        {"features.interpolation": "bicubic"},
+        Format("DINO", {"features.interpolation": "bicubic"}),
     ),
-    _Format("SimSiam", lambda f: f.role == ("encoder",) and f.has("encoder.fc", "predictor")),
-    _Format(
-        "Spijkervet's SimCLR",
+    (lambda f: f.role == ("encoder",) and f.has("encoder.fc", "predictor"), Format("SimSiam")),
+    (
         lambda f: (
             f.role == ("encoder",)
             and {key.split(".")[0] for key in f.content.tensors} == {"encoder", "projector"}
         ),
-        _ZERO_ONE,
+        Format("Spijkervet's SimCLR", _ZERO_ONE),
     ),
-    _Format("mmselfsup", lambda f: f.role == ("backbone",) and f.has_any("neck", "head")),
-    _Format("mmselfsup", lambda f: "target_net" in f.role),
-    _Format(
-        "lightly",
+    (lambda f: f.role == ("backbone",) and f.has_any("neck", "head"), Format("mmselfsup")),
+    (lambda f: "target_net" in f.role, Format("mmselfsup")),
+    (
         lambda f: (
             f.has_any("projection_head", "online_classifier", "student_head", "prediction_head")
             and f.role[-1:] in [(name,) for name in _LIGHTLY]
         ),
+        Format("lightly"),
     ),
-    _Format("Barlow Twins", lambda f: f.role == ("backbone",) and f.has("model", "bn")),
-    _Format("VICReg", lambda f: f.role == ("backbone",) and f.has("model", "projector")),
-    _Format(
-        "solo-learn",
+    (lambda f: f.role == ("backbone",) and f.has("model", "bn"), Format("Barlow Twins")),
+    (lambda f: f.role == ("backbone",) and f.has("model", "projector"), Format("VICReg")),
+    (
         lambda f: (
             f.role in (("momentum_backbone",), ("momentum_encoder",))
             or (f.role in (("backbone",), ("encoder",)) and f.has_any("projector", "classifier"))
         ),
+        Format("solo-learn"),
     ),
-    _Format(
-        "SwAV",
+    (
         lambda f: f.role == () and f.has("projection_head") and f.has("prototypes"),
-        {"data.std": "0.228,0.224,0.225"},
+        Format("SwAV", {"data.std": "0.228,0.224,0.225"}),
     ),
     # Google's code keeps pixels in [0, 1].
-    _Format(
-        "SimCLR of Google, converted by tonylins",
+    (
         _Facts.is_converted_simclr,
-        {**_ZERO_ONE, "encoder.padding": "same_pool"},
+        _converted(
+            "SimCLR of Google, converted by tonylins",
+            {**_ZERO_ONE, "encoder.padding": "same_pool"},
+        ),
     ),
-    _Format(
-        "BYOL of DeepMind, converted by chigur",
+    (
         _Facts.is_converted_byol,
-        {"encoder.padding": "same"},
+        _converted("BYOL of DeepMind, converted by chigur", {"encoder.padding": "same"}),
     ),
-    _Format("torchvision", lambda f: f.role == ()),
-    _Format("unknown source", lambda f: True),
 )

@@ -94,7 +94,8 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 def _key(path: tuple[str, ...], module_name: Callable[[str], str]) -> str:
     collection, *modules, leaf = path
-    return f"{module_name('.'.join(modules))}.{_LEAVES[collection, leaf]}"
+    name = _LEAVES.get((collection, leaf), leaf)
+    return f"{module_name('.'.join(modules))}.{name}" if modules else name
 
 
 def _shape(leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:

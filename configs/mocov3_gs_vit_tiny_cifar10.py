@@ -1,0 +1,14 @@
+"""MoCo v3-GS: configs/mocov3_vit_tiny_cifar10.py with graded similarity.
+
+    python -m gsjax.main --config configs/mocov3_gs_vit_tiny_cifar10.py
+
+Nobody has published a number for it.
+"""
+
+import mocov3_vit_tiny_cifar10
+
+
+def get_config():
+    config = mocov3_vit_tiny_cifar10.get_config()
+    config.similarity.measure = "ioa"
+    return config
