@@ -2,8 +2,8 @@
 
     python -m gsjax.main --config configs/dino_vit_tiny_cifar10.py
 
-Nobody has published this recipe: it is `dino_cifar10` with the optimizer, drop path and
-temperatures of `dino_vit_small_imagenet`, and 6 local views of 16 pixels.
+Nobody has published this recipe: it is `dino_cifar10` with the optimizer, drop path, temperatures,
+momentum and scale of the global crops of `dino_vit_small_imagenet`, and 6 local views of 16 pixels.
 """
 
 import dino_cifar10

@@ -2,8 +2,8 @@
 
     python -m gsjax.main --config configs/mocov3_vit_tiny_cifar10.py
 
-Nobody has published this recipe: it is `mocov3_cifar10` with the encoder, heads and optimizer of
-`mocov3_vit_small_imagenet`.
+Nobody has published this recipe: it is `mocov3_cifar10` with the projector, predictor, initial
+weights and optimizer of `mocov3_vit_small_imagenet`.
 """
 
 import mocov3_cifar10

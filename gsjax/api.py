@@ -171,13 +171,13 @@ def load_encoder(
     Args:
       path: a work directory of gsjax or one of its checkpoints; an exported folder; a folder of
         timm (`model.safetensors`, `config.json`); or a `.safetensors`, `.pth`, `.pt` or `.pkl` file
-        with a ResNet of torchvision, timm or a common self-supervised repository. No code in a file
-        is run.
+        with a ResNet or vision transformer of torchvision, timm or a common self-supervised
+        repository. No code in a file is run.
       network: of files that hold two: online (student, query) or target (teacher, key); auto for
         the one that is published as the encoder.
       batch_size: images encoded together, over all devices.
       overrides: settings such as `image_size=96` or `mean=(0, 0, 0)`; other groups as
-        {"encoder.padding": "same"} by `**`.
+        {"encoder.padding": "same"} or {"encoder.heads": 12} by `**`.
 
     Raises:
       UserError: nothing that gsjax can read is there, or an override is impossible.

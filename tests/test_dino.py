@@ -21,7 +21,7 @@ def configured(dtype="float32", **changes):
     return small_config("dino", "none", "sgd", dtype, **changes)
 
 
-@pytest.mark.parametrize(("epochs", "first"), [(0, 0.04), (1, 0.01), (3, 0.04)])
+@pytest.mark.parametrize(("epochs", "first"), [(0, 0.07), (1, 0.01), (3, 0.04)])
 def test_the_teachers_temperature(epochs, first):
     """As np.linspace over the epochs of the warmup (main_dino.py)."""
     config = configured(
@@ -239,6 +239,19 @@ def test_the_projector_is_an_mlp_with_gelu():
             {"similarity__measure": "ioa"},
             "similarity.form=regress grades a distance, which DINO's loss does not have; set "
             "similarity.form=weight or similarity.measure=none",
+        ),
+        (
+            {"loss__first_teacher_temperature": 0.02},
+            "loss.first_teacher_temperature is 0.02, but loss.teacher_warmup_epochs is 0; set it, "
+            "or make the two temperatures equal",
+        ),
+        (
+            {"loss__teacher_warmup_epochs": 3, "num_steps": 0, "num_epochs": 3},
+            "loss.teacher_warmup_epochs is 3; it must be less than num_epochs=3",
+        ),
+        (
+            {"prototypes__frozen_epochs": 4, "num_steps": 0, "num_epochs": 3},
+            "prototypes.frozen_epochs is 4; it must be less than num_epochs=3",
         ),
         (
             {"projector__last_bn": True},

@@ -346,7 +346,9 @@ def test_a_vision_transformer_leaves_and_comes_back_at_another_image_size(data, 
     assert "| encoder | name vit_tiny, patch size 8, depth 1 |" in card
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     ours, back = (gsjax.load_encoder(str(tmp_path / name)) for name in ("run", "run/export"))
-    np.testing.assert_allclose(back.encode(images), ours.encode(images), atol=1e-5)
+    file = gsjax.load_encoder(str(folder / "model.safetensors"))  # next to its config.json
+    for encoder in (back, file):
+        np.testing.assert_allclose(encoder.encode(images), ours.encode(images), atol=1e-5)
     with pytest.raises(UserError, match=r"export.detectron2: Detectron2 has no names for vit_tiny"):
         evaluate(export, tmp_path / "run", {"export.detectron2": "true"})
     changes = vit | {

@@ -83,6 +83,18 @@ def _check_dino(config: ml_collections.ConfigDict) -> Iterator[str]:
             f"similarity.form={config.similarity.form} grades a distance, which DINO's loss does "
             "not have; set similarity.form=weight or similarity.measure=none"
         )
+    warmup = config.loss.teacher_warmup_epochs
+    if not warmup and config.loss.first_teacher_temperature != config.loss.teacher_temperature:
+        yield (
+            f"loss.first_teacher_temperature is {config.loss.first_teacher_temperature:g}, but "
+            "loss.teacher_warmup_epochs is 0; set it, or make the two temperatures equal"
+        )
+    for key, epochs in (
+        ("loss.teacher_warmup_epochs", warmup),
+        ("prototypes.frozen_epochs", config.prototypes.frozen_epochs),
+    ):
+        if config.num_steps == 0 and epochs >= config.num_epochs:
+            yield f"{key} is {epochs:g}; it must be less than num_epochs={config.num_epochs}"
     if config.projector.last_bn:
         yield "projector.last_bn is true, but DINO's projector has no BN; set it to false"
 
@@ -155,7 +167,9 @@ METHODS: dict[str, MethodRow] = {
             "loss.first_teacher_temperature": shapes(
                 0.04, "where its warmup starts, a step per epoch", low=1e-6
             ),
-            "loss.teacher_warmup_epochs": shapes(0, "epochs of this warmup; 0: none"),
+            "loss.teacher_warmup_epochs": shapes(
+                0, "epochs of this warmup, which num_steps does not shorten; 0: none"
+            ),
             "prototypes.number": shapes(65536, "K, outputs of the last layer", low=2, high=2**20),
             "prototypes.unit": shapes(True, "prototypes keep unit length"),
             "prototypes.frozen_epochs": shapes(

@@ -60,6 +60,8 @@ class Content(NamedTuple):
 def read(path: str) -> Content:
     """Reads a `.safetensors`, `.pth`, `.pt` or `.pkl` file, or a folder with one of timm's names.
 
+    A file with such a name is read as its folder, with the `config.json` next to it.
+
     Raises:
       UserError: there is no such file, it is damaged or of another kind, or it contains code.
     """
@@ -77,6 +79,8 @@ def read(path: str) -> Content:
         raise UserError(f"there is no file {files.shown(found)} with weights")
     elif not (files.is_remote(found) or os.path.isfile(found)):  # epath counts pipes and devices
         raise UserError(f"{files.shown(found)} is not a regular file")
+    elif found.name in FOLDER_FILES:
+        config = _config(found.parent / "config.json")
     try:
         loaded = _sharded(found) if found.suffix == ".json" else _load(found)
     except pickles.UnsafePickle as error:
