@@ -62,7 +62,7 @@ class Patches(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, keys=None):
         maps = nn.relu(nn.Conv(self.features, (4, 4), strides=4, padding="VALID")(images))
         return Outputs(jnp.mean(maps, axis=(1, 2)), maps)
 
