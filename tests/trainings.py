@@ -43,6 +43,8 @@ def small_config(**overrides):
 
 def flags(**overrides):
     changes = TOY | {key.replace("__", "."): text for key, text in overrides.items()}
+    if changes["encoder.name"].startswith("vit"):
+        del changes["encoder.width"]  # which a command line may not set for it
     return [f"--config.{key}={text}" for key, text in changes.items()]
 
 
