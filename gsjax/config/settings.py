@@ -26,7 +26,10 @@ from gsjax.train import OPTIMIZERS
 # Free settings that an evaluation does not take from the run: it may run on another machine, and
 # says itself what it evaluates.
 _OF_EACH_START = (
-    *("platform", "encoder.attention", "encoder.weights", "encoder.network"),
+    "platform",
+    "encoder.attention",
+    "encoder.weights",
+    "encoder.network",
     "checkpoint.load",
 )
 

@@ -31,11 +31,12 @@ class DINO(base.Method):
         """See `Method.loss`; the loss uses the center before this step."""
         num_images, stats, target = len(keys), extra["batch_stats"], extra["target"]
         embeddings, scores = [], []
-        for x, own in base.each_size(views, keys):
+        sizes = list(base.each_size(views, keys))
+        for x, own in sizes:
             (_, z, s), stats = self.forward(params, stats, x, keys=own)
             embeddings.append(base.by_image(z, num_images))
             scores.append(base.by_image(s, num_images))
-        x, _ = next(base.each_size(views, keys))
+        x, _ = sizes[0]  # the global views
         (*_, t), target_stats = self.forward(target["params"], target["batch_stats"], x)
         t = lax.stop_gradient(base.by_image(t, num_images))
         teacher = target_losses.teacher_probabilities(

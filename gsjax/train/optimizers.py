@@ -26,6 +26,14 @@ def scaled_learning_rate(config: ml_collections.ConfigDict) -> float:
     return config.optimizer.learning_rate * factor
 
 
+def first_steps(
+    config: ml_collections.ConfigDict, epochs: float, num_steps: int, steps_per_epoch: int
+) -> int:
+    """Returns the steps of the first epochs: at most a tenth of a run that `num_steps` shortens."""
+    steps = round(epochs * steps_per_epoch)
+    return min(steps, num_steps // 10) if config.num_steps > 0 else steps
+
+
 def create_schedule(
     config: ml_collections.ConfigDict, num_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
@@ -39,9 +47,7 @@ def create_schedule(
     Raises:
       UserError: the warmup is not shorter than the run.
     """
-    warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
-    if config.num_steps > 0:
-        warmup = min(warmup, num_steps // 10)
+    warmup = first_steps(config, config.schedule.warmup_epochs, num_steps, steps_per_epoch)
     if warmup >= num_steps:
         raise errors.UserError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} is {warmup} steps, but the "

@@ -42,7 +42,12 @@ from gsjax.train import monitors, step
 from gsjax.train.collapse import CollapseWarning
 from gsjax.train.fit import Run, Trace, fit
 from gsjax.train.memory import describe_step
-from gsjax.train.optimizers import create_optimizer, create_schedule, create_weight_decay
+from gsjax.train.optimizers import (
+    create_optimizer,
+    create_schedule,
+    create_weight_decay,
+    first_steps,
+)
 from gsjax.train.overlap import OverlapWarning
 from gsjax.train.state import TrainState
 
@@ -120,15 +125,12 @@ def _open(config: ml_collections.ConfigDict, folder: epath.Path) -> _Training:
     local, chunks = config.batch_size // mesh.size, config.loss.chunks
     if local % chunks:
         raise UserError(f"loss.chunks is {chunks}; it must divide the {local} images of a device")
-    late_steps = round(method.late_epochs * epoch_steps)
-    if config.num_steps > 0:  # as the warmup
-        late_steps = min(late_steps, num_steps // 10)
     optimizer = create_optimizer(
         config,
         schedule,
         method.param_groups,
         create_weight_decay(config, num_steps),
-        late_steps=late_steps,
+        late_steps=first_steps(config, method.late_epochs, num_steps, epoch_steps),
     )
     monitor = create_monitor(config, source, method, mesh)
     facts = {
