@@ -266,6 +266,15 @@ _LIGHTLY = {
              "projector.hidden_dim": 1024, "projector.out_dim": 256,
              "predictor.hidden_dim": 1024, "projector.last_bn": False},
         ),
+        (
+            "dino_lightly_cifar10",
+            {"optimizer.learning_rate": 0.12, "augment.min_scale": 0.4,
+             "augment.saturation": 0.2, "augment.solarize": "0,0.2", "crops.local_views": 0,
+             "target.momentum": 0.99, "target.final_momentum": 0, "projector.num_layers": 2,
+             "projector.hidden_dim": 2048, "projector.hidden_bn": True, "projector.out_dim": 256,
+             "prototypes.number": 2048, "prototypes.unit": True, "prototypes.frozen_epochs": 0,
+             "loss.teacher_temperature": 0.04, "loss.student_temperature": 0.1},
+        ),
     ],
 )  # fmt: skip
 def test_published_recipes(name, expected):

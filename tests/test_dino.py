@@ -232,6 +232,23 @@ def test_the_projector_is_an_mlp_with_gelu():
     np.testing.assert_allclose(z, x, atol=1e-6)
 
 
+def test_the_projector_normalizes_before_each_gelu_if_asked():
+    from scipy.special import erf
+
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    head = GELUProjector(3, 8, 4, hidden_bn=True, axis_name=None)
+    variables = head.init(jax.random.key(0), x, train=False)
+    z, stats = head.apply(variables, x, train=True, mutable=["batch_stats"])
+    for i in (1, 2):
+        x = x @ np.asarray(variables["params"][f"linear{i}"]["kernel"])
+        running = stats["batch_stats"][f"bn{i}"]["mean"]
+        np.testing.assert_allclose(running, 0.1 * x.mean(0), atol=1e-6)
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        x = x * (1 + erf(x / 2**0.5)) / 2
+    x = x @ np.asarray(variables["params"]["linear3"]["kernel"])
+    np.testing.assert_allclose(z, x, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -255,7 +272,7 @@ def test_the_projector_is_an_mlp_with_gelu():
         ),
         (
             {"projector__last_bn": True},
-            "projector.last_bn is true, but DINO's projector has no BN; set it to false",
+            "projector.last_bn is true, but DINO's last layer has no BN; set it to false",
         ),
     ],
 )

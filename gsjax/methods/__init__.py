@@ -96,7 +96,7 @@ def _check_dino(config: ml_collections.ConfigDict) -> Iterator[str]:
         if config.num_steps == 0 and epochs >= config.num_epochs:
             yield f"{key} is {epochs:g}; it must be less than num_epochs={config.num_epochs}"
     if config.projector.last_bn:
-        yield "projector.last_bn is true, but DINO's projector has no BN; set it to false"
+        yield "projector.last_bn is true, but DINO's last layer has no BN; set it to false"
 
 
 METHODS: dict[str, MethodRow] = {
@@ -169,6 +169,9 @@ METHODS: dict[str, MethodRow] = {
             ),
             "loss.teacher_warmup_epochs": shapes(
                 0, "epochs of this warmup, which num_steps does not shorten; 0: none"
+            ),
+            "projector.hidden_bn": shapes(
+                False, "BN before each GELU (facebookresearch/dino's use_bn_in_head)"
             ),
             "prototypes.number": shapes(65536, "K, outputs of the last layer", low=2, high=2**20),
             "prototypes.unit": shapes(True, "prototypes keep unit length"),

@@ -248,8 +248,12 @@ def create_projector(
     config: ml_collections.ConfigDict, last_bn_scale: bool, hidden_bn: bool = True
 ) -> Projector:
     """Creates the projector of the group `projector`; the other arguments as in `Projector`."""
+    projector = config.projector
     return Projector(
-        **config.projector,
+        projector.num_layers,
+        projector.hidden_dim,
+        projector.out_dim,
+        projector.last_bn,
         last_bn_scale=last_bn_scale,
         hidden_bn=hidden_bn,
         dtype=config.encoder.dtype,

@@ -121,7 +121,11 @@ def create(encoder: nn.Module, config: ml_collections.ConfigDict) -> DINO:
     networks = {
         "encoder": encoder,
         "projector": GELUProjector(
-            projector.num_layers, projector.hidden_dim, projector.out_dim, dtype
+            projector.num_layers,
+            projector.hidden_dim,
+            projector.out_dim,
+            projector.hidden_bn,
+            dtype,
         ),
         "prototypes": Prototypes(config.prototypes.number, config.prototypes.unit, dtype),
     }

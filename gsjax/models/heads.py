@@ -96,28 +96,34 @@ class GELUProjector(nn.Module):
       num_layers: number of Linear layers.
       hidden_dim: features of all but the last.
       out_dim: features of the last, the bottleneck.
+      hidden_bn: whether a BN precedes each GELU.
       dtype: computation dtype, as `ResNet.dtype`.
+      axis_name: as in `Projector`.
     """
 
     num_layers: int
     hidden_dim: int
     out_dim: int
+    hidden_bn: bool = False
     dtype: jax.typing.DTypeLike = jnp.float32
+    axis_name: str | None = "batch"
 
     @nn.compact
     def __call__(self, representation: jax.Array, train: bool) -> jax.Array:
         """Maps representations [N, F] to embeddings [N, out_dim] in float32 or wider."""
-        del train
         x = representation
         for i in range(1, self.num_layers + 1):
+            is_last = i == self.num_layers
             x = nn.Dense(
-                self.out_dim if i == self.num_layers else self.hidden_dim,
+                self.out_dim if is_last else self.hidden_dim,
                 dtype=self.dtype,
                 param_dtype=at_least_float32(self.dtype),
                 kernel_init=nn.initializers.normal(0.02),
                 name=f"linear{i}",
             )(x)
-            if i < self.num_layers:
+            if self.hidden_bn and not is_last:
+                x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name=f"bn{i}")(x, train)
+            if not is_last:
                 x = nn.gelu(x, approximate=False)
         return x.astype(at_least_float32(x.dtype))
 
