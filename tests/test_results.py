@@ -98,6 +98,20 @@ def test_the_comparison_with_pytorch(repo_root, file):
             np.testing.assert_allclose(cell, [run[name] for run in found], atol=0.000501)
 
 
+def test_dino(repo_root):
+    runs = json.loads((repo_root / "results/dino_600_steps.json").read_text())["runs"]
+    shown = table_after(repo_root, "### DINO in a short run")
+    assert shown.keys() == {run["run"] for run in runs}
+    names = ("knn_top1_pixels", "knn_top1_untrained", "knn_top1")
+    entropies = ("teacher_entropy_last_50_steps", "mean_teacher_entropy_last_50_steps")
+    for run in runs:
+        cells = shown[run["run"]]
+        np.testing.assert_allclose(np.array(cells[:3], float), [run[n] for n in names], atol=0.0501)
+        expected = [run[name] for name in entropies if name in run]
+        found = np.array([cell for cell in cells[3:] if cell], float)
+        np.testing.assert_allclose(found, expected, atol=0.00501)
+
+
 def test_the_evaluation_jobs(repo_root):
     content = json.loads((repo_root / "results/evaluation_cifar10_600_steps.json").read_text())
     scores = {True: {}, False: {}}  # by whether the encoder is trained
