@@ -33,13 +33,16 @@ _MIN_CROP_PCT = 0.1  # images are resized to S / crop_pct
 _RATES = ", ".join(f"{row.linear_learning_rate:g} ({name})" for name, row in METHODS.items())
 
 
-def _check_features(config: ml_collections.ConfigDict) -> Iterator[str]:
-    if config.features.source == "folder" and not config.features.data_dir:
-        yield "features.source is folder; set features.data_dir to its path"
-    if "/" in config.features.name:
-        yield f"features.name is {config.features.name!r}; it must be a file name without a folder"
-    if config.features.data_dir and not config.features.source:
-        yield "features.data_dir is set; set features.source too, to folder or a TFDS name"
+def _check_embed(config: ml_collections.ConfigDict) -> Iterator[str]:
+    settings = config.embed
+    if settings.source == "folder" and not settings.data_dir:
+        yield "embed.source is folder; set embed.data_dir to its path"
+    if settings.source == "list" and not settings.split:
+        yield "embed.source is list; set embed.split to a text file with a path on each line"
+    if "/" in settings.name or settings.name.startswith("."):
+        yield f"embed.name is {settings.name!r}; it must be a file name without a folder"
+    if settings.data_dir and not settings.source:
+        yield "embed.data_dir is set; set embed.source too, to folder, list or a TFDS name"
     if 0 < config.features.crop_pct < _MIN_CROP_PCT:
         yield f"features.crop_pct is {config.features.crop_pct:g}; it must be 0 or at least 0.1"
 
@@ -118,22 +121,48 @@ JOBS: dict[str, Job] = {
             "diagnostics.neighbors": free(6, "images whose nearest neighbors are drawn"),
         },
     ),
-    "features": Job(
-        "gsjax.evaluate.write_features",
-        "write representations of images to a file",
+    "embed": Job(
+        "gsjax.evaluate.embed",
+        "write representations of images to files",
         {
-            "features.source": free(
-                "", 'for the job features, as data.source; "" for the pre-training source'
+            "embed.source": free("", 'as data.source; "" for the pre-training images'),
+            "embed.data_dir": free("", "as data.data_dir, for embed.source"),
+            "embed.split": free("", 'split; "" for data.split or, with a folder, all its images'),
+            "embed.name": free(
+                "", 'name in workdir/embeddings; "" to name them after source and split'
             ),
-            "features.data_dir": free("", "as data.data_dir, for features.source"),
-            "features.split": free(
-                "", 'split; "" for data.split or, with a folder, all its images'
+            "embed.format": free(
+                "parquet",
+                "parquet: a folder of files, in bounded memory; npz: a file, from memory",
+                choices=("parquet", "npz"),
             ),
-            "features.name": free(
-                "", 'file name without .npz; "" to name it after source and split'
+            "embed.dtype": free(
+                "float32", "of the representations", choices=("float32", "float16")
+            ),
+            "embed.rows_per_file": free(
+                16384, "images in a Parquet file, the unit of resuming and of hosts", low=1
+            ),
+            "embed.flip": free(
+                False, "the mean over an image and its mirror image, so that both have the same"
             ),
         },
-        _check_features,
+        _check_embed,
+        records=False,
+    ),
+    "search": Job(
+        "gsjax.evaluate.search",
+        "find similar images and near duplicates among those of the job embed",
+        {
+            "search.embeddings": free("", 'name in workdir/embeddings; "" if there is only one'),
+            "search.queries": free(
+                "", "comma-separated images and folders whose nearest neighbors are sought"
+            ),
+            "search.neighbors": free(10, "of each query", low=1, high=1000),
+            "search.duplicates_above": free(
+                0.0, "if positive, groups images with a larger cosine similarity", high=1
+            ),
+            "search.pictures": free(50, "queries and groups on the contact sheets; 0: no sheets"),
+        },
         records=False,
     ),
     "export": Job(

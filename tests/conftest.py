@@ -102,3 +102,20 @@ def branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
     monkeypatch.setattr(lax, "platform_dependent", take)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The work directory of a pre-training."""
+    import evaluations
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    evaluations.train(workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of it, for one test."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"

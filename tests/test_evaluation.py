@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from evaluations import QUICK, TRAINING, evaluate
 from PIL import Image
 from tiny_folders import write_classes, write_retrieval
 from trainings import PROGRAM, finish, together
@@ -26,61 +27,11 @@ from gsjax.evaluate import (
     results,
     retrieval,
     transfer,
-    write_features,
 )
 from gsjax.methods import create_method
 from gsjax.runtime import interrupts
 from gsjax.train import step
-from gsjax.train.pretrain import pretrain
 from gsjax.train.state import create_state
-
-MODEL = {
-    "encoder.name": "toy",
-    "encoder.width": "32",
-    "data.image_size": "16",
-    "projector.hidden_dim": "16",
-    "projector.out_dim": "8",
-}
-TRAINING = MODEL | {
-    "num_steps": "2",
-    "batch_size": "32",
-    "knn.baselines": "false",
-    "log.example_pairs": "0",
-}
-QUICK = {
-    "features.batch_size": "512",
-    "linear.num_epochs": "1",
-    "linear.batch_size": "1000",
-    "transfer.max_iterations": "30",
-}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The work directory of a pre-training."""
-    workdir = tmp_path_factory.mktemp("run")
-    config = settings.load(None)
-    settings.override(config, TRAINING)
-    pretrain(settings.check(config), str(workdir))
-    return workdir
-
-
-@pytest.fixture
-def workdir(trained, tmp_path):
-    """A copy of it, without what other evaluations left."""
-    shutil.copytree(trained, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def evaluate(job, workdir, **overrides):
-    """Runs a job and returns its results."""
-    changes = QUICK | {key.replace("__", "."): str(text) for key, text in overrides.items()}
-    if changes.get("checkpoint.load") == "none":
-        changes |= MODEL
-    config = settings.check(settings.of_evaluation(str(workdir), None, changes))
-    job.run(config, str(workdir))
-    name = job.__name__.rsplit(".", 1)[1]
-    return results.read(workdir / "results" / f"{name}.json")
 
 
 def lines(file):
@@ -202,29 +153,6 @@ def test_kept_features_are_used_for_the_same_key_alone(workdir, tmp_path, monkey
     assert len(calls) == 4
     features(transforms.central(16), **{"features.keep": "false"})
     assert len(calls) == 5
-
-
-def test_features_of_a_folder(workdir, tmp_path, capsys):
-    tiles, _ = photos.tiles("test", 16)
-    (tmp_path / "mine/deep").mkdir(parents=True)
-    for i in range(5):
-        Image.fromarray(tiles[i]).save(tmp_path / f"mine/deep/{i}.png")
-    (tmp_path / "mine/deep/2.png").write_bytes(b"damaged")
-    evaluate(
-        write_features, workdir, features__source="folder", features__data_dir=tmp_path / "mine",
-        features__name="few",
-    )  # fmt: skip
-    with np.load(workdir / "features/few.npz") as saved:
-        rows = dict(saved)
-    assert rows["feature"].dtype == np.float32 and rows["feature"].shape == (5, 32)
-    assert [path.rsplit("/", 1)[1] for path in rows["path"]] == [f"{i}.png" for i in range(5)]
-    np.testing.assert_array_equal(rows["valid"], [True, True, False, True, True])
-    np.testing.assert_array_equal(rows["label"], 5 * [-1])
-    assert len(evaluate(write_features, workdir, features__split="test")) == 0
-    with np.load(workdir / "features/photos_test.npz") as saved:
-        np.testing.assert_allclose(saved["feature"][[0, 4]], rows["feature"][[0, 4]], atol=1e-5)
-        np.testing.assert_array_equal(saved["label"], photos.tiles("test", 16)[1])
-    assert "2000 x 32 features" in capsys.readouterr().out
 
 
 def test_linear_resumes_bit_by_bit(workdir, tmp_path, monkeypatch, capsys):

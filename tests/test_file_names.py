@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny_tfds
 from PIL import Image
@@ -204,7 +205,7 @@ def test_the_locale_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_training_and_features_in_an_ascii_locale(tmp_path):
-    """From the names to config.json, kept features and the exported paths."""
+    """From the names to config.json, and the paths next to embeddings."""
     root = tmp_path / CAFE
     for split in ("train", "test"):
         for number in range(16):
@@ -220,15 +221,13 @@ def test_training_and_features_in_an_ascii_locale(tmp_path):
     assert rf"{CAFE.replace(CAFE[-1], '')}\xe9 00\n.png" in finish(training)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["config"]["data"]["data_dir"].endswith(CAFE)
-    for _ in range(2):
-        export = command(tmp_path / "run", "--job=features", environment=environment)
-        output = finish(export)
-    assert "are taken from an earlier job" in output
-    (file,) = (tmp_path / "run/features").glob("*.npz")
-    with np.load(file) as saved:
-        paths = saved["path"].tolist()
-        assert saved["valid"].sum() == 15
-    assert paths == by_bytes(map(str, (root / "train").glob("*/*.png")))
+    finish(command(tmp_path / "run", "--job=embed", environment=environment))
+    (file,) = (tmp_path / "run/embeddings").glob("*/*.parquet")
+    rows = pq.read_table(file)
+    assert sum(rows["valid"].to_pylist()) == 15
+    names = by_bytes(map(str, (root / "train").glob("*/*.png")))
+    escaped = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
+    assert rows["path"].to_pylist() == escaped and escaped != names
     names = [CAFE, "x" * 240, "a\n[b]"]
     for number, name in enumerate(names):
         save(root / "own/jpg" / f"{name}.jpg", 80 * number)

@@ -52,9 +52,13 @@ _COMMON: dict[str, Setting] = {
         "more time, same gradients",
     ),
     # Images.
-    "data.source": shapes("photos", "a TFDS name such as cifar10, folder, or photos (built-in)"),
+    "data.source": shapes(
+        "photos", "a TFDS name such as cifar10, folder, list (text file), or photos (built-in)"
+    ),
     "data.split": shapes(
-        "train", 'split for pre-training; for a folder: data_dir/SPLIT, or data_dir if ""'
+        "train",
+        'split for pre-training; for a folder: data_dir/SPLIT, or data_dir if ""; for a list: the '
+        "file with a path on each line",
     ),
     "data.labeled_split": free(
         "train", 'bank of kNN and training set of the linear evaluation; "" for none'

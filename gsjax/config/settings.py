@@ -244,7 +244,7 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.data.labeled_split and not config.data.test_split:
         yield "data.test_split is empty, but data.labeled_split is not; the kNN monitor needs both"
     if not config.data.source:
-        yield "data.source is empty; give a TFDS name, folder or photos"
+        yield "data.source is empty; give a TFDS name, folder, list or photos"
     if config.schedule.final_learning_rate and not config.optimizer.learning_rate:
         yield "optimizer.learning_rate is 0, but schedule.final_learning_rate is not"
     encoder = ENCODERS[config.encoder.name]

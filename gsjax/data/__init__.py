@@ -16,9 +16,20 @@ def _check_folder(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.source=folder requires data.data_dir, the folder of the images"
 
 
+def _check_list(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if not config.data.split:
+        yield "data.source=list requires data.split, a text file with the path of an image per line"
+
+
 SOURCES: dict[str, Row] = {
     "folder": Row(
         "gsjax.data.sources", "images in a folder", check=_check_folder, function="open_folder"
+    ),
+    "list": Row(
+        "gsjax.data.sources",
+        "images that a text file names",
+        check=_check_list,
+        function="open_list",
     ),
     "photos": Row("gsjax.data.sources", "tiles of built-in photographs", function="open_photos"),
 }

@@ -14,6 +14,7 @@ import jax
 import ml_collections
 import tensorflow_datasets as tfds
 
+from gsjax.data import SOURCES
 from gsjax.data.columns import Columns, choose
 from gsjax.data.paths import exists, is_remote, is_utf8, names_in, version_folder
 from gsjax.data.shards import (
@@ -273,10 +274,10 @@ def _cannot_open(source: str, where: str, command: str, error: Exception) -> Use
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] in known:
         return UserError(f"TFDS cannot open {source} ({_reason(error)})")
-    near = difflib.get_close_matches(source, ["folder", "photos", *known], n=1)
+    near = difflib.get_close_matches(source, [*SOURCES, *known], n=1)
     return UserError(
-        f"data.source={source} is not folder, photos or a TFDS data set, and {shown(where)} has "
-        "nothing by that name" + (f"; did you mean {near[0]}?" if near else "")
+        f"data.source={source} is not folder, list, photos or a TFDS data set, and {shown(where)} "
+        "has nothing by that name" + (f"; did you mean {near[0]}?" if near else "")
     )
 
 

@@ -1,11 +1,12 @@
-"""Opens image sources: TFDS data sets, folders, and photographs in installed packages."""
+"""Opens image sources: TFDS data sets, folders, lists, and photographs in installed packages."""
 
+import dataclasses
 import os
 
 import ml_collections
 
 from gsjax.data import TFDS, find_source, folders, photos
-from gsjax.data.paths import is_folder
+from gsjax.data.paths import is_folder, read_lines
 from gsjax.data.source import (
     Source,
     check_one_label,
@@ -106,3 +107,21 @@ def open_folder(data: ml_collections.ConfigDict, split: str, labeled: bool) -> S
     labels = folders.class_labels(name, listing)
     class_names = tuple(map(files.shown, listing.folders))
     return from_files(name, dataset, paths, labels, class_names, root=root)
+
+
+def open_list(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Source:
+    """Opens the images that a text file names, one per line; see `open_source`.
+
+    The file is `split`, its names are relative to `data.data_dir` or else to the file's folder.
+    """
+    del labeled  # the caller requires them
+    file = os.path.join(os.path.expanduser(data.data_dir), os.path.expanduser(split))
+    root = os.path.expanduser(data.data_dir) or os.path.dirname(file)
+    name = files.shown(file)
+    paths = [os.path.join(root, os.path.expanduser(line)) for line in read_lines(file)]
+    if not paths:
+        raise UserError(f"{name} names no images: write the path of one on each line")
+    dataset = files.shown(os.path.splitext(os.path.basename(file))[0])
+    no_labels = f"{name} is a list of images without labels: use a folder with one folder per class"
+    source = from_files(name, dataset, paths, root=root)
+    return dataclasses.replace(source, no_labels=no_labels)

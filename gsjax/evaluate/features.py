@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -122,7 +122,7 @@ def extract(
     progress = metrics.Progress(label, math.ceil(len(wanted) / batch_size), inner=True)
     with contextlib.closing(batches), contextlib.closing(progress):
         for i, batch in enumerate(batches):
-            with memory.explain_out_of_memory(lambda: _memory_advice(batch_size, devices)):
+            with memory.explain_out_of_memory(lambda: memory_advice(batch_size, devices)):
                 encoded = encode_fn(variables, parallel.shard(batch["image"], mesh))
                 part = parallel.gather((local_rows(encoded), batch["label"], batch["index"]))
             feature, labels, index = (column[part[2] >= 0] for column in part)
@@ -141,7 +141,8 @@ def extract(
     return rows
 
 
-def _memory_advice(batch_size: int, devices: int) -> str:
+def memory_advice(batch_size: int, devices: int) -> str:
+    """Says what to do if a batch does not fit into device memory."""
     if batch_size > devices:
         return f"{batch_size} images are encoded together; use a smaller features.batch_size"
     return "one image is too large for the encoder; use a smaller image size"
@@ -164,14 +165,18 @@ def report(source: Source, rows: Features, need_all: bool = False) -> Features:
     if not np.isfinite(rows.feature.sum(axis=1)).all():
         raise UserError(f"features of {source.name} are not finite: the encoder is broken")
     if rows.left_out:
-        damaged = rows.indices[~rows.valid]
-        names = ", ".join(source.image_name(int(i)) for i in damaged[:_MAX_NAMED])
-        more = f" and {len(damaged) - _MAX_NAMED} more" if len(damaged) > _MAX_NAMED else ""
+        named = some_names(source, rows.indices[~rows.valid].tolist())
         metrics.log(
-            f"left out {len(damaged)} of {len(rows.valid)} images that cannot be decoded: "
-            f"{names}{more}"
+            f"left out {rows.left_out} of {len(rows.valid)} images that cannot be decoded: {named}"
         )
     return rows
+
+
+def some_names(source: Source, indices: Sequence[int]) -> str:
+    """Names the first few of some images, and counts the others."""
+    names = ", ".join(map(source.image_name, indices[:_MAX_NAMED]))
+    more = len(indices) - _MAX_NAMED
+    return f"{names} and {more} more" if more > 0 else names
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

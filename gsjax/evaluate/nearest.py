@@ -4,7 +4,7 @@ Needs only JAX and NumPy.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -55,7 +55,7 @@ def predict(
     """
     num_classes = int(bank_labels.max()) + 1
     labels = jnp.asarray(bank_labels.astype(np.int32))
-    found = _search(bank, queries, protocol.k, query_chunk, bank_chunk, progress)
+    found = _search(_parts(bank, bank_chunk), queries, protocol.k, query_chunk, progress)
     votes = [
         _vote(cosines, labels[indices], num_classes, protocol.temperature)
         for cosines, indices in found
@@ -69,29 +69,58 @@ def find(bank: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     Returns:
       int32 [N, k] positions in the bank, most similar first; k <= M.
     """
-    found = _search(bank, queries, k, _QUERY_CHUNK, BANK_CHUNK, lambda done: None)
-    return np.concatenate([np.asarray(indices) for _, indices in found])[: len(queries)]
+    return find_in_parts(_parts(bank, BANK_CHUNK), queries, k)[1]
 
 
-def _search(bank, queries, k, query_chunk, bank_chunk, progress) -> list[tuple]:
+def find_in_parts(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    queries: np.ndarray,
+    k: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k rows most similar to each query [N, F] in a bank that is read part by part.
+
+    Args:
+      parts: rows [m, F] and their positions, integers [m]; at least k rows in all.
+      queries: [N, F], kept on the device.
+      k: number of rows.
+      progress: called with the number of rows done.
+
+    Returns:
+      Cosines [N, k], largest first, and int32 [N, k] positions.
+    """
+    found = _search(parts, queries, k, _QUERY_CHUNK, progress)
+    cosines, positions = (np.concatenate([*map(np.asarray, c)]) for c in zip(*found, strict=True))
+    return cosines[: len(queries)], positions[: len(queries)]
+
+
+def _parts(bank: np.ndarray, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(bank), num_rows):
+        part = bank[start : start + num_rows]
+        yield part, np.arange(start, start + len(part))
+
+
+def _search(parts, queries, k, query_chunk, progress) -> list[tuple]:
     """Cosines and positions of the k nearest, [rows, k] each, for chunks of padded queries."""
     rows = min(query_chunk, len(queries))
-    parts = [queries[i : i + rows] for i in range(0, len(queries), rows)]
-    chunks = [_unit(jnp.asarray(np.pad(p, ((0, rows - len(p)), (0, 0))))) for p in parts]
+    pieces = [queries[i : i + rows] for i in range(0, len(queries), rows)]
+    chunks = [unit(jnp.asarray(np.pad(p, ((0, rows - len(p)), (0, 0))))) for p in pieces]
     best = [
         (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.zeros((rows, k), jnp.int32))
         for _ in chunks
     ]
-    for start in range(0, len(bank), bank_chunk):
-        part = _unit(jnp.asarray(bank[start : start + bank_chunk]))
-        positions = jnp.arange(start, start + len(part), dtype=jnp.int32)
-        best = [_merge_nearest(q, part, positions, *b) for q, b in zip(chunks, best, strict=True)]
-        progress(min(start + bank_chunk, len(bank)))
+    done = 0
+    for part, positions in parts:
+        bank, places = unit(jnp.asarray(part)), jnp.asarray(positions, jnp.int32)
+        best = [_merge_nearest(q, bank, places, *b) for q, b in zip(chunks, best, strict=True)]
+        done += len(part)
+        progress(done)
     return best
 
 
 @jax.jit
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
+    """Scales rows [..., F] to length 1; rows of zeros stay."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
