@@ -293,7 +293,8 @@ def test_thesis_warmup_is_ten_epochs():
 
 
 @pytest.mark.parametrize(
-    "group", ["features", "linear", "transfer", "retrieval", "diagnostics", "export", "report"]
+    "group",
+    "features linear transfer retrieval diagnostics embed search export report".split(),
 )
 def test_every_setting_of_the_evaluations_is_read(group):
     """As `config.<group>.<name>`, or as `settings.<name>` in a module that takes the group."""

@@ -204,7 +204,7 @@ def test_the_locale_changes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_and_features_in_an_ascii_locale(tmp_path):
+def test_training_and_embeddings_in_an_ascii_locale(tmp_path):
     """From the names to config.json, and the paths next to embeddings."""
     root = tmp_path / CAFE
     for split in ("train", "test"):

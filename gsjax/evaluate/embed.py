@@ -49,20 +49,18 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
                 parallel.from_primary(lambda: _convert(folder))
 
 
-def open_images(
-    config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict | dict[str, Any]
-) -> Source:
-    """Opens the images that `source`, `data_dir` and `split` name, or else those of pre-training.
+def open_images(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Source:
+    """Opens the images that `embed.source` and its companions name, or those of pre-training.
 
     Args:
       config: the whole configuration.
-      settings: the group `embed`, or its entries.
+      settings: `config.embed`, or these three entries of it.
     """
     data = config.data.copy_and_resolve_references()
-    split, labeled = settings["split"], False
+    split, labeled = settings.split, False
     with data.unlocked():
-        if settings["source"]:
-            data.source, data.data_dir = settings["source"], settings["data_dir"]
+        if settings.source:
+            data.source, data.data_dir = settings.source, settings.data_dir
         else:
             split = split or data.split
             labeled = split in (data.labeled_split, data.test_split) and split != data.split

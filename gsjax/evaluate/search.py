@@ -229,7 +229,7 @@ class Sheet:
         if not self._most:
             return
         try:
-            source = embed.open_images(config, saved.about["images"])
+            source = embed.open_images(config, ml_collections.ConfigDict(saved.about["images"]))
         except UserError as error:
             metrics.log(f"no pictures: {error}")
             return
