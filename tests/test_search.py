@@ -55,7 +55,6 @@ def test_duplicates_are_those_of_all_pairs(monkeypatch, num_rows, block, slab, a
     x = rows(num_rows, 4)
     x[num_rows // 2] = 3 * x[0]
     monkeypatch.setattr(duplicates, "_SLAB_BYTES", 4 * 4 * block * slab)
-    monkeypatch.setattr(duplicates, "_MOST_PAIRS", 6)  # more in most blocks
     monkeypatch.setattr(duplicates, "_MERGE_AT", 10)
     done = []
     found = duplicates.find_groups(

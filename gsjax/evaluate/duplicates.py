@@ -5,6 +5,7 @@ square of the number of images, but memory does not.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ from gsjax.evaluate.nearest import unit
 
 BLOCK = 4096  # rows compared with as many others at a time
 _SLAB_BYTES = 2**30  # of representations kept while all later ones are read
-_MOST_PAIRS = 4096  # of a block that are picked on the device; more are picked on the host
 _MERGE_AT = 2**20  # pairs collected before groups are merged
 
 Reader = Callable[[int], Iterable[np.ndarray]]
@@ -82,30 +82,23 @@ def _pairs_above(
 
     If both are the same block, each pair once.
     """
-    number, i, j, cosines = map(np.asarray, _pick(rows, others, above, is_same))
-    if number <= len(i):
-        return i[:number], j[:number], cosines[:number]
-    all_cosines = np.asarray(_cosines(rows, others, is_same))
-    i, j = np.nonzero(all_cosines > above)
-    return i, j, all_cosines[i, j]
+    cosines, has_pairs = _compare(rows, others, above, is_same)
+    found = np.flatnonzero(has_pairs)
+    # Only rows with pairs leave the device; few shapes, because each is compiled.
+    padded = np.resize(found, 2 ** math.ceil(math.log2(len(found)))) if len(found) else found
+    picked = np.asarray(jnp.take(cosines, padded, axis=0))[: len(found)]
+    i, j = np.nonzero(picked > above)
+    return found[i], j, picked[i, j]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _cosines(rows: jax.Array, others: jax.Array, is_same: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=3)
+def _compare(rows, others, above, is_same):
+    """Cosines [b, b], -inf where a pair does not count; whether a row has one above [b]."""
     cosines = jnp.matmul(rows, others.T, precision=lax.Precision.HIGHEST)
     if is_same:
         later = jnp.arange(len(rows))[:, None] < jnp.arange(len(rows))[None]
         cosines = jnp.where(later, cosines, -jnp.inf)
-    return cosines
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _pick(rows, others, above, is_same):
-    """The number of pairs, and the first `_MOST_PAIRS` of them."""
-    cosines = _cosines(rows, others, is_same)
-    hits = cosines > above
-    i, j = jnp.nonzero(hits, size=_MOST_PAIRS, fill_value=0)
-    return jnp.sum(hits), i, j, cosines[i, j]
+    return cosines, jnp.any(cosines > above, axis=1)
 
 
 class _Components:
