@@ -104,3 +104,6 @@ class MlflowRun:
     def finish(self, complete: bool) -> None:
         """Sets the run's status: finished, or killed."""
         self._client.set_terminated(self._id, "FINISHED" if complete else "KILLED")
+
+    def abandon(self) -> None:
+        """Does nothing: there is no connection to close."""

@@ -13,6 +13,7 @@ ends tracking for this start.
 from gsjax.runtime.tensorflow_setup import metric_writers  # CLU imports TensorFlow
 
 # isort: split
+import contextlib
 import functools
 import json
 import operator
@@ -62,6 +63,9 @@ class TrackedRun(Protocol):
 
     def finish(self, complete: bool) -> None:
         """Returns once everything has arrived; `complete` if there are no more steps to train."""
+
+    def abandon(self) -> None:
+        """Cleans up after an error; the run is not used again."""
 
 
 class Tracker(metric_writers.MetricWriter):
@@ -154,23 +158,31 @@ class Tracker(metric_writers.MetricWriter):
 
     def _work(self) -> None:
         """The thread: connects, then sends whatever is queued until `close`."""
+        run: TrackedRun | None = None
         try:
             config = json.loads((self._workdir / "config.json").read_text())["config"]
             create = TRACKERS[self._name].load()
-            run: TrackedRun = create(self._workdir, _identify(self._workdir), config)
+            run = create(self._workdir, _identify(self._workdir), config)
             metrics.log(f"tracker  {self._name}: {run.where}")
             for task in iter(self._tasks.get, None):
                 task(run)
             run.finish(self._complete)
             _note_sent(self._workdir, self._name, self._num_records)
         except Exception as error:  # whatever goes wrong in someone else's library
-            if not self._off:
-                self._off = True
-                reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
-                metrics.log(
-                    f"warning: log.tracker={self._name} is off until the next start, which sends "
-                    f"what is missing: {reason}"
-                )
+            self._give_up(error)
+            if run:
+                with contextlib.suppress(Exception):
+                    run.abandon()
+
+    def _give_up(self, error: Exception) -> None:
+        if self._off:
+            return
+        self._off = True
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
+        metrics.log(
+            f"warning: log.tracker={self._name} is off until the next start, which sends what is "
+            f"missing: {reason}"
+        )
 
 
 def _send_again(file: epath.Path, run: TrackedRun) -> None:

@@ -3,8 +3,8 @@
 The server, project and mode come from W&B's own environment variables; without WANDB_PROJECT, the
 project is `gsjax`.
 
-Each record of `metrics.jsonl` is one row of the run's history. Its position there is W&B's own step;
-`step`, the number of steps trained, is the axis of the charts. The server takes rows in order, so a
+Each record of `metrics.jsonl` is one row of the run's history. Its position is W&B's own step; the
+number of steps trained is `step`, the axis of the charts. The server takes rows in order, so a
 resumed run begins with the row after the last one there. An offline run cannot be continued: every
 start writes a new one with the same ID and all rows, which replaces the former ones.
 """
@@ -49,7 +49,7 @@ class WandbRun:
         )
         self._id = run_id
         self._folder = pathlib.Path(self._run.sync_dir)
-        self.where = self._folder.as_posix() if self._run.offline else str(self._run.url)
+        self.where = self._folder.as_posix() if self._run.offline else self._run.url or mode
         self._num_passed, self._num_had = 0, self._run.step
         self._run.config.update(dict(config), allow_val_change=True)
         self._run.define_metric("step", hidden=True)
@@ -76,9 +76,14 @@ class WandbRun:
     def finish(self, complete: bool) -> None:
         """Uploads the rest, then deletes the offline runs that this one replaces."""
         self._run.finish(exit_code=0 if complete else 1)
-        for folder in self._folder.parent.glob(f"offline-run-*-{self._id}"):
+        for folder in self._folder.parent.glob(f"offline-run-*-{self._id}*"):
             if folder != self._folder:
                 shutil.rmtree(folder)
+
+    def abandon(self) -> None:
+        """Ends W&B's own process now, rather than when Python exits, which would report errors."""
+        if wandb.run is None:  # the calling program has no run in it
+            wandb.teardown(exit_code=1)
 
 
 def _is_logged_in() -> bool:
