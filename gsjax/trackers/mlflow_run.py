@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from gsjax.config import settings
 from gsjax.errors import UserError
+from gsjax.runtime import files
 from gsjax.trackers.tracker import Record
 
 _TAG = "gsjax.id"
@@ -32,14 +33,17 @@ class MlflowRun:
 
     def __init__(self, workdir: epath.Path, run_id: str, config: Mapping[str, Any]) -> None:
         """Opens the run and sends the settings."""
-        self.where = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").as_posix()
-        if "://" not in self.where:  # folders no longer get new features, which this needs none of
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        elif "MLFLOW_TRACKING_URI" not in os.environ:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").as_posix()
+        if "MLFLOW_TRACKING_URI" not in os.environ and files.is_remote(workdir):
             raise UserError(f"MLflow cannot keep runs in {workdir}: set MLFLOW_TRACKING_URI")
-        self._client = MlflowClient(self.where)
+        # Without it, MLflow refuses folders, which no longer get new features.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        self._client = MlflowClient(uri)
         run = self._find(run_id) or self._create(run_id, workdir.name)
         self._id = run.info.run_id
+        page = f"/#/experiments/{self._experiment}/runs/{self._id}"
+        self.where = uri.rstrip("/") + page if uri.startswith("http") else uri
         self._client.update_run(self._id, status="RUNNING")
         self._send_settings(config, run.data.params)
         self._steps = {
