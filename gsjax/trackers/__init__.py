@@ -1,7 +1,7 @@
 """Experiment trackers, which receive a copy of a run's metrics; the table of them.
 
 Importing it loads neither a tracker's package nor JAX. A tracker is a function (workdir, run_id,
-config) -> `gsjax.trackers.tracker.TrackedRun`.
+config) -> `gsjax.trackers.tracked_run.TrackedRun`.
 """
 
 import functools

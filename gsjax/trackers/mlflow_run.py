@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from gsjax.config import settings
 from gsjax.errors import UserError
 from gsjax.runtime import files
-from gsjax.trackers.tracker import Record
+from gsjax.trackers.tracked_run import Record
 
 _TAG = "gsjax.id"
 _LONGEST_PARAM = 6000  # characters; MLflow's limits

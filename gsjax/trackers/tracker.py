@@ -2,7 +2,7 @@
 
 `metrics.jsonl` loses the records after the step that training resumes from, and a tracker cannot
 take back what it has. So a record is sent only once a checkpoint covers its step. At the next start
-the tracker is given the whole `metrics.jsonl` again, and skips what it has: `TrackedRun.send`.
+the tracker is given the whole `metrics.jsonl` again, and skips what it has (`TrackedRun.send`).
 `tracker.json` holds the name under which the tracked run is found again; that a run is finished and
 has sent everything is also noted there, but only after the tracker has confirmed it.
 
@@ -22,7 +22,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -31,41 +31,12 @@ from PIL import Image
 from gsjax.errors import UserError
 from gsjax.runtime import files, metrics
 from gsjax.trackers import TRACKERS
+from gsjax.trackers.tracked_run import Record, TrackedRun
 
 FILE = "tracker.json"
 # Seconds to wait for the tracker at the end; after a signal, the process may soon be killed.
 _WAIT, _WAIT_STOPPED = 60.0, 10.0
 _LONGEST_REASON = 200  # characters
-
-Record = Mapping[str, Any]  # of metrics.jsonl: a step and its metrics, None if not finite
-
-
-class TrackedRun(Protocol):
-    """A run in a tracker, new or continued. Every method may block and raise anything.
-
-    Attributes:
-      where: what to tell the user: an address or a folder.
-    """
-
-    where: str
-
-    def send(self, records: Sequence[Record]) -> None:
-        """Adds those of the records that the tracker does not have.
-
-        All calls of a start together pass all records of `metrics.jsonl`, in its order.
-        """
-
-    def has_picture(self, name: str) -> bool:
-        """Whether an earlier start has sent this picture."""
-
-    def send_picture(self, name: str, picture: np.ndarray) -> None:
-        """Adds or replaces a picture, uint8 [H, W, 3]."""
-
-    def finish(self, complete: bool) -> None:
-        """Returns once everything has arrived; `complete` if there are no more steps to train."""
-
-    def abandon(self) -> None:
-        """Cleans up after an error; the run is not used again."""
 
 
 class Tracker(metric_writers.MetricWriter):

@@ -22,7 +22,7 @@ import wandb
 from etils import epath
 
 from gsjax.runtime import files
-from gsjax.trackers.tracker import Record
+from gsjax.trackers.tracked_run import Record
 
 _WAIT = 30.0  # seconds for the upload at the end, also if the process exits earlier
 
