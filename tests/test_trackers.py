@@ -65,15 +65,19 @@ from gsjax.trackers import TRACKERS, tracker
 
 name, folder, kills = sys.argv[1], epath.Path(sys.argv[2]), int(sys.argv[3])
 TRACKERS[name].load()
-saved = folder / "saved"
+saved, started = folder / "saved", folder / "started"
 
 
-def live(value):
+def live(value, connected):
     first = int(saved.read_text()) if saved.exists() else 0
     records = metrics.read_records(folder) if first else []
     measured = any(r["step"] == first and "knn/top1" in r for r in records)
     jsonl = writers.JsonLines(folder, first)
-    run = writers.RunWriter(folder, [jsonl], tracker.Tracker(name, folder, first))
+    tracking = tracker.Tracker(name, folder, first)
+    run = writers.RunWriter(folder, [jsonl], tracking)
+    while connected and not tracking._tasks.empty():
+        time.sleep(0.01)
+    started.write_text("")
 
     def write(step, scalars):
         run.write_scalars(step, scalars)
@@ -102,18 +106,21 @@ def live(value):
 generator = random.Random(1)
 done = 0
 while done < kills:
+    started.unlink(missing_ok=True)
+    value, connected = generator.random(), done % 2 == 1
     child = os.fork()
     if child == 0:
-        live(generator.random())
+        live(value, connected)
         os._exit(0)
-    time.sleep(generator.uniform(0.2, 1.2))
+    while not started.exists():
+        time.sleep(0.005)
+    time.sleep(generator.uniform(0.1, 0.5))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    generator.random()
     done += 1
     if saved.exists() and saved.read_text() == "60":
         break
-live(generator.random())
+live(generator.random(), False)
 print(done)
 """
 

@@ -9,7 +9,6 @@ resumed run begins with the row after the last one there. An offline run cannot 
 start writes a new one with the same ID and all rows, which replaces the former ones.
 """
 
-import contextlib
 import math
 import os
 import pathlib
@@ -33,7 +32,8 @@ class WandbRun:
     def __init__(self, workdir: epath.Path, run_id: str, config: Mapping[str, Any]) -> None:
         """Opens the run; W&B itself gives up after 90 seconds (WANDB_INIT_TIMEOUT)."""
         mode = wandb.setup().settings.mode
-        if mode not in ("offline", "disabled") and not _is_logged_in():
+        # Asking for a key would wait for the terminal.
+        if mode not in ("offline", "disabled") and not wandb.login(prompt=False):
             raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")
         keep_in = None if "WANDB_DIR" in os.environ or files.is_remote(workdir) else workdir
         self._run = wandb.init(
@@ -84,9 +84,3 @@ class WandbRun:
         """Ends W&B's own process now, rather than when Python exits, which would report errors."""
         if wandb.run is None:  # the calling program has no run in it
             wandb.teardown(exit_code=1)
-
-
-def _is_logged_in() -> bool:
-    """Whether there is an API key; never asks for one, which would wait for the terminal."""
-    with contextlib.redirect_stderr(None):
-        return wandb.login(prompt=False)
