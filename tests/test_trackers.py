@@ -254,7 +254,7 @@ for step in range(1, 9):
     writer.write_scalars(step, {"train/loss": step / 7})
     writer.saved(step)
     if step == 4:
-        children = pathlib.Path(f"/proc/self/task")
+        children = pathlib.Path("/proc/self/task")
         while not (found := [pid for task in children.iterdir()
                              for pid in (task / "children").read_text().split()]):
             time.sleep(0.01)
