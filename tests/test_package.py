@@ -54,7 +54,7 @@ files = (path.with_suffix("").as_posix() for path in pathlib.Path("gsjax").rglob
 names = [file.removesuffix("/__init__").replace("/", ".") for file in files]
 pipeline = (
     "gsjax.api", "gsjax.data", "gsjax.evaluate", "gsjax.train.pretrain", "gsjax.runtime.writers",
-    "gsjax.runtime.tensorflow_setup",
+    "gsjax.runtime.tensorflow_setup", "gsjax.trackers.tracker",
 )
 for name in sorted(names, key=lambda name: name.startswith(pipeline)):
     importlib.import_module(name)

@@ -17,6 +17,7 @@ from gsjax.data import SOURCES
 from gsjax.jobs import JOBS
 from gsjax.methods import METHODS
 from gsjax.models import ENCODERS
+from gsjax.trackers import TRACKERS
 from gsjax.train import OPTIMIZERS
 
 
@@ -214,6 +215,11 @@ _COMMON: dict[str, Setting] = {
     "checkpoint.keep_every": free(0, "if positive, multiples of this step are kept forever"),
     "log.every_steps": free(10, "steps between lines of metrics", low=1),
     "log.example_pairs": free(6, "images whose views are drawn at the start"),
+    "log.tracker": free(
+        "none",
+        "copy of metrics, examples and settings for Weights & Biases or MLflow (extras)",
+        choices=("none", *TRACKERS),
+    ),
     "profile.first_step": free(10, "first step to trace", low=1),
     "profile.num_steps": free(0, "if positive, trace this many steps into workdir/profile"),
 }

@@ -21,6 +21,7 @@ from gsjax.errors import UserError
 from gsjax.jobs import JOBS
 from gsjax.methods import METHODS
 from gsjax.models import ENCODERS
+from gsjax.trackers import TRACKERS
 from gsjax.train import OPTIMIZERS
 
 # Free settings that an evaluation does not take from the run: it may run on another machine, and
@@ -31,6 +32,7 @@ _OF_EACH_START = (
     "encoder.weights",
     "encoder.network",
     "checkpoint.load",
+    "log.tracker",
 )
 
 
@@ -263,6 +265,7 @@ def _contradictions(config: ml_collections.ConfigDict) -> Iterator[str]:
         encoder,
         OPTIMIZERS[config.optimizer.name],
         find_source(config.data.source),
+        *([TRACKERS[config.log.tracker]] if config.log.tracker != "none" else []),
         *JOBS.values(),
     )
     for row in rows:

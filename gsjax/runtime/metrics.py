@@ -1,6 +1,7 @@
 """A run's metrics in `metrics.jsonl`, and its terminal output."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 
@@ -44,6 +46,15 @@ def read_records(workdir: epath.Path) -> list[dict[str, Any]]:
             raise UserError(f"{file}, line {number} is damaged: delete the line") from error
         records.append(record)
     return records
+
+
+def as_record(step: int, scalars: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns the record of a step's metrics; JSON has no NaN, so non-finite values are None."""
+    record: dict[str, float | None] = {"step": step}
+    for name, value in scalars.items():
+        number = float(np.asarray(value))
+        record[name] = number if math.isfinite(number) else None
+    return record
 
 
 def forget(workdir: epath.Path, step: int, names: set[str]) -> None:

@@ -1,20 +1,19 @@
-"""Metric writers, built on CLU: TensorBoard event files and `metrics.jsonl`."""
+"""Metric writers, built on CLU: TensorBoard event files, `metrics.jsonl`, experiment trackers."""
 
 from gsjax.runtime.tensorflow_setup import metric_writers  # CLU imports TensorFlow
 
 # isort: split
 import contextlib
 import json
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from clu.metric_writers import MetricWriter
 from etils import epath
 
 from gsjax.runtime import event_files, files, metrics, parallel
+from gsjax.trackers.tracker import Tracker
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: keeps all existing records
 
@@ -31,11 +30,7 @@ class JsonLines(MetricWriter):
             self._closing = stack.pop_all()
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        record: dict[str, float | None] = {"step": step}
-        for name, value in scalars.items():
-            number = float(np.asarray(value))
-            record[name] = number if math.isfinite(number) else None  # JSON has no NaN
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(metrics.as_record(step, scalars)) + "\n")
 
     def write_summaries(self, step, values, metadata=None):
         """Ignored."""
@@ -68,18 +63,24 @@ class JsonLines(MetricWriter):
         self._closing.close()
 
 
-class _Writer(metric_writers.MultiWriter):
-    """TensorBoard and `metrics.jsonl`; write errors become UserErrors."""
+class RunWriter(metric_writers.MultiWriter):
+    """Several writers as one; write errors become UserErrors."""
 
-    def __init__(self, workdir: epath.Path, restored_step: int) -> None:
-        self._workdir = workdir
-        with files.write_errors(self._workdir):
-            if restored_step != KEEP_ALL:  # otherwise every event file would be read for nothing
-                event_files.forget(
-                    workdir, lambda step, _: not restored_step or step > restored_step
-                )
-            board = metric_writers.SummaryWriter(workdir.as_posix())
-            super().__init__([board, JsonLines(workdir, restored_step)])
+    def __init__(
+        self, workdir: epath.Path, writers: Sequence[MetricWriter], tracker: Tracker | None = None
+    ) -> None:
+        super().__init__([*writers, tracker] if tracker else writers)
+        self._workdir, self._tracker = workdir, tracker
+
+    def saved(self, step: int) -> None:
+        """Releases the metrics up to `step` to the tracker; call it after each checkpoint."""
+        if self._tracker:
+            self._tracker.saved(step)
+
+    def mark_complete(self) -> None:
+        """Says that there are no more steps to train; call it before `close`."""
+        if self._tracker:
+            self._tracker.mark_complete()
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         with files.write_errors(self._workdir):
@@ -98,16 +99,23 @@ class _Writer(metric_writers.MultiWriter):
             super().close()
 
 
-def create_writer(workdir: epath.Path, restored_step: int) -> MetricWriter:
+def create_writer(workdir: epath.Path, restored_step: int, tracker: str = "none") -> RunWriter:
     """Returns a run's metric writer; on hosts other than the primary, it writes nothing.
 
     Args:
       workdir: folder of the run, which must exist.
       restored_step: records of later steps are removed from its files; 0 removes all.
+      tracker: experiment tracker that receives a copy, a row of `gsjax.trackers.TRACKERS` or none.
 
     Raises:
       UserError: the folder is not writable.
     """
     if not parallel.is_primary():
-        return metric_writers.MultiWriter([])
-    return _Writer(workdir, restored_step)
+        return RunWriter(workdir, [])
+    with files.write_errors(workdir):
+        if restored_step != KEEP_ALL:  # otherwise every event file would be read for nothing
+            event_files.forget(workdir, lambda step, _: not restored_step or step > restored_step)
+        board = metric_writers.SummaryWriter(workdir.as_posix())
+        writers = [board, JsonLines(workdir, restored_step)]
+    tracked = None if tracker == "none" else Tracker(tracker, workdir, restored_step)
+    return RunWriter(workdir, writers, tracked)

@@ -38,6 +38,7 @@ from gsjax.runtime import (
     parallel,
     writers,
 )
+from gsjax.trackers.tracker import Tracker, is_behind
 from gsjax.train import monitors, step
 from gsjax.train.collapse import CollapseWarning
 from gsjax.train.fit import Run, Trace, fit
@@ -170,10 +171,12 @@ def _finish(training: _Training) -> TrainState:
     unmeasured = training.needs_measurement(first)
     if first >= num_steps and not unmeasured:
         metrics.log(f"finished: the checkpoint of step {first} exists, nothing to do")
+        _send_rest(training, first)
         return state
     environment.record_start(folder, first)
     metrics.log(f"steps    {num_steps} of {config.batch_size} images, from step {first}")
-    with contextlib.closing(writers.create_writer(folder, first)) as writer:
+    writer = writers.create_writer(folder, first, config.log.tracker)
+    with contextlib.closing(writer):
         if unmeasured and training.monitor:
             writer.write_scalars(first, training.monitor.measure(state))
             writer.flush()
@@ -182,11 +185,20 @@ def _finish(training: _Training) -> TrainState:
             if ENCODERS[config.encoder.name].names:
                 command = f"python -m gsjax.main --workdir {shlex.quote(files.shown(folder))}"
                 metrics.log(f"to export the encoder: {command} --job export")
+        writer.mark_complete()
     return state
 
 
+def _send_rest(training: _Training, step: int) -> None:
+    """Sends what an experiment tracker lacks of a finished run."""
+    name, folder = training.config.log.tracker, training.folder
+    if parallel.is_primary() and is_behind(name, folder):
+        with contextlib.closing(Tracker(name, folder, step)) as tracker:
+            tracker.mark_complete()
+
+
 def _train(
-    training: _Training, state: TrainState, key: jax.Array, writer: writers.MetricWriter
+    training: _Training, state: TrainState, key: jax.Array, writer: writers.RunWriter
 ) -> TrainState:
     """Trains from the state's step on."""
     config, folder, monitor = training.config, training.folder, training.monitor
@@ -195,6 +207,7 @@ def _train(
     def save(done: int, state: TrainState) -> None:
         ownership.renew(folder, config, training.facts)
         training.saved.save(done, state, writer)
+        writer.saved(done)
 
     collapse, overlap = CollapseWarning(config), OverlapWarning(config.crops)
 
@@ -255,7 +268,7 @@ def _train(
 
 
 def _write_examples(
-    training: _Training, batch: dict[str, Any], key: jax.Array, writer: writers.MetricWriter
+    training: _Training, batch: dict[str, Any], key: jax.Array, writer: writers.RunWriter
 ) -> None:
     """Draws the views of the first images, augmented as in the first step."""
     config, folder = training.config, training.folder
