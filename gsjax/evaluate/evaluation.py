@@ -43,6 +43,8 @@ class Result:
       figures: {name: uint8 [H, W, 3]}, needed on the primary host only.
       files: {file name: function that makes its text}, called on the primary host only, once the
         scores are written; where it returns None, an older file is removed.
+      tuned: names in `protocol` that may be chosen for each encoder, such as a learning rate: they
+        tell measurements apart, but do not make them incomparable.
     """
 
     dataset: str
@@ -51,6 +53,7 @@ class Result:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     files: Mapping[str, Callable[[], str | None]] = dataclasses.field(default_factory=dict)
+    tuned: tuple[str, ...] = ()
 
 
 Evaluator = Callable[[Encoder], Iterable[Result]]
@@ -118,6 +121,7 @@ class Evaluation:
             "scores": {name: float(value) for name, value in scores.items()},
             "protocol": dict(result.protocol),
             "details": dict(result.details),
+            **({"tuned": list(result.tuned)} if result.tuned else {}),
             "gsjax": gsjax.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -199,6 +203,8 @@ class Evaluation:
             encoder = f"step {entry['step']}"
             if entry["step"] is None:
                 encoder = entry.get("weights", "untrained")
+            chosen = [f"{name} {entry['protocol'][name]:g}" for name in entry.get("tuned", ())]
+            encoder = ", ".join([encoder, *chosen])
             for score, value in entry["scores"].items():
                 rows.append((entry["dataset"], encoder, score.split("/", 1)[1], f"{value:.2f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
