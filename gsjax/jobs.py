@@ -44,6 +44,11 @@ def _check_features(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"features.crop_pct is {config.features.crop_pct:g}; it must be 0 or at least 0.1"
 
 
+def _check_export(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.export.finetuned and config.export.detectron2:
+        yield "export.detectron2 is for encoders without a head; omit it or export.finetuned"
+
+
 def _check_finetune(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.finetune.label_file and config.finetune.fraction != 1:
         yield "finetune.label_file and finetune.fraction both choose labels; omit one of them"
@@ -186,11 +191,15 @@ JOBS: dict[str, Job] = {
         "gsjax.evaluate.export",
         "write the encoder for torchvision, timm and other programs",
         {
+            "export.finetuned": free(
+                False, "the fine-tuned network with its head, instead of the encoder"
+            ),
             "export.stablehlo": free(False, "also a program for JAX without gsjax"),
             "export.onnx": free(False, "also a program for ONNX runtimes (extra onnx)"),
             "export.detectron2": free(False, "also weights with Detectron2's names"),
             "export.license": free("", "license of the weights, for the model card"),
         },
+        _check_export,
         records=False,
     ),
     "sweep": Job(

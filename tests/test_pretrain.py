@@ -265,7 +265,10 @@ def test_every_setting_is_read(finished, tmp_path):
     read = set((tmp_path / "keys").read_text().split())
     unread = set(settings.flatten(defaults.get_config())) - read
     # tests/test_configs.py looks after those of the evaluation jobs.
-    jobs = ("features.", "linear.", "transfer.", "retrieval.", "diagnostics.", "export.", "report.")
+    jobs = (
+        "features.", "linear.", "finetune.", "transfer.", "retrieval.", "diagnostics.", "export.",
+        "report.",
+    )  # fmt: skip
     # Read where num_steps is 0, by folders and TFDS data sets (tests/test_sources.py), and with
     # weights of other programs (tests/test_weights.py).
     elsewhere = {"num_epochs", "data.data_dir", "data.memory_gb", "encoder.network"}

@@ -44,7 +44,7 @@ def choose(source: Source, fraction: float, label_file: str, seed: int) -> Sourc
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Draws a fraction of each class.
 
-    A function of the labels and the seed alone.
+    A function of the labels and the seed alone; a larger fraction holds a smaller one's images.
 
     Args:
       labels: int32 [N].

@@ -20,14 +20,7 @@ from gsjax.errors import UserError
 from gsjax.evaluate import pictures, results
 from gsjax.evaluate.encoder import Encoder
 from gsjax.evaluate.encoder_reader import Loaded, read_encoder
-from gsjax.runtime import (
-    files,
-    lock,
-    metrics,
-    ownership,
-    parallel,
-    writers,
-)
+from gsjax.runtime import files, lock, metrics, ownership, parallel, writers
 from gsjax.train import step
 
 
@@ -82,12 +75,16 @@ class Evaluation:
         encoder: Encoder,
     ) -> None:
         self.config, self.name, self.workdir = config, name, workdir
-        suffix = "_weights" if loaded.format else "" if loaded.path else "_untrained"
-        self.folder = workdir / f"{name}{suffix}"
+        self._suffix = "_weights" if loaded.format else "" if loaded.path else "_untrained"
+        self.folder = self.folder_of(name)
         self.step = int(loaded.path.name) if loaded.path and not loaded.format else None
         self.encoder = encoder
         self._loaded = loaded
         self._recorded: list[dict] = []
+
+    def folder_of(self, name: str) -> epath.Path:
+        """Returns the folder of a job on the same encoder."""
+        return self.workdir / f"{name}{self._suffix}"
 
     def record_all(self, evaluator: Evaluator) -> None:
         """Runs an evaluator; records each result as it arrives."""

@@ -125,13 +125,14 @@ class Finetune:
             "hosts": jax.process_count() if train.shards else None,
             "images": self._images(),
             "num_steps": self.num_steps,
+            "num_train": train.num_examples,
             "num_classes": classifier.num_classes(self._whole),
             "class_names": train.class_names,
         }
         classifier.claim(self._folder, "the network", encoder, {**facts, **protocol})
         state = self._fit(encoder)
         scores, counts = self._measure(encoder, state)
-        counts = {"num_train": train.num_examples, **counts}
+        counts |= {"num_train": train.num_examples}
         rates = ("learning_rate", "head_learning_rate")
         return [Result(self._test.dataset, scores, protocol | counts, tuned=rates)]
 
