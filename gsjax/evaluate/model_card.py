@@ -54,11 +54,13 @@ def create(
     """
     run = settings.read_run(job.run / "config.json") if job.run else None
     is_own = run is not None and not run["encoder.init"]
-    title = f"# {config.encoder.name}{', pre-trained without labels' if is_own else ''}"
+    history = ["pre-trained without labels"] * is_own
+    if finetuned:
+        history.append("fine-tuned" if job.encoder_path else "trained on labels alone")
     parts = [
         _front_matter(config, run, architecture, finetuned),
-        f"{title}{', then fine-tuned' if finetuned else ''}\n",
-        _how_trained(config, run, job),
+        f"# {', '.join([config.encoder.name, *history])}\n",
+        _how_trained(config, run, job, finetuned),
         _how_finetuned(finetuned) if finetuned else "",
         _scores(job, finetuned),
         _preprocessing(config),
@@ -87,8 +89,13 @@ def _front_matter(
 
 
 def _how_trained(
-    config: ml_collections.ConfigDict, run: dict[str, Value] | None, job: Evaluation
+    config: ml_collections.ConfigDict,
+    run: dict[str, Value] | None,
+    job: Evaluation,
+    finetuned: Finetuned | None,
 ) -> str:
+    if job.encoder_path is None and finetuned:
+        return "Training started from random weights.\n"
     if job.encoder_path is None:
         return "**The encoder is untrained**: these are its initial weights.\n"
     if run is None:
@@ -117,7 +124,7 @@ def _how_finetuned(finetuned: Finetuned) -> str:
     claim = finetuned.claim
     names = f": `{json.dumps(finetuned.class_names)}`" if finetuned.class_names else ""
     return (
-        "## Fine-tuning\n\n"
+        "## Training on labels\n\n"
         f"The whole network was trained on {claim['num_train']} labeled images of "
         f"{claim['train']}: {claim['num_steps']} steps of {claim['batch_size']} images, with "
         f"learning rates {claim['learning_rate']:g} (encoder) and "
@@ -236,8 +243,6 @@ def _contents(
         outputs, number = "logits", finetuned.num_classes
     facts = {"size": config.data.image_size, "outputs": outputs, "number": number}
     rows = [
-        f"| `{name}` | {text.format(**facts)} |"
-        for name, text in FILES.items()
-        if name in names
+        f"| `{name}` | {text.format(**facts)} |" for name, text in FILES.items() if name in names
     ]
     return "\n".join(["## Files\n", "| file | content |", "| --- | --- |", *rows, ""])
