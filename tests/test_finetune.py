@@ -168,7 +168,7 @@ def test_steps_are_those_of_pytorchs_sgd_with_smoothed_labels(nesterov):
 
 def test_the_first_step_of_every_layer_has_its_own_rate(x64):
     """A step at rate r moves by r times the gradient, which JAX takes of the formula here."""
-    module = encoder_of("float64", **VIT)
+    module = encoder_of("float64", **VIT | {"encoder.depth": "2"})
     encoder = encoder_on(1, module, "float64")
     images, labels = images_and_labels(8, 3)
     rates = rates_of(encoder, 0.2, 0.7, decay=0.5)
@@ -196,7 +196,7 @@ def test_the_first_step_of_every_layer_has_its_own_rate(x64):
 @pytest.mark.parametrize("name", ["toy", "vit"])
 def test_four_devices_equal_one(x64, name):
     """BatchNorm has the statistics of all devices; drop path and flips are drawn per image."""
-    changes = VIT | {"encoder.drop_path": "0.5"}
+    changes = VIT | {"encoder.drop_path": "0.5", "encoder.depth": "2"}
     module = encoder_of("float64", **changes) if name == "vit" else ToyEncoder(6, "float64")
     images, labels = images_and_labels(8, 5)
     found = []

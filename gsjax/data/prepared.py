@@ -105,7 +105,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
         def raw(index: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(tf.numpy_function(fetch, [index], tf.string), [])
 
-        names = reader(builder.info, lambda: tf.data.Dataset.range(len(records)).map(raw))
+        names = reader(columns.file_name, lambda: tf.data.Dataset.range(len(records)).map(raw))
         return make(labels=None, read=lambda index: parse(raw(index)), file_names=names)
     if file_format != tfds.core.FileFormat.TFRECORD:
         raise UserError(
@@ -127,7 +127,7 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
         labeled,
         files,
     )
-    names = reader(builder.info, lambda: in_order(parts).map(lambda _, record: record))
+    names = reader(columns.file_name, lambda: in_order(parts).map(lambda _, record: record))
     return dataclasses.replace(source, no_labels=columns.no_labels, file_names=names)
 
 
