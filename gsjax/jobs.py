@@ -47,6 +47,16 @@ def _check_embed(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"features.crop_pct is {config.features.crop_pct:g}; it must be 0 or at least 0.1"
 
 
+def _check_export(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.export.finetuned and config.export.detectron2:
+        yield "export.detectron2 is for encoders without a head; omit it or export.finetuned"
+
+
+def _check_finetune(config: ml_collections.ConfigDict) -> Iterator[str]:
+    if config.finetune.label_file and config.finetune.fraction != 1:
+        yield "finetune.label_file and finetune.fraction both choose labels; omit one of them"
+
+
 JOBS: dict[str, Job] = {
     "pretrain": Job(
         "gsjax.train.pretrain",
@@ -70,6 +80,47 @@ JOBS: dict[str, Job] = {
             ),
             "linear.flip": free(0.5, "probability of a horizontal flip", high=1),
         },
+    ),
+    "finetune": Job(
+        "gsjax.train.finetune",
+        "train the whole network on labeled images",
+        {
+            "finetune.preset": free(
+                "simclr",
+                "simclr: batch 4096, 60 epochs at 1 % of the labels, else 30; barlow: batch 256, "
+                "20 epochs, a larger rate for the head",
+                choices=("simclr", "barlow"),
+            ),
+            "finetune.fraction": free(
+                1.0, "fraction of each class whose labels are used", low=1e-6, high=1
+            ),
+            "finetune.label_file": free(
+                "", "instead, a file with the names of the images whose labels are used"
+            ),
+            "finetune.num_epochs": free(0, "if positive, replaces the preset's"),
+            "finetune.batch_size": free(0, "if positive, replaces the preset's"),
+            "finetune.learning_rate": free(
+                0.0, "per 256 images; 0 for the preset's: 0.05 (simclr), 0.005 (barlow)"
+            ),
+            "finetune.head_learning_rate": free(
+                0.0, "likewise, of the head; 0: that of the encoder (simclr), 0.5 (barlow)"
+            ),
+            "finetune.layer_decay": free(
+                1.0, "factor of the rate from one layer to the one before it", low=1e-3, high=1
+            ),
+            "finetune.label_smoothing": free(
+                0.0, "share of the target spread evenly over all classes", high=0.999
+            ),
+            "finetune.weight_decay": free(0.0, "of weights; biases and normalization have none"),
+            "finetune.min_scale": free(
+                0.08, "smallest random crop as a fraction of the image area", low=1e-6, high=1
+            ),
+            "finetune.flip": free(0.5, "probability of a horizontal flip", high=1),
+            "finetune.every_epochs": free(
+                10.0, "epochs between measurements; the end is always measured"
+            ),
+        },
+        _check_finetune,
     ),
     "transfer": Job(
         "gsjax.evaluate.transfer",
@@ -169,11 +220,15 @@ JOBS: dict[str, Job] = {
         "gsjax.evaluate.export",
         "write the encoder for torchvision, timm and other programs",
         {
+            "export.finetuned": free(
+                False, "the fine-tuned network with its head, instead of the encoder"
+            ),
             "export.stablehlo": free(False, "also a program for JAX without gsjax"),
             "export.onnx": free(False, "also a program for ONNX runtimes (extra onnx)"),
             "export.detectron2": free(False, "also weights with Detectron2's names"),
             "export.license": free("", "license of the weights, for the model card"),
         },
+        _check_export,
         records=False,
     ),
     "sweep": Job(

@@ -294,12 +294,12 @@ def test_thesis_warmup_is_ten_epochs():
 
 @pytest.mark.parametrize(
     "group",
-    "features linear transfer retrieval diagnostics embed search export report".split(),
+    "features linear finetune transfer retrieval diagnostics embed search export report".split(),
 )
 def test_every_setting_of_the_evaluations_is_read(group):
     """As `config.<group>.<name>`, or as `settings.<name>` in a module that takes the group."""
     read = set()
-    folders = ["report"] if group == "report" else ["evaluate", "data"]
+    folders = ["report"] if group == "report" else ["evaluate", "data", "train"]
     for path in (path for folder in folders for path in (ROOT / "gsjax" / folder).glob("*.py")):
         nodes = ast.walk(ast.parse(path.read_text()))
         texts = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}

@@ -22,10 +22,12 @@ from gsjax.methods import base
 from gsjax.methods.simclr import SimCLR
 from gsjax.runtime import parallel
 from gsjax.train import step
+from gsjax.train.finetune import Finetune
 
 EVALUATORS = {
     "knn": lambda config, folder: KNN(config),
     "linear": lambda config, folder: Linear(config, folder),
+    "finetune": lambda config, folder: Finetune(config, folder),
     "transfer": lambda config, folder: Transfer(config),
     "retrieval": lambda config, folder: Retrieval(config),
     "diagnostics": lambda config, folder: Diagnostics(config),
@@ -38,7 +40,8 @@ def config(tmp_path_factory):
     write_classes(folder / "three", 20)
     write_retrieval(folder)
     return small_config(
-        knn__k="5", linear__num_epochs="1", diagnostics__num_images="40",
+        knn__k="5", linear__num_epochs="1", finetune__num_epochs="1",
+        finetune__batch_size="64", finetune__fraction="0.1", diagnostics__num_images="40",
         diagnostics__neighbors="2", transfer__datasets="three", transfer__data_dir=str(folder),
         retrieval__datasets="toy", retrieval__data_dir=str(folder),
     )  # fmt: skip
@@ -79,8 +82,8 @@ def test_results_can_be_recorded_and_depend_on_the_encoder_alone(job, config, tm
     assert [result.scores for result in again] == [result.scores for result in results]
 
 
-# Linear always trains on all devices of the process.
-@pytest.mark.parametrize("job", [job for job in EVALUATORS if job != "linear"])
+# These two always train on all devices of the process.
+@pytest.mark.parametrize("job", [job for job in EVALUATORS if job not in ("linear", "finetune")])
 def test_scores_do_not_depend_on_the_number_of_devices(job, config, tmp_path):
     scores = []
     for devices in (1, 4):

@@ -22,6 +22,7 @@ class Columns(NamedTuple):
       clear: with several labels, name of the feature with the non-difficult ones; "" for none.
       class_names: names of the labels, or None.
       no_labels: if there are none, the error message for callers that need them.
+      file_name: name of the feature with the name of the image's file, "" for none.
     """
 
     image: str
@@ -30,6 +31,7 @@ class Columns(NamedTuple):
     clear: str = ""
     class_names: tuple[str, ...] | None = None
     no_labels: str = ""
+    file_name: str = ""
 
 
 def choose(source: str, info: tfds.core.DatasetInfo, labeled: bool) -> Columns:
@@ -67,7 +69,9 @@ def choose(source: str, info: tfds.core.DatasetInfo, labeled: bool) -> Columns:
     several = kinds[label] == "several"
     clear = "labels_no_difficult" if several and label == "labels" else ""
     clear = clear if kinds.get(clear) == "several" else ""
-    return Columns(image, label, several, clear, _classes(features[label]))
+    is_named = isinstance(features.get("file_name"), tfds.features.Text)  # as in imagenet2012
+    file_name = "file_name" if is_named else ""
+    return Columns(image, label, several, clear, _classes(features[label]), file_name=file_name)
 
 
 def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from gsjax.data import SOURCES
 from gsjax.data.columns import Columns, choose
+from gsjax.data.file_names import reader
 from gsjax.data.paths import exists, is_remote, is_utf8, names_in, version_folder
 from gsjax.data.shards import (
     Shard,
@@ -102,10 +103,11 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
         def fetch(index: int) -> bytes:
             return records[int(index)]
 
-        def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return parse(tf.ensure_shape(tf.numpy_function(fetch, [index], tf.string), []))
+        def raw(index: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(fetch, [index], tf.string), [])
 
-        return make(labels=None, read=read)
+        names = reader(columns.file_name, lambda: tf.data.Dataset.range(len(records)).map(raw))
+        return make(labels=None, read=lambda index: parse(raw(index)), file_names=names)
     if file_format != tfds.core.FileFormat.TFRECORD:
         raise UserError(
             f"{data.source} is prepared as {file_format.value}: "
@@ -126,7 +128,8 @@ def open_tfds(data: ml_collections.ConfigDict, split: str, labeled: bool) -> Sou
         labeled,
         files,
     )
-    return dataclasses.replace(source, no_labels=columns.no_labels)
+    names = reader(columns.file_name, lambda: in_order(parts).map(lambda _, record: record))
+    return dataclasses.replace(source, no_labels=columns.no_labels, file_names=names)
 
 
 def splits(data: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -40,6 +40,9 @@ class Source:
       shards: files of a source that is read sequentially; empty with random access.
       label_shape: () or (C,).
       no_labels: if no image can have a label, the error message for callers that need labels.
+      numbers: of a part of another source, the indices of its images there; None for a whole one.
+      file_names: reads the names that a data set records of its images' files, or None if it
+        records none.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Source:
     shards: tuple[Shard, ...] = ()
     label_shape: tuple[int, ...] = ()
     no_labels: str = ""
+    numbers: tuple[int, ...] | None = None
+    file_names: Callable[[], list[str]] | None = None
 
     @functools.cached_property
     def names_digest(self) -> str:
@@ -69,7 +74,8 @@ class Source:
         """The name of an image in messages."""
         if self.paths:
             return files.shown(self.paths[index])
-        return f"image {index} of {self.name}"
+        number = index if self.numbers is None else self.numbers[index]
+        return f"image {number} of {self.name}"
 
 
 def in_memory(

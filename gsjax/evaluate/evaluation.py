@@ -20,14 +20,7 @@ from gsjax.errors import UserError
 from gsjax.evaluate import pictures, results
 from gsjax.evaluate.encoder import Encoder
 from gsjax.evaluate.encoder_reader import Loaded, read_encoder
-from gsjax.runtime import (
-    files,
-    lock,
-    metrics,
-    ownership,
-    parallel,
-    writers,
-)
+from gsjax.runtime import files, lock, metrics, ownership, parallel, writers
 from gsjax.train import step
 
 
@@ -43,6 +36,8 @@ class Result:
       figures: {name: uint8 [H, W, 3]}, needed on the primary host only.
       files: {file name: function that makes its text}, called on the primary host only, once the
         scores are written; where it returns None, an older file is removed.
+      tuned: names in `protocol` that may be chosen for each encoder, such as a learning rate: they
+        tell measurements apart, but do not make them incomparable.
     """
 
     dataset: str
@@ -51,6 +46,7 @@ class Result:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     files: Mapping[str, Callable[[], str | None]] = dataclasses.field(default_factory=dict)
+    tuned: tuple[str, ...] = ()
 
 
 Evaluator = Callable[[Encoder], Iterable[Result]]
@@ -79,12 +75,16 @@ class Evaluation:
         encoder: Encoder,
     ) -> None:
         self.config, self.name, self.workdir = config, name, workdir
-        suffix = "_weights" if loaded.format else "" if loaded.path else "_untrained"
-        self.folder = workdir / f"{name}{suffix}"
+        self._suffix = "_weights" if loaded.format else "" if loaded.path else "_untrained"
+        self.folder = self.folder_of(name)
         self.step = int(loaded.path.name) if loaded.path and not loaded.format else None
         self.encoder = encoder
         self._loaded = loaded
         self._recorded: list[dict] = []
+
+    def folder_of(self, name: str) -> epath.Path:
+        """Returns the folder of a job on the same encoder."""
+        return self.workdir / f"{name}{self._suffix}"
 
     def record_all(self, evaluator: Evaluator) -> None:
         """Runs an evaluator; records each result as it arrives."""
@@ -118,6 +118,7 @@ class Evaluation:
             "scores": {name: float(value) for name, value in scores.items()},
             "protocol": dict(result.protocol),
             "details": dict(result.details),
+            **({"tuned": list(result.tuned)} if result.tuned else {}),
             "gsjax": gsjax.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -199,6 +200,8 @@ class Evaluation:
             encoder = f"step {entry['step']}"
             if entry["step"] is None:
                 encoder = entry.get("weights", "untrained")
+            chosen = [f"{name} {entry['protocol'][name]:g}" for name in entry.get("tuned", ())]
+            encoder = ", ".join([encoder, *chosen])
             for score, value in entry["scores"].items():
                 rows.append((entry["dataset"], encoder, score.split("/", 1)[1], f"{value:.2f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]

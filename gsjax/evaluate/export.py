@@ -1,6 +1,7 @@
 """The job `export`: the encoder in the formats of other programs.
 
-Every file is read back and must give the encoder's own representations.
+Every file is read back and must give the encoder's own representations or, of a fine-tuned network,
+its own logits.
 """
 
 import json
@@ -20,13 +21,13 @@ from gsjax import augment
 from gsjax.config import choices
 from gsjax.data import transforms
 from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, foreign, model_card, programs
+from gsjax.evaluate import classifier, evaluation, finetuned, foreign, model_card, programs
 from gsjax.models import ENCODERS, create_encoder, fit_image_size, weights
 from gsjax.models.weights import names, pytorch
 from gsjax.runtime import files, metrics, parallel
 from gsjax.train import step
 
-_TOLERANCE = 1e-4  # of the largest representation; programs add up in different orders
+_TOLERANCE = 1e-4  # of the largest output; programs add up in different orders
 _IMAGES = 2  # compared
 
 
@@ -34,17 +35,23 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Writes `workdir/export/`: weights, `config.json`, a model card, and what else is asked for.
 
     Raises:
-      UserError: the encoder has no names in PyTorch, a file cannot be written, or what was written
-        does not give the same representations.
+      UserError: the encoder has no names in PyTorch, or is to be exported fine-tuned but is not; a
+        file cannot be written, or what was written does not give the same outputs.
     """
     with evaluation.open_evaluation(config, workdir, "export") as job:
-        parallel.from_primary(lambda: _Export(config, job).write())
+        network = finetuned.read(job) if config.export.finetuned else None
+        parallel.from_primary(lambda: _Export(config, job, network).write())
 
 
 class _Export:
-    """One encoder, and the folder it goes to."""
+    """One encoder, perhaps fine-tuned and with a head, and the folder it goes to."""
 
-    def __init__(self, config: ml_collections.ConfigDict, job: evaluation.Evaluation) -> None:
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        job: evaluation.Evaluation,
+        network: finetuned.Finetuned | None,
+    ) -> None:
         name = config.encoder.name
         if not ENCODERS[name].names:
             raise UserError(
@@ -63,11 +70,15 @@ class _Export:
         if config.export.detectron2 and not hasattr(self._family, "detectron2_name"):
             raise UserError(f"export.detectron2: Detectron2 has no names for {name}; leave it out")
         self._size = config.data.image_size
-        variables = fit_image_size(self._module, jax.device_get(job.encoder.variables), self._size)
-        self._variables = jax.tree.map(_as_float32, variables)
+        self._finetuned = network
+        variables = network.variables if network else jax.device_get(job.encoder.variables)
+        variables = fit_image_size(self._module, variables, self._size)
+        self._num_features = classifier.num_features(job.encoder, self._size)
+        self._timm = self._family.timm_config(config.encoder, self._size)
+        self._network = jax.tree.map(_as_float32, (variables, network.head if network else None))
         shape = (_IMAGES, self._size, self._size, 3)
         self._images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        self._expected = self._encode(self._variables)
+        self._expected = self._encode(self._network)
 
     def write(self) -> None:
         """Writes all files and compares what they give; an earlier export stays until then."""
@@ -89,7 +100,11 @@ class _Export:
             )
 
     def _write_all(self) -> None:
-        tensors = names.to_tensors(self._variables, self._family.module_name)
+        variables, head = self._network
+        tensors = names.to_tensors(variables, self._family.module_name)
+        if head:
+            weight, bias = self._head_keys()
+            tensors |= {weight: np.ascontiguousarray(head["kernel"].T), bias: head["bias"]}
         stored = safetensors.numpy.save(tensors, metadata={"format": "pt"})
         self._write("config.json", _json(self._description()))
         self._write("model.safetensors", stored, self._read_weights)
@@ -112,15 +127,16 @@ class _Export:
             self._config,
             self._job,
             architecture(self._config),
-            self._expected.shape[1],
+            self._num_features,
             [*self._remarks, "README.md"],
+            self._finetuned,
         )
         self._write("README.md", card.encode())
 
     def _write(
         self, name: str, content: bytes, read: Callable[[epath.Path], np.ndarray] | None = None
     ) -> None:
-        """Writes a file, and compares the representations that `read` gets from it."""
+        """Writes a file, and compares the outputs that `read` gets from it."""
         path = self._new / name
         with files.write_errors(self._folder / name):
             files.write_bytes(path, content)
@@ -129,10 +145,10 @@ class _Export:
             error = np.abs(read(path) - self._expected).max() / np.abs(self._expected).max()
             if not error <= _TOLERANCE:
                 raise UserError(
-                    f"{name} would give other representations than the encoder (up to {error:.1e} "
+                    f"{name} would give other {self._outputs}s than the encoder (up to {error:.1e} "
                     "of the largest); nothing was exported"
                 )
-            equal = f"equal up to {error:.1e} of the largest representation"
+            equal = f"equal up to {error:.1e} of the largest {self._outputs}"
             self._remarks[name] = f", read back: {equal}"
 
     def _replace(self) -> None:
@@ -150,7 +166,11 @@ class _Export:
         """Returns the content of `config.json`, which timm and gsjax read."""
         config, name = self._config, architecture(self._config)
         transform = transforms.of_config(config)
-        timm = self._family.timm_config(config.encoder, self._size)
+        timm, network = self._timm, self._finetuned
+        num_classes = network.num_classes if network else 0
+        origin = self._job.origin()
+        if network:
+            origin |= {"finetuned_on": network.claim["train"]}
         mean, std, _ = self._normalization
         settings = {
             **{f"encoder.{key}": v for key, v in choices.encoder_settings(config).items()},
@@ -159,12 +179,13 @@ class _Export:
         }
         return {
             **({"architecture": name} if name else {}),
-            "num_classes": 0,
-            "num_features": self._expected.shape[1],
+            "num_classes": num_classes,
+            **({"label_names": network.class_names} if network and network.class_names else {}),
+            "num_features": self._num_features,
             "global_pool": timm["global_pool"],
             **({"model_args": timm["model_args"]} if "model_args" in timm else {}),
             "pretrained_cfg": {
-                "num_classes": 0,
+                "num_classes": num_classes,
                 "input_size": [3, self._size, self._size],
                 "mean": list(mean),
                 "std": list(std),
@@ -173,27 +194,41 @@ class _Export:
                 "first_conv": timm["first_conv"],
                 "classifier": timm["classifier"],
             },
-            "gsjax": {"version": gsjax.__version__, **self._job.origin(), "settings": settings},
+            "gsjax": {"version": gsjax.__version__, **origin, "settings": settings},
         }
 
-    def _apply(self, variables: Any, inputs: jax.Array) -> jax.Array:
+    @property
+    def _outputs(self) -> str:
+        return "logit" if self._finetuned else "representation"
+
+    def _head_keys(self) -> tuple[str, str]:
+        """Returns the names of the head's tensors in torchvision and timm."""
+        return f"{self._timm['classifier']}.weight", f"{self._timm['classifier']}.bias"
+
+    def _apply(self, network: Any, inputs: jax.Array) -> jax.Array:
+        variables, head = network
         outputs: Any = self._module.apply(variables, inputs, train=False)
-        return outputs.pooled
+        return classifier.logits(outputs.pooled, head) if head else outputs.pooled
 
     def _from_pixels(self, images: jax.Array) -> jax.Array:
         inputs = augment.normalize(images, *self._normalization)
-        return self._apply(self._variables, inputs)
+        return self._apply(self._network, inputs)
 
     def _from_normalized(self, images: jax.Array) -> jax.Array:
-        return self._apply(self._variables, jnp.transpose(images, (0, 2, 3, 1)))
+        return self._apply(self._network, jnp.transpose(images, (0, 2, 3, 1)))
 
-    def _encode(self, variables: Any) -> np.ndarray:
+    def _encode(self, network: Any) -> np.ndarray:
         inputs = augment.normalize(jnp.asarray(self._images), *self._normalization)
-        return np.asarray(jax.jit(self._apply)(variables, inputs))
+        return np.asarray(jax.jit(self._apply)(network, inputs))
 
     def _read_weights(self, path: epath.Path) -> np.ndarray:
         target = foreign.abstract(self._module, self._size)
-        return self._encode(weights.variables(weights.find(path.parent.as_posix()), target))
+        found = weights.find(path.parent.as_posix())
+        variables, head = weights.variables(found, target), None
+        if self._finetuned:
+            weight, bias = (found.content.tensors[key].array() for key in self._head_keys())
+            head = {"kernel": weight.T, "bias": bias}
+        return self._encode((variables, head))
 
     def _run_stablehlo(self, path: epath.Path) -> np.ndarray:
         return programs.run_stablehlo(path.read_bytes(), self._images)
@@ -216,7 +251,7 @@ class _Export:
         variables = names.to_variables(
             target, found, lambda key: stored[place(key)].array(), module_name, place
         )
-        return self._encode(variables)
+        return self._encode((variables, None))
 
 
 def architecture(config: ml_collections.ConfigDict) -> str | None:

@@ -1,8 +1,5 @@
 """Linear evaluation: one layer trained on the frozen encoder, on random crops (thesis 5.1)."""
 
-import contextlib
-import itertools
-import json
 from typing import Any
 
 import jax
@@ -16,21 +13,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gsjax import augment
-from gsjax.config import per_view
-from gsjax.data import input_pipeline, order, sources, transforms
-from gsjax.data.source import Source
-from gsjax.errors import UserError
-from gsjax.evaluate import evaluation, features, store
+from gsjax.data import order, sources, transforms
+from gsjax.evaluate import classifier, evaluation, features, store
 from gsjax.evaluate.encoder import Encoder
 from gsjax.evaluate.evaluation import Result
 from gsjax.methods import METHODS
-from gsjax.runtime import checkpoints, files, lock, memory, metrics, parallel, writers
+from gsjax.runtime import files, lock, parallel
 from gsjax.runtime.parallel import AXIS
-from gsjax.train.fit import Run, fit
 from gsjax.train.state import TrainState, create_state, update
 from gsjax.train.step import seed_key
-
-_WEIGHT_STD = 0.01
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -80,25 +71,13 @@ class Linear:
             "test_transform": repr(self._transform),
         }
         hosts = jax.process_count() if self._train.shards else None
-        _claim(self._folder, encoder, protocol, hosts)
+        classifier.claim(self._folder, "the head", encoder, {"hosts": hosts, **protocol})
         head = self._fit(encoder, protocol["learning_rate"])
         if parallel.is_primary():
             with files.write_errors(self._folder):
                 store.write_npz(self._folder / "head.npz", head)
-        rows = encoder.features(self._test, self._transform)
-        left_out = rows.left_out
-        rows = rows.decoded()
-        ranked = predict(rows.feature, head["kernel"], head["bias"])
-        hits = ranked == rows.label[:, None]
-        scores = {
-            "linear/top1": 100 * float(hits[:, 0].mean()),
-            "linear/top5": 100 * float(hits.any(axis=1).mean()),
-        }
-        counts = {
-            "num_train": self._train.num_examples,
-            "num_test": len(rows.label),
-            "num_left_out": left_out,
-        }
+        scores, counts = classifier.measure("linear", encoder, head, self._test, self._transform)
+        counts = {"num_train": self._train.num_examples, **counts}
         return [Result(self._test.dataset, scores, protocol | counts)]
 
     def _fit(self, encoder: Encoder, learning_rate: float) -> dict[str, np.ndarray]:
@@ -107,111 +86,40 @@ class Linear:
         batch_size = config.linear.batch_size
         schedule = optax.cosine_decay_schedule(learning_rate * batch_size / 256, num_steps)
         optimizer = optax.sgd(schedule, momentum=config.linear.momentum, nesterov=True)
-        size = config.data.image_size
-        images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-        num_features = jax.eval_shape(encoder.encode_fn, encoder.variables, images).shape[1]
         init_key, key = jax.random.split(jax.random.fold_in(seed_key(config.seed), 1))
-        create = _create_head_fn(
-            (num_features, _num_classes(self._train)),
+        size = classifier.num_features(encoder, config.data.image_size)
+        create = _create_state_fn(
+            (size, classifier.num_classes(self._train)),
             encoder.normalization[2],
             optimizer,
             self._mesh,
         )
         data = _train_config(config)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(memory.explain_out_of_memory(lambda: _memory_advice(batch_size)))
-            saved = checkpoints.Checkpoints(self._folder, keep=2, keep_every=0)
-            state = saved.restore("latest", create.eval_shape(init_key))
-            if state is None:
-                state = create(init_key)
-            first = int(state.step)
-            metrics.log(
-                f"head     {self._train.num_examples} images, {num_steps} steps of {batch_size}, "
-                f"from step {first}"
-            )
-            writer = stack.enter_context(
-                contextlib.closing(writers.create_writer(self._folder, first))
-            )
-            if first == num_steps:
-                return jax.device_get(state.params)
-            batches = input_pipeline.train_batches(
-                self._train, data, first, num_steps, jax.process_index(), jax.process_count(), 1
-            )
-            stack.enter_context(contextlib.closing(batches))
-            run = Run(
-                label="linear",
-                folder=self._folder,
-                batch_size=batch_size,
-                learning_rate=schedule,
-                log_every=config.log.every_steps,
-                save_every=config.checkpoint.every_steps,
-                writer=writer,
-                holds=saved.holds,
-                save=lambda done, state: saved.save(done, state, writer),
-                advice="Use a smaller linear.learning_rate; this starts a new head",
-                describe_memory=lambda _: _memory_advice(batch_size),
-            )
-            program = create_train_step(encoder, data.augment, optimizer, self._mesh)
-            columns = ("global", "label")
-            state = fit(
-                state, program, batches, num_steps, run, self._mesh, columns,
-                key, encoder.variables,
-            )  # fmt: skip
+        training = classifier.Training(
+            job="linear",
+            label="head",
+            folder=self._folder,
+            config=data,
+            source=self._train,
+            num_steps=num_steps,
+            mesh=self._mesh,
+            learning_rate=schedule,
+            advice="Use a smaller linear.learning_rate; this starts a new head",
+        )
+        program = create_train_step(encoder, data.augment, optimizer, self._mesh)
+        state = training.run(create, (init_key,), program, key, encoder.variables)
         return jax.device_get(state.params)
 
 
-def predict(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Returns the five classes with the largest logits (or all if fewer), best first: [N, 5]."""
-    logits = jnp.matmul(features, kernel, precision=lax.Precision.HIGHEST) + bias[None]
-    return np.asarray(lax.top_k(logits, min(5, len(bias)))[1])
-
-
-def _claim(folder: epath.Path, encoder: Encoder, protocol: dict, hosts: int | None) -> None:
-    """Claims a folder for this encoder and these settings; moves any other head aside."""
-    identity = {
-        "encoder": encoder.digest,
-        "model": dict(encoder.settings),
-        "normalization": encoder.normalization[:2],
-        "hosts": hosts,
-    }
-    text = json.dumps({**identity, **protocol}, indent=2, sort_keys=True) + "\n"
-    file = folder / "config.json"
-
-    def claim() -> None:
-        with files.write_errors(folder):
-            if folder.exists() and not (file.exists() and file.read_text() == text):
-                numbers = itertools.count(1)
-                asides = (folder.with_name(f"{folder.name}.{n}") for n in numbers)
-                aside = next(path for path in asides if not path.exists())
-                folder.rename(aside)
-                metrics.log(f"moved the head of another encoder or other settings to {aside}")
-            folder.mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                files.write_text(file, text)
-
-    parallel.from_primary(claim)
-
-
-def _create_head_fn(
+def _create_state_fn(
     shape: tuple[int, int], dtype: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Any:
     """Compiles (key) -> state of a head [F, C], replicated over the devices."""
 
     def create(key: jax.Array) -> TrainState:
-        params = {
-            "kernel": _WEIGHT_STD * jax.random.normal(key, shape, dtype),
-            "bias": jnp.zeros(shape[1], dtype),
-        }
-        return create_state(params, {}, optimizer)
+        return create_state(classifier.create_head(key, shape, dtype), {}, optimizer)
 
     return jax.jit(create, out_shardings=parallel.replicated(mesh))
-
-
-def _memory_advice(batch_size: int) -> str:
-    return (
-        f"a step at linear.batch_size={batch_size} does not fit on a device; use more devices than "
-        f"{jax.device_count()}, or a smaller linear.batch_size, which changes the recipe"
-    )
 
 
 def create_train_step(
@@ -237,8 +145,7 @@ def create_train_step(
         features = outputs.pooled
 
         def loss_fn(params):
-            product = jnp.matmul(features, params["kernel"], precision=lax.Precision.HIGHEST)
-            logits = product + params["bias"][None]
+            logits = classifier.logits(features, params)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             hits = jnp.argmax(logits, axis=1) == batch["label"]
             return jnp.mean(losses), 100 * jnp.mean(hits)
@@ -259,27 +166,5 @@ def create_train_step(
 
 def _train_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config for the input pipeline and the augmentation: crop and flip only."""
-    data = config.copy_and_resolve_references()
-    with data.unlocked():
-        data.batch_size = config.linear.batch_size
-        (data.augment,) = per_view.augmentations(data.augment, 1)
-        data.augment.update(
-            crop="torchvision",
-            interpolation="bilinear",
-            min_scale=config.linear.min_scale,
-            max_scale=1.0,
-            flip=config.linear.flip,
-            jitter=0.0,
-            gray=0.0,
-            blur=0.0,
-            solarize=0.0,
-        )
-    return data
-
-
-def _num_classes(source: Source) -> int:
-    if source.class_names:
-        return len(source.class_names)
-    if source.labels is None:
-        raise UserError(f"{source.name} does not name its classes and is too large to count them")
-    return int(source.labels.max()) + 1
+    settings = config.linear
+    return classifier.crop_and_flip(config, settings.batch_size, settings.min_scale, settings.flip)

@@ -15,6 +15,7 @@ from gsjax.crops import limits_overlap, local_size
 from gsjax.data import transforms
 from gsjax.evaluate import results
 from gsjax.evaluate.evaluation import Evaluation
+from gsjax.evaluate.finetuned import Finetuned
 from gsjax.methods import METHODS
 from gsjax.runtime import files
 
@@ -23,10 +24,10 @@ _NEEDED = ("data.labeled_split", "data.test_split")
 FILES = {
     "model.safetensors": "weights, with the names and layouts of torchvision and timm",
     "config.json": "what timm and gsjax need to load them",
-    "encoder.stablehlo": "program for JAX (`jax.export`): uint8 [B, {size}, {size}, 3] to float32 "
-    "[B, {features}], normalization included",
+    "encoder.stablehlo": "program for JAX (`jax.export`): uint8 [B, {size}, {size}, 3] to "
+    "{outputs}, float32 [B, {number}], normalization included",
     "encoder.onnx": "program for ONNX runtimes, with one input and one output: normalized float32 "
-    "[B, 3, {size}, {size}] to float32 [B, {features}]",
+    "[B, 3, {size}, {size}] to {outputs}, float32 [B, {number}]",
     "detectron2.pkl": "weights, with the names of Detectron2: RGB, `STRIDE_IN_1X1: False`, and 255 "
     "times mean and standard deviation as `PIXEL_MEAN` and `PIXEL_STD`",
     "README.md": "this card",
@@ -39,6 +40,7 @@ def create(
     architecture: str | None,
     num_features: int,
     names: Collection[str],
+    finetuned: Finetuned | None = None,
 ) -> str:
     """Returns the text of the card.
 
@@ -48,29 +50,37 @@ def create(
       architecture: timm's name of the encoder; None if timm does not have it.
       num_features: F of its representations.
       names: of the exported files, as in `FILES`.
+      finetuned: the network, if the encoder was fine-tuned.
     """
     run = settings.read_run(job.run / "config.json") if job.run else None
     is_own = run is not None and not run["encoder.init"]
-    title = f"# {config.encoder.name}{', pre-trained without labels' if is_own else ''}\n"
+    history = ["pre-trained without labels"] * is_own
+    if finetuned:
+        history.append("fine-tuned" if job.encoder_path else "trained on labels alone")
     parts = [
-        _front_matter(config, run, architecture),
-        title,
-        _how_trained(config, run, job),
-        _scores(job),
+        _front_matter(config, run, architecture, finetuned),
+        f"# {', '.join([config.encoder.name, *history])}\n",
+        _how_trained(config, run, job, finetuned),
+        _how_finetuned(finetuned) if finetuned else "",
+        _scores(job, finetuned),
         _preprocessing(config),
-        _usage(config, architecture, names, num_features),
-        _contents(config, names, num_features),
+        _usage(config, architecture, names, num_features, finetuned),
+        _contents(config, names, num_features, finetuned),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def _front_matter(
-    config: ml_collections.ConfigDict, run: dict[str, Value] | None, architecture: str | None
+    config: ml_collections.ConfigDict,
+    run: dict[str, Value] | None,
+    architecture: str | None,
+    finetuned: Finetuned | None,
 ) -> str:
     lines = ["---", f"library_name: {'timm' if architecture else 'gsjax'}"]
     if config.export.license:
         lines.append(f"license: {json.dumps(config.export.license)}")
-    tags = ["image-feature-extraction", "jax"] + ["timm"] * bool(architecture)
+    task = "image-classification" if finetuned else "image-feature-extraction"
+    tags = [task, "jax"] + ["timm"] * bool(architecture)
     if run:
         if run["data.source"] != "folder":
             lines += ["datasets:", f"- {json.dumps(run['data.source'])}"]
@@ -79,8 +89,13 @@ def _front_matter(
 
 
 def _how_trained(
-    config: ml_collections.ConfigDict, run: dict[str, Value] | None, job: Evaluation
+    config: ml_collections.ConfigDict,
+    run: dict[str, Value] | None,
+    job: Evaluation,
+    finetuned: Finetuned | None,
 ) -> str:
+    if job.encoder_path is None and finetuned:
+        return "Training started from random weights.\n"
     if job.encoder_path is None:
         return "**The encoder is untrained**: these are its initial weights.\n"
     if run is None:
@@ -103,6 +118,19 @@ def _how_trained(
         rows.insert(0, ("started from", f"`{epath.Path(str(run['encoder.init'])).name}`"))
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"| | |\n| --- | --- |\n{table}\n\nTrained by\n\n```\n{_command(run)}\n```\n"
+
+
+def _how_finetuned(finetuned: Finetuned) -> str:
+    claim = finetuned.claim
+    names = f": `{json.dumps(finetuned.class_names)}`" if finetuned.class_names else ""
+    return (
+        "## Training on labels\n\n"
+        f"The whole network was trained on {claim['num_train']} labeled images of "
+        f"{claim['train']}: {claim['num_steps']} steps of {claim['batch_size']} images, with "
+        f"learning rates {claim['learning_rate']:g} (encoder) and "
+        f"{claim['head_learning_rate']:g} (head) per 256 images.\n\n"
+        f"Its {finetuned.num_classes} classes, in the order of the logits{names}.\n"
+    )
 
 
 def _views(run: dict[str, Value]) -> str:
@@ -136,12 +164,15 @@ def _described(config: ml_collections.ConfigDict) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {encoder[key]}" for key in shown if key in encoder)
 
 
-def _scores(job: Evaluation) -> str:
+def _scores(job: Evaluation, finetuned: Finetuned | None) -> str:
     """Returns a table of the scores of this checkpoint in `results/`; "" if there are none."""
     rows = []
     for file in files.with_suffix(job.workdir / "results", ".json"):
         for entry in results.read(file):
-            if entry["encoder"].get("digest") == job.encoder.digest:
+            is_of_encoder = entry["encoder"].get("digest") == job.encoder.digest
+            # A fine-tuned encoder has other representations than the one it started from.
+            is_ours = not finetuned or (file.stem == "finetune" and finetuned.is_result(entry))
+            if is_of_encoder and is_ours:
                 rows += _rows(entry)
     if not rows:
         return ""
@@ -173,7 +204,9 @@ def _usage(
     architecture: str | None,
     names: Collection[str],
     num_features: int,
+    finetuned: Finetuned | None,
 ) -> str:
+    outputs = "logits" if finetuned else "features"
     examples = [
         'import gsjax\n\nencoder = gsjax.load_encoder("FOLDER")\nfeatures = encoder.encode(images)'
     ]
@@ -185,26 +218,31 @@ def _usage(
         examples.append(
             "import pathlib\n\nfrom jax import export\n\n"
             'content = pathlib.Path("FOLDER/encoder.stablehlo").read_bytes()\n'
-            "features = export.deserialize(bytearray(content)).call(images)"
+            f"{outputs} = export.deserialize(bytearray(content)).call(images)"
         )
     if "encoder.onnx" in names:
         examples.append(
             "import onnxruntime\n\n"
             'session = onnxruntime.InferenceSession("FOLDER/encoder.onnx")\n'
-            "(features,) = session.run(None, {session.get_inputs()[0].name: normalized})"
+            f"({outputs},) = session.run(None, {{session.get_inputs()[0].name: normalized}})"
         )
     blocks = [f"```python\n{example}\n```\n" for example in examples]
-    size = config.data.image_size
-    return "\n".join(
-        ["## Usage\n", *blocks, f"Images of {size} pixels give {num_features} features.\n"]
-    )
+    give = f"Images of {config.data.image_size} pixels give {num_features} features"
+    give += f" and {finetuned.num_classes} logits" if finetuned else ""
+    return "\n".join(["## Usage\n", *blocks, f"{give}.\n"])
 
 
-def _contents(config: ml_collections.ConfigDict, names: Collection[str], num_features: int) -> str:
-    size = config.data.image_size
+def _contents(
+    config: ml_collections.ConfigDict,
+    names: Collection[str],
+    num_features: int,
+    finetuned: Finetuned | None,
+) -> str:
+    outputs, number = "representations", num_features
+    if finetuned:
+        outputs, number = "logits", finetuned.num_classes
+    facts = {"size": config.data.image_size, "outputs": outputs, "number": number}
     rows = [
-        f"| `{name}` | {text.format(size=size, features=num_features)} |"
-        for name, text in FILES.items()
-        if name in names
+        f"| `{name}` | {text.format(**facts)} |" for name, text in FILES.items() if name in names
     ]
     return "\n".join(["## Files\n", "| file | content |", "| --- | --- |", *rows, ""])

@@ -38,15 +38,25 @@ def check(entries: Any) -> None:
 
 
 def comparable(one: Mapping, other: Mapping) -> bool:
-    """Whether two results have the same data, protocol and model."""
+    """Whether two results have the same data, model and protocol, but for what is `tuned` in it."""
 
     def model(entry):
         return {name: value for name, value in entry["encoder"].items() if name != "digest"}
 
-    names = ("dataset", "protocol", "image_size", "normalization")
-    return all(one.get(n) == other[n] for n in names) and model(one) == model(other)
+    def protocol(entry):
+        tuned = entry.get("tuned", ())
+        return {name: v for name, v in entry.get("protocol", {}).items() if name not in tuned}
+
+    names = ("dataset", "image_size", "normalization")
+    return (
+        all(one.get(n) == other[n] for n in names)
+        and protocol(one) == protocol(other)
+        and model(one) == model(other)
+    )
 
 
 def same(one: Mapping, other: Mapping) -> bool:
-    """Whether two results are comparable and of the same encoder."""
-    return comparable(one, other) and all(one[n] == other[n] for n in ("step", "encoder"))
+    """Whether two results are comparable, of the same encoder and measured with the same rates."""
+    return comparable(one, other) and all(
+        one.get(n) == other[n] for n in ("step", "encoder", "protocol")
+    )

@@ -4,7 +4,8 @@ An encoder is one file with `create(settings, remat)`, which takes the `encoder`
 Flax module: (images [N, H, W, 3], train, keys) -> `gsjax.models.outputs.Outputs`. It may have
 BatchNorm statistics, in the collection `batch_stats`. In training it may draw random numbers from
 `keys` [N], one per image; without them it draws none. An attribute `frozen` names top-level
-parameters that are never trained, a method `fit` adapts those that depend on the size of images.
+parameters that are never trained, an attribute `layers` lists them from input to output, one tuple
+per layer, and a method `fit` adapts those that depend on the size of images.
 """
 
 import dataclasses

@@ -114,6 +114,15 @@ class ResNet(nn.Module):
     remat: bool = False
     padding: str = "torch"
 
+    @property
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the parameters from input to output: the stem, then each stage."""
+        stages = enumerate(self.stage_sizes, 1)
+        return (
+            ("conv1", "bn1"),
+            *(tuple(f"layer{i}_{j}" for j in range(size)) for i, size in stages),
+        )
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> Outputs:
         """Encodes normalized images [N, S, S, 3]; there is nothing to draw from `keys`.

@@ -134,6 +134,12 @@ class ViT(nn.Module):
         fixed = ("pos_embed",) if self.positions == "sincos" else ()
         return (*fixed, "patch_embed_proj") if self.freeze_patches else fixed
 
+    @property
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the parameters from input to output, up to the last block."""
+        blocks = ((f"blocks_{i}",) for i in range(self.depth))
+        return (("patch_embed_proj", "cls_token", "pos_embed"), *blocks)
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> Outputs:
         """Encodes normalized images [N, H, W, 3]; F = C = D.

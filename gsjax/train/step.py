@@ -23,8 +23,9 @@ from gsjax.runtime import parallel
 from gsjax.runtime.parallel import AXIS
 from gsjax.train.state import TrainState, create_state, update
 
-# Folded into the step's key; image positions, which are folded in too, are smaller.
-_NETWORK = np.uint32(2**31)
+NETWORK = np.uint32(2**31)
+"""Folded into the step's key for the keys of networks; image positions, folded in too, are smaller.
+"""
 
 
 def keys(config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:
@@ -134,7 +135,7 @@ def create_train_step(
         step_key = jax.random.fold_in(key, state.step)
         views = augment_views(batch, step_key, position, config)
         boxes = {name: crops.boxes for name, crops in batch.items()}
-        network_key = jax.random.fold_in(step_key, _NETWORK)
+        network_key = jax.random.fold_in(step_key, NETWORK)
         keys = jax.vmap(lambda p: jax.random.fold_in(network_key, p))(position)
         progress = Progress(state.step, num_steps, epoch_steps)
 
