@@ -19,6 +19,7 @@ With BatchNorm, batch statistics are those of the whole batch and the running on
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -130,6 +131,8 @@ class Finetune:
             "class_names": train.class_names,
         }
         classifier.claim(self._folder, "the network", encoder, {**facts, **protocol})
+        # Representations of what is trained here are needed once only.
+        encoder = dataclasses.replace(encoder, folder=None)
         state = self._fit(encoder)
         scores, counts = self._measure(encoder, state)
         counts |= {"num_train": train.num_examples}
@@ -202,8 +205,7 @@ class Finetune:
         self, encoder: Encoder, state: TrainState, check: Callable[[], None] = lambda: None
     ) -> tuple[dict[str, float], dict[str, int]]:
         variables = encoder_variables(state.params, state.extra)
-        # Its representations are needed once only.
-        trained = dataclasses.replace(encoder, folder=None).with_variables(variables, check)
+        trained = encoder.with_variables(variables, check)
         head = jax.device_get(state.params["head"])
         return classifier.measure("finetune", trained, head, self._test, self._transform)
 
@@ -215,7 +217,7 @@ class Finetune:
 
     def _measures_after(self, done: int) -> bool:
         """Whether to measure after `done` steps, before the end."""
-        every = round(self._config.finetune.every_epochs * self._epoch_steps)
+        every = math.ceil(self._config.finetune.every_epochs * self._epoch_steps)
         return bool(every) and done % every == 0 and 0 < done < self.num_steps
 
     def _needs_measurement(self, done: int) -> bool:
