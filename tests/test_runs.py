@@ -125,7 +125,7 @@ def test_round_trip_keeps_all_but_paths_and_digits(workdir, tmp_path):
     runs.write_summary(read, again)
     assert again.read_text() == file.read_text()
 
-    for group in ("data", "transfer", "retrieval", "features"):
+    for group in ("data", "transfer", "retrieval", "embed"):
         run.config[group]["data_dir"] = str(workdir)  # of this machine
     runs.write_summary(run, again)
     assert again.read_text() == file.read_text()

@@ -75,7 +75,7 @@ def losses(dtype, names=()):
 
 
 def scores(data):
-    """{job: the scores of one encoder}; of `features`, the means of its columns."""
+    """{job: the scores of one encoder}; `features` are the means of those of `embed`."""
     config = settings.load(None)
     settings.override(config, ENCODER)
     found = {}
@@ -100,10 +100,11 @@ def scores(data):
             found[job] = {
                 name: value for entry in entries for name, value in entry["scores"].items()
             }
-        evaluated = settings.of_evaluation(folder, None, {"features.split": "test"})
-        jobs.JOBS["features"].load()(settings.check(evaluated), folder)
-        (file,) = (workdir / "features").glob("*.npz")
-        found["features"] = np.load(file)["feature"].astype(float).mean(axis=0).tolist()
+        changes = {"embed.split": "test", "embed.format": "npz"}
+        evaluated = settings.of_evaluation(folder, None, changes)
+        jobs.JOBS["embed"].load()(settings.check(evaluated), folder)
+        (file,) = (workdir / "embeddings").glob("*.npz")
+        found["features"] = np.load(file)["embedding"].astype(float).mean(axis=0).tolist()
     return found
 
 
