@@ -98,9 +98,9 @@ def test_the_comparison_with_pytorch(repo_root, file):
             np.testing.assert_allclose(cell, [run[name] for run in found], atol=0.000501)
 
 
-def test_dino(repo_root):
-    runs = json.loads((repo_root / "results/dino_600_steps.json").read_text())["runs"]
-    shown = table_after(repo_root, "### DINO in a short run")
+def test_mocov3_and_dino(repo_root):
+    runs = json.loads((repo_root / "results/mocov3_dino_short_runs.json").read_text())["runs"]
+    shown = table_after(repo_root, "### MoCo v3 and DINO in short runs")
     assert shown.keys() == {run["run"] for run in runs}
     names = ("knn_top1_pixels", "knn_top1_untrained", "knn_top1")
     entropies = ("teacher_entropy_last_50_steps", "mean_teacher_entropy_last_50_steps")
