@@ -139,15 +139,10 @@ def _identity(
         "dtype": settings.dtype,
         "source": source.name,
         "labeled": source.labeled,
-        "files": files_digest(source),
+        "files": store.files_digest(source),
         "part_rows": part_rows,
     }
     return json.loads(json.dumps(identity))
-
-
-def files_digest(source: Source) -> str:
-    """Identifies the files of a source, with their sizes and times."""
-    return store.digest(np.array(source.files(), dtype=str))
 
 
 def _on_this_host(encoder: Encoder) -> Encoder:
@@ -190,7 +185,7 @@ class _Rows:
         self._progress.close()
 
     def blocks(self, part: int, dtype: np.dtype) -> Iterator[pa.RecordBatch]:
-        """Yields the rows of the next part in row groups; see `embeddings.to_block`."""
+        """Yields the rows of the next part in row groups; see `write_embeddings.to_block`."""
         indices = self._layout.rows_of(part)
         waiting: list[Features] = []
         for begin in range(0, len(indices), self._batch_size):

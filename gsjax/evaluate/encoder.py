@@ -136,7 +136,7 @@ class Encoder:
             model=dict(self.settings),
             normalization=self.normalization,
             source=source.name,
-            files=store.digest(np.array(source.files(), dtype=str)),
+            files=store.files_digest(source),
             labeled=source.labeled,
             transform=repr(transform),
             indices="all" if indices is None else store.digest(indices),

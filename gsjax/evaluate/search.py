@@ -6,7 +6,7 @@ import functools
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from gsjax.data import folders, input_pipeline, transforms
 from gsjax.data.paths import is_folder
 from gsjax.data.source import Source, from_files
 from gsjax.errors import UserError
-from gsjax.evaluate import contact_sheet, duplicates, embed, evaluation, features, nearest
+from gsjax.evaluate import contact_sheet, duplicates, embed, evaluation, features, nearest, store
 from gsjax.evaluate.contact_sheet import Cell, Row
 from gsjax.evaluate.embeddings import Embeddings
 from gsjax.evaluate.encoder import Encoder
@@ -131,17 +131,14 @@ def _find_neighbors(
         table.append((queries[query], rank + 1, *row))
     sheet.write_table("neighbors", table)
 
-    def captions(query: int) -> list[str]:
-        each = zip(cosines[query], index[query], paths[query], strict=True)
-        return [f"{cosine:.3f} {_short(path, number)}" for cosine, number, path in each]
-
-    for query in range(min(_PRINTED, len(queries))):
-        metrics.log(f"  {_short(queries[query])}: {'  '.join(captions(query)[:_PRINTED_EACH])}")
+    captions = [_captions(*row) for row in zip(cosines, index, paths, strict=True)]
+    for query, own in list(zip(queries, captions, strict=True))[:_PRINTED]:
+        metrics.log(f"  {_short(query)}: {'  '.join(own[:_PRINTED_EACH])}")
 
     def picture_rows() -> Iterator[Row]:
         for query, name in enumerate(queries):
             own = sheet.cells(source, [rows.indices[query]], ["query"])
-            yield Row(name, own + sheet.cells(sheet.source, index[query], captions(query)))
+            yield Row(name, own + sheet.cells(sheet.source, index[query], captions[query]))
 
     sheet.write_pictures("neighbors", "Nearest neighbors", "queries", len(queries), picture_rows())
 
@@ -180,7 +177,8 @@ def _find_duplicates(saved: Embeddings, sheet: "Sheet", above: float) -> None:
     )
     table: list[Sequence[Any]] = [("group", "index", "path", "similarity", "first")]
     members = [valid[places] for places in groups.members]
-    paths = [saved.at(index, "path")["path"] for index in members]
+    ends = np.cumsum([len(index) for index in members])[:-1]
+    paths = np.split(saved.at(np.concatenate(members), "path")["path"], ends) if members else []
     for number, index in enumerate(members):
         for place, image in enumerate(index):
             similarity = f"{groups.similarity[number][place]:.4f}"
@@ -192,20 +190,23 @@ def _find_duplicates(saved: Embeddings, sheet: "Sheet", above: float) -> None:
         f"{len(members)} groups: {images - len(members)} could be left out"
     )
 
-    def captions(number: int) -> list[str]:
-        each = zip(groups.similarity[number], members[number], paths[number], strict=True)
-        return [f"{cosine:.3f} {_short(path, index)}" for cosine, index, path in each]
-
-    for number in range(min(_PRINTED, len(members))):
-        metrics.log(f"  group {number + 1}: {'  '.join(captions(number)[:_PRINTED_EACH])}")
+    captions = [_captions(*row) for row in zip(groups.similarity, members, paths, strict=True)]
+    for number, own in enumerate(captions[:_PRINTED], 1):
+        metrics.log(f"  group {number}: {'  '.join(own[:_PRINTED_EACH])}")
 
     def picture_rows() -> Iterator[Row]:
         for number, index in enumerate(members):
             shown = index[:_MOST_SHOWN]
             title = f"Group {number + 1}: {len(index)} images"
-            yield Row(title, sheet.cells(sheet.source, shown, captions(number)))
+            yield Row(title, sheet.cells(sheet.source, shown, captions[number]))
 
     sheet.write_pictures("duplicates", "Near duplicates", "groups", len(members), picture_rows())
+
+
+def _captions(cosines: Iterable, index: Iterable, paths: Iterable) -> list[str]:
+    """Similarity and name of each image of a row."""
+    each = zip(cosines, index, paths, strict=True)
+    return [f"{cosine:.3f} {_short(path, number)}" for cosine, number, path in each]
 
 
 def _short(path: str, index: int | None = None) -> str:
@@ -233,7 +234,7 @@ class Sheet:
         except UserError as error:
             metrics.log(f"no pictures: {error}")
             return
-        if embed.files_digest(source) == saved.about["identity"]["files"]:
+        if store.files_digest(source) == saved.about["identity"]["files"]:
             self.source = source
         else:
             metrics.log(f"no pictures: {source.name} has changed since it was embedded")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from gsjax.data.source import Source
 from gsjax.errors import UserError
 from gsjax.evaluate.features import Features
 from gsjax.runtime import files, lock, metrics, parallel
@@ -24,6 +25,11 @@ def digest(tree: Any) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+def files_digest(source: Source) -> str:
+    """SHA-256 of names, sizes and times of a source's files; tells whether they have changed."""
+    return digest(np.array(source.files(), dtype=str))
 
 
 def key_of(**parts: Any) -> str:

@@ -6,8 +6,8 @@ The presets are published protocols of learning from 1 % and 10 % of ImageNet's 
   images for the encoder and the head, no warmup, no weight decay, random crops and flips only; 60
   epochs at 1 %, 30 at 10 % and, as in SimCLR v2 (arXiv:2006.10029), at 100 %. The cosine schedule
   is that of google-research/simclr, model_util.py. Differences: the paper resizes test images to
-  256 x 256 pixels instead of their short side, and the code sets the head to 0 at the start if it
-  is told to, while ours is normal with std 0.01, its default.
+  256 x 256 pixels instead of their short side, and the code can start with a head of
+  zeros, while ours is normal with std 0.01, its default.
 - `barlow` (facebookresearch/barlowtwins, evaluate.py, and its README's command for 1 %): SGD with
   momentum 0.9, batch 256, rate 0.005 for the encoder and 0.5 for the head, no weight decay, 20
   epochs, cosine schedule, head normal with std 0.01. Differences: the schedule moves at each step
