@@ -54,7 +54,8 @@ files = (path.with_suffix("").as_posix() for path in pathlib.Path("gsjax").rglob
 names = [file.removesuffix("/__init__").replace("/", ".") for file in files]
 pipeline = (
     "gsjax.api", "gsjax.data", "gsjax.evaluate", "gsjax.train.finetune", "gsjax.train.pretrain",
-    "gsjax.runtime.writers", "gsjax.runtime.tensorflow_setup", "gsjax.trackers.tracker",
+    "gsjax.runtime.scalar_writer", "gsjax.runtime.writers", "gsjax.runtime.tensorflow_setup",
+    "gsjax.trackers.tracker",
 )
 for name in sorted(names, key=lambda name: name.startswith(pipeline)):
     importlib.import_module(name)

@@ -13,12 +13,13 @@ from clu.metric_writers import MetricWriter
 from etils import epath
 
 from gsjax.runtime import event_files, files, metrics, parallel
+from gsjax.runtime.scalar_writer import ScalarWriter
 from gsjax.trackers.tracker import Tracker
 
 KEEP_ALL = sys.maxsize  # as `restored_step`: keeps all existing records
 
 
-class JsonLines(MetricWriter):
+class JsonLines(ScalarWriter):
     """Writes scalars to `metrics.jsonl`, one object with `step` per call; ignores the rest."""
 
     def __init__(self, workdir: epath.Path, restored_step: int) -> None:
@@ -31,30 +32,6 @@ class JsonLines(MetricWriter):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(metrics.as_record(step, scalars)) + "\n")
-
-    def write_summaries(self, step, values, metadata=None):
-        """Ignored."""
-
-    def write_images(self, step, images):
-        """Ignored."""
-
-    def write_videos(self, step, videos):
-        """Ignored."""
-
-    def write_audios(self, step, audios, *, sample_rate):
-        """Ignored."""
-
-    def write_texts(self, step, texts):
-        """Ignored."""
-
-    def write_histograms(self, step, arrays, num_buckets=None):
-        """Ignored."""
-
-    def write_pointcloud(self, step, point_clouds, *, point_colors=None, configs=None):
-        """Ignored."""
-
-    def write_hparams(self, hparams):
-        """Ignored: the work directory's config.json has them."""
 
     def flush(self) -> None:
         self._file.flush()

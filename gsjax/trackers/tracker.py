@@ -10,9 +10,6 @@ Nothing here stops or stalls training: the tracker works in a thread of its own,
 ends tracking for this start.
 """
 
-from gsjax.runtime.tensorflow_setup import metric_writers  # CLU imports TensorFlow
-
-# isort: split
 import contextlib
 import functools
 import json
@@ -30,6 +27,7 @@ from PIL import Image
 
 from gsjax.errors import UserError
 from gsjax.runtime import files, metrics
+from gsjax.runtime.scalar_writer import ScalarWriter
 from gsjax.trackers import TRACKERS
 from gsjax.trackers.tracked_run import Record, TrackedRun
 
@@ -39,7 +37,7 @@ _WAIT, _WAIT_STOPPED = 60.0, 10.0
 _LONGEST_REASON = 200  # characters
 
 
-class Tracker(metric_writers.MetricWriter):
+class Tracker(ScalarWriter):
     """Sends scalars and images to a tracker in the background; ignores the rest."""
 
     def __init__(self, name: str, workdir: epath.Path, restored_step: int) -> None:
@@ -81,27 +79,6 @@ class Tracker(metric_writers.MetricWriter):
         for name, batch in images.items():
             picture = np.asarray(batch)[0]
             self._tasks.put(operator.methodcaller("send_picture", name, picture))
-
-    def write_summaries(self, step, values, metadata=None):
-        """Ignored."""
-
-    def write_videos(self, step, videos):
-        """Ignored."""
-
-    def write_audios(self, step, audios, *, sample_rate):
-        """Ignored."""
-
-    def write_texts(self, step, texts):
-        """Ignored."""
-
-    def write_histograms(self, step, arrays, num_buckets=None):
-        """Ignored."""
-
-    def write_pointcloud(self, step, point_clouds, *, point_colors=None, configs=None):
-        """Ignored."""
-
-    def write_hparams(self, hparams):
-        """Ignored: the settings are those of the work directory's config.json."""
 
     def flush(self) -> None:
         """Does nothing: whatever a checkpoint covers is already on its way."""
