@@ -167,6 +167,7 @@ def test_members_of_a_seed_see_the_same_first_batch_with_the_same_weights(sequen
     assert one["train/embedding_std"][-1] != pytest.approx(two["train/embedding_std"][-1], rel=1e-5)
 
 
+@pytest.mark.slow  # the sweep itself starts its members by index
 def test_members_by_index_at_a_time_are_those_of_the_sequence(file, sequential, tmp_path):
     processes = [start(file, tmp_path, f"--sweep_index={i}") for i in range(2)]
     for process in processes:
