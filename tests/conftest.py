@@ -1,5 +1,6 @@
 """What all tests share. JAX and TensorFlow read these variables when they are imported."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -25,6 +26,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 toy_main.add_row()
+
+
+def pytest_collection_finish() -> None:
+    """Spares every later collection of garbage the modules, which stay."""
+    gc.freeze()
+
 
 REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,7 @@ from gsjax.errors import UserError
 from gsjax.runtime import cluster, parallel
 
 START = """
-import functools, sys
+import functools, gc, sys
 from gsjax import jobs, main; from gsjax.runtime import rendezvous
 seconds = float(sys.argv.pop(1))
 rendezvous._FIRST_LINE = 0.5
@@ -24,9 +24,10 @@ rendezvous.meet = functools.partial(rendezvous.meet, seconds=seconds)
 
 def started(*_):
     import jax
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
     print(f"\\nstarted {jax.process_index()} of {jax.process_count()}\\n", end="")
 
-jobs.Job.load = lambda job: started
+jobs.Job.load = lambda *_: started
 main.main()
 """
 
