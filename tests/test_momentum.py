@@ -141,7 +141,8 @@ def test_mocov2_compares_with_the_queue_as_it_was(x64, measure, symmetric):
             if measure == "ioa":
                 positive = (distance - (1 - psi[n, v, w])) ** 2 / tau
             terms.append(positive + np.log(np.sum(np.exp(logits))))
-    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-9)
+    # psi comes from boxes in float32, rounded differently by the step.
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-7)
     rows = np.concatenate(k)
     np.testing.assert_allclose(new["queue"][: len(rows)], rows, atol=1e-12)
     np.testing.assert_array_equal(new["queue"][len(rows) :], extra["queue"][len(rows) :])
