@@ -140,7 +140,8 @@ def _load(job: Job, config: ml_collections.ConfigDict, function: str = "") -> Ca
     gc.disable()
     atexit.register(gc.freeze)
     try:
-        from gsjax.runtime import parallel  # imports JAX, so only once settings are known to be good
+        # Imports JAX, so only once settings are known to be good.
+        from gsjax.runtime import parallel
 
         dtype = config.encoder.dtype
         parallel.start(dtype, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
