@@ -184,10 +184,12 @@ def test_any_number_of_views(crop):
     """Further views change none of the first ones, and are drawn as they are."""
     settings = _settings(crop, 0.08, 1.0)
 
+    @tf.function(autograph=False)
+    def boxes(num_views, seed):
+        return crops.random_resized_crop_boxes(seed, tf.constant([60, 80]), settings, num_views)
+
     def draw(num_views, position=3):
-        seed = tf.constant([5, position], tf.int64)
-        size = tf.constant([60, 80])
-        return crops.random_resized_crop_boxes(seed, size, settings, num_views).numpy()
+        return boxes(num_views, tf.constant([5, position], tf.int64)).numpy()
 
     eight = draw(8)
     assert eight.shape == (8, 4) and len(np.unique(eight, axis=0)) == 8
@@ -224,10 +226,10 @@ def _overlap_settings(low=0.0, high=1.0, measure="iou"):
     return settings
 
 
-def _draws(seed, size, settings):
+def _draws(seed, draw):
     """The boxes of all attempts, [100, 2, 4], drawn one by one without a range."""
     seeds = [seed, *(tf.random.fold_in(seed, 2**16 + attempt) for attempt in range(1, 100))]
-    return np.array([crops.random_resized_crop_boxes(own, size, settings) for own in seeds])
+    return np.array([draw(own) for own in seeds])
 
 
 def _distance(boxes, overlap):
@@ -251,11 +253,16 @@ def _distance(boxes, overlap):
 def test_views_out_of_the_range_are_redrawn(law, overlap):
     """The first draw in the range, or the closest of a hundred; as a loop."""
     settings, size = _settings(law, min_scale=0.3), tf.constant([60, 80])
+
+    @tf.function(autograph=False)
+    def draw(seed):
+        return crops.random_resized_crop_boxes(seed, size, settings)
+
     first = met = 0
     for position in range(6):
         seed = tf.constant([5, position], tf.int64)
         boxes = crops.random_resized_crop_boxes(seed, size, settings, 2, overlap).numpy()
-        drawn = _draws(seed, size, settings)
+        drawn = _draws(seed, draw)
         distances = _distance(drawn, overlap)
         inside = distances <= 1e-6
         chosen = np.argmax(inside) if inside.any() else np.argmin(distances)

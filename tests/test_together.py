@@ -1,6 +1,7 @@
 """Evaluations of one run that finish together."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from etils import epath
-from trainings import SMALL, events
+from trainings import TOY, events
 
 from gsjax.evaluate import results, store
 from gsjax.evaluate.features import Features
@@ -19,9 +20,11 @@ PROCESSES, EACH = 2, 20
 # Opens an evaluation, waits for the others, and records results as fast as it can.
 RECORD = """
 import json, pathlib, sys, time
+import toy_main
 from gsjax.config import settings
 from gsjax.evaluate import evaluation
 
+toy_main.add_row()
 workdir, changes, process, processes, each = sys.argv[1:]
 config = settings.load(None)
 settings.override(config, json.loads(changes))
@@ -37,10 +40,14 @@ with evaluation.open_evaluation(config, workdir, "knn") as job:
 
 
 def test_no_result_is_lost(tmp_path):
-    changes = json.dumps(SMALL | {"checkpoint.load": "none", "platform": "cpu"})
+    changes = json.dumps(TOY | {"checkpoint.load": "none", "platform": "cpu"})
     command = [sys.executable, "-c", RECORD, str(tmp_path), changes]
     processes = [
-        subprocess.Popen([*command, str(i), str(PROCESSES), str(EACH)], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(i), str(PROCESSES), str(EACH)],
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
         for i in range(PROCESSES)
     ]
     for process in processes:

@@ -27,6 +27,18 @@ def golden(repo_root):
         return dict(saved)
 
 
+def initial(encoder, images):
+    """Its variables; compiled as a whole, as are the outputs below."""
+    return jax.jit(lambda images: encoder.init(jax.random.key(0), images, train=True))(images)
+
+
+def outputs_of(encoder, variables, images, train=False, keys=None):
+    def apply(variables, images, keys):
+        return encoder.apply(variables, images, train=train, keys=keys)
+
+    return jax.jit(apply)(variables, images, keys)
+
+
 def encoder_of(changes):
     config = defaults.get_config()
     config.update_from_flattened_dict(changes)
@@ -225,7 +237,7 @@ def test_frozen_parameters_have_no_gradient():
     assert encoder.frozen == ("pos_embed", "patch_embed_proj")
     assert ViT(**TINY).frozen == ()
     images = jnp.asarray(vits.pixels(16))
-    params = encoder.init(jax.random.key(0), images, train=True)["params"]
+    params = initial(encoder, images)["params"]
 
     def energy(params):
         return jnp.sum(encoder.apply({"params": params}, images, train=True).maps ** 2)
@@ -257,9 +269,9 @@ def test_attention_by_cudnn():
 def test_bfloat16_is_close_and_its_parameters_are_float32():
     images = jnp.asarray(vits.pixels(32))
     wide, narrow = ViT(**TINY), ViT(**TINY, dtype=jnp.bfloat16)
-    variables = narrow.init(jax.random.key(0), images, train=True)
+    variables = initial(narrow, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    expected, found = (m.apply(variables, images, train=False).pooled for m in (wide, narrow))
+    expected, found = (outputs_of(m, variables, images).pooled for m in (wide, narrow))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=5e-2)
     assert np.abs(found - expected).max() > 1e-4
@@ -268,8 +280,8 @@ def test_bfloat16_is_close_and_its_parameters_are_float32():
 def test_pooling_and_maps():
     images = jnp.asarray(vits.pixels((16, 24)))
     token, mean = ViT(**TINY), ViT(**TINY, pool="mean")
-    variables = token.init(jax.random.key(0), images[:, :, :16], train=True)
-    by_token, by_mean = (m.apply(variables, images, train=False) for m in (token, mean))
+    variables = initial(token, images[:, :, :16])
+    by_token, by_mean = (outputs_of(m, variables, images) for m in (token, mean))
     assert by_token.maps.shape == (2, 4, 6, 24)
     np.testing.assert_array_equal(by_token.maps, by_mean.maps)
     np.testing.assert_allclose(by_mean.pooled, by_mean.maps.mean(axis=(1, 2)), atol=1e-6)
@@ -277,13 +289,13 @@ def test_pooling_and_maps():
 
 
 def drop_path_of(encoder, variables, images, keys):
-    return encoder.apply(variables, images, train=True, keys=keys).pooled
+    return outputs_of(encoder, variables, images, train=True, keys=keys).pooled
 
 
 def test_drop_path_skips_branches_of_each_image():
     """With the factors by hand: 0 or 1 / (1 - rate); rate 0 in the first block."""
     encoder, images = ViT(**TINY, drop_path=0.5), jnp.asarray(vits.pixels(16))
-    variables = encoder.init(jax.random.key(0), images, train=True)
+    variables = initial(encoder, images)
     many = jax.random.split(jax.random.key(1), 4000)
     factors = encoder._factors(many)
     assert factors.shape == (4000, 3, 2)
@@ -303,7 +315,7 @@ def test_drop_path_skips_branches_of_each_image():
     alone = drop_path_of(encoder, variables, images[1:], keys[1:])
     np.testing.assert_allclose(alone, dropped[1:], atol=1e-5)
     np.testing.assert_array_equal(drop_path_of(encoder, variables, images, None), plain)
-    inference = encoder.apply(variables, images, train=False, keys=keys).pooled
+    inference = outputs_of(encoder, variables, images, keys=keys).pooled
     np.testing.assert_array_equal(inference, plain)
 
 
@@ -314,7 +326,7 @@ def test_rematerialization_changes_nothing(drop_path, x64):
     plain, remat = (
         ViT(**TINY, drop_path=drop_path, dtype=jnp.float64, remat=remat) for remat in (False, True)
     )
-    variables = plain.init(jax.random.key(0), images, train=True)
+    variables = initial(plain, images)
 
     def run(encoder):
         def energy(variables):
@@ -338,10 +350,10 @@ def test_resized_positions():
 
 def test_parameters_for_images_of_another_size():
     encoder, images = ViT(**TINY), jnp.asarray(vits.pixels(24))
-    variables = encoder.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=True)
+    variables = initial(encoder, jnp.zeros((1, 16, 16, 3)))
     fitted = models.fit_image_size(encoder, variables, 24)
     assert fitted["params"]["pos_embed"].shape == (1, 37, 24)
-    expected, found = (encoder.apply(v, images, train=False).pooled for v in (variables, fitted))
+    expected, found = (outputs_of(encoder, v, images).pooled for v in (variables, fitted))
     np.testing.assert_array_equal(found, expected)
 
 
