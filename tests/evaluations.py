@@ -16,6 +16,8 @@ TRAINING = MODEL | {
     "batch_size": "32",
     "knn.baselines": "false",
     "log.example_pairs": "0",
+    "augment.jitter": "0",  # compiles for long
+    "augment.gray": "0",
 }
 QUICK = {
     "features.batch_size": "512",

@@ -397,10 +397,7 @@ def test_pretraining_starts_from_an_encoder(method, run, data, tmp_path, capsys)
     recorded = json.loads((tmp_path / "config.json").read_text())["config"]["encoder"]["init"]
     assert recorded == str(run / "export")
 
-
-def test_the_card_names_the_encoder_that_training_started_from(run, data, tmp_path):
-    changes = {"encoder.init": str(run / "export"), "data.data_dir": str(data / "three")}
-    pretrain(configured(changes), str(tmp_path))
+    # The card says so, too.
     evaluate(
         knn, tmp_path, {"data.labeled_split": "train", "data.test_split": "test", "knn.k": "7"}
     )

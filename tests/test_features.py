@@ -69,12 +69,13 @@ def test_an_encoders_rows_depend_on_neither_devices_nor_batch(folder):
     config = defaults.get_config().encoder
     config.width = 4
     encoder = resnet.create(config)
-    variables = encoder.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    variables = jax.jit(lambda: encoder.init(jax.random.key(0), images, train=False))()
     rows = []
     for devices in (1, 4):
         mesh = parallel.create_mesh(devices, jax.devices()[:devices])
         encode_fn = features.create_encode_fn(encoder, MEAN, STD, np.float32, mesh)
-        for batch_size in (7, 64, 1000):
+        for batch_size in (7, 64):
             transform = transforms.central(16)
             args = (encode_fn, variables, folder, transform, batch_size, mesh, "test")
             rows.append(features.extract(*args))

@@ -88,6 +88,9 @@ def fast(name, anchors, targets, psi, form, queue, axis_name=None):
     return losses.momentum_contrastive(rows[0], rows[1], queue, rows[2], TAU, SCALE, **about)
 
 
+compiled = jax.jit(fast, static_argnums=(0, 4))
+
+
 @functools.cache
 def queue():
     rows = np.random.default_rng(7).normal(size=(9, DIM))
@@ -98,7 +101,7 @@ def queue():
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_form_equals_the_loop(name, form):
     inputs = views()
-    result = fast(name, *map(jnp.asarray, inputs), form, jnp.asarray(queue()))
+    result = compiled(name, *map(jnp.asarray, inputs), form, jnp.asarray(queue()))
     np.testing.assert_allclose(result, slow(name, *inputs, form, queue()), rtol=1e-12)
 
 
@@ -124,7 +127,7 @@ def test_devices_share_one_loss_and_its_gradient(name, form):
     def whole(a, t):
         return fast(name, a, t, inputs[2], form, jnp.asarray(queue()))
 
-    expected, expected_grads = jax.value_and_grad(whole, (0, 1))(*inputs[:2])
+    expected, expected_grads = jax.jit(jax.value_and_grad(whole, (0, 1)))(*inputs[:2])
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
@@ -135,7 +138,7 @@ def test_devices_share_one_loss_and_its_gradient(name, form):
 def test_at_psi_1_every_form_is_the_squared_distance(name, form):
     anchors, targets, psi = views()
     inputs = anchors, targets, np.ones_like(psi)
-    result = fast(name, *map(jnp.asarray, inputs), form, jnp.asarray(queue()))
+    result = compiled(name, *map(jnp.asarray, inputs), form, jnp.asarray(queue()))
     np.testing.assert_allclose(result, slow(name, *inputs, "weight", queue()), rtol=1e-12)
 
 
@@ -146,7 +149,7 @@ def test_without_any_weight_loss_and_gradient_are_0(name):
     def loss(anchors):
         return fast(name, anchors, targets, 0 * psi, "weight", jnp.asarray(queue()))
 
-    value, gradient = jax.value_and_grad(loss)(anchors)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(anchors)
     assert value == 0 and not np.any(gradient)
 
 
@@ -167,6 +170,6 @@ def test_close_views_have_a_finite_gradient():
     anchors, _, psi = (jnp.asarray(x) for x in views())
     same = jnp.broadcast_to(anchors[:, :1], anchors.shape)
     for form in FORMS:
-        grading = losses.Grading(form)
-        gradient = jax.grad(losses.siamese)(same, same[:, :TARGETS], psi, grading=grading)
+        loss = functools.partial(losses.siamese, grading=losses.Grading(form))
+        gradient = jax.jit(jax.grad(loss))(same, same[:, :TARGETS], psi)
         assert np.isfinite(gradient).all()

@@ -244,7 +244,8 @@ settings.override(config, {"encoder.name": "resnet18", "method": "simsiam",
                            "projector.last_bn": "true", "similarity.measure": "none",
                            "augment.blur": "0.5"})
 recorded(settings.check(config), trace)
-settings.override(config, {"method": "mocov2", "optimizer.name": "adamw"})
+settings.override(config, {"method": "mocov2", "optimizer.name": "adamw",
+                           "encoder.name": "toy"})
 recorded(settings.check(config), trace)
 settings.override(config, {"method": "mocov3", "encoder.name": "vit_tiny", "encoder.depth": "1",
                            "encoder.patch_size": "8", "crops.local_size": "8"})

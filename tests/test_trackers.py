@@ -190,6 +190,34 @@ def test_what_no_checkpoint_covers_is_not_sent(tmp_path):
     assert [value % 1 for *_, value in Mlflow(workdir).scalars] == [0.5] * 4 + [0.25] * 4
 
 
+def test_what_a_kill_in_the_creation_of_a_run_leaves_is_no_obstacle(tmp_path):
+    """As MLflow creates it: a folder, an empty meta.yaml, its contents, more folders, our tag."""
+    workdir, _ = create_run(tmp_path / "my run [1]")
+    write(workdir, 0, 2)
+    (experiment,) = [p for p in (workdir / "mlruns").iterdir() if len(p.name) == 18]
+    (complete,) = [p for p in experiment.iterdir() if len(p.name) == 32]
+    for i in range(4):
+        torn = experiment / f"{i:032x}"
+        torn.mkdir()
+        if i > 0:
+            content = (complete / "meta.yaml").read_text().replace(complete.name, torn.name)
+            (torn / "meta.yaml").write_text(content if i > 1 else "")
+        if i > 2:
+            (torn / "tags").mkdir()
+            (torn / "tags" / "gsjax.id").touch()
+    mine = experiment / f"{9:032x}"  # of somebody else
+    shutil.copytree(complete, mine)
+    (mine / "tags" / "gsjax.id").unlink()
+    meta = (mine / "meta.yaml").read_text()
+    (mine / "meta.yaml").write_text(meta.replace(complete.name, mine.name))
+    write(workdir, 2, 4)
+    assert {p.name for p in experiment.iterdir() if len(p.name) == 32} == {
+        complete.name, mine.name
+    }  # fmt: skip
+    shutil.rmtree(mine)
+    assert Mlflow(workdir).scalars == of_metrics(workdir)
+
+
 def test_a_run_goes_on_with_another_tracker_or_none(tmp_path):
     workdir, _ = create_run(tmp_path / "run")
     write(workdir, 0, 4)

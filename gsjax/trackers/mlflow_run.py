@@ -8,6 +8,9 @@ its metrics.
 
 import math
 import os
+import pathlib
+import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +31,21 @@ _LONGEST_PARAM = 6000  # characters; MLflow's limits
 _MAX_PARAMS, _MAX_METRICS = 100, 1000  # per request
 
 
+def _remove_torn_runs(folder: pathlib.Path) -> None:
+    """Removes what a start that was killed while MLflow created its run has left of it.
+
+    MLflow cannot list the runs of an experiment if one has an empty `meta.yaml`, and a run without
+    our tag would never be found again. What holds a parameter, a metric or a file is kept.
+    """
+    for run in folder.glob("*/*"):
+        if not re.fullmatch("[0-9a-f]{32}", run.name):
+            continue
+        tag = run / "tags" / _TAG
+        parts = [run / part for part in ("metrics", "params", "artifacts")]
+        if not (tag.exists() and tag.read_text()) and not any(any(p.glob("*")) for p in parts):
+            shutil.rmtree(run)
+
+
 class MlflowRun:
     """An MLflow run, new or continued."""
 
@@ -39,6 +57,8 @@ class MlflowRun:
         # Without it, MLflow refuses folders, which no longer get new features.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            _remove_torn_runs(pathlib.Path(workdir) / "mlruns")
         self._client = MlflowClient(uri)
         run = self._find(run_id) or self._create(run_id, workdir.name)
         self._id = run.info.run_id
