@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-# Processes of the tests; each takes 2 to 4 GB of memory.
-WORKERS ?= 2
+# Processes of the tests, for two cores: some wait. Each takes 2 to 4 GB of memory.
+WORKERS ?= 3
 
 BIN := $(VENV)/bin
 # Python 3.11 has its own pins because jax 0.10 is the last release for it.

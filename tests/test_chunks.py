@@ -53,7 +53,8 @@ def test_neither_chunks_nor_devices_change_a_step(method, x64):
 
 
 def test_chunks_take_less_memory():
-    config = small_config("simclr", "none", "sgd", "float32", "vit_tiny", **VIT)
+    one_block = {"encoder__depth": 1, "encoder__patch_size": 4}
+    config = small_config("simclr", "none", "sgd", "float32", "vit_tiny", **one_block)
     method = methods.create_method(config)
     params, extra = method.init(jax.random.key(0), 16)
     images, keys = jax.numpy.ones((32, 16, 16, 3)), jax.random.split(jax.random.key(1), 32)

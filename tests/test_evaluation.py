@@ -267,6 +267,7 @@ def test_transfer_to_class_folders(workdir, tmp_path, capsys):
         evaluate(transfer, workdir, **changes, transfer__max_examples=1)
     with pytest.raises(UserError, match="transfer.datasets: nowhere: "):
         evaluate(transfer, workdir, **{**changes, "transfer__datasets": "nowhere"})
+    changes["transfer__datasets"] = "three"
     *_, few = evaluate(transfer, workdir, **changes, transfer__max_examples=30)
     assert few["protocol"]["num_images"] == {"train": 24, "validation": 6, "test": 30}
     assert few["protocol"]["max_examples"] == 30

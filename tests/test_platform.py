@@ -104,9 +104,7 @@ def recorded(devices, kind):
     original(devices, kind)
 
 tf.config.set_visible_devices = recorded
-import importlib, pkgutil, gsjax
-for module in pkgutil.walk_packages(gsjax.__path__, "gsjax."):
-    importlib.import_module(module.name)
+from gsjax.train import pretrain  # one module imports TensorFlow (tests/test_package.py)
 assert hidden == [([], "GPU", False), ([], "TPU", False)], hidden
 tf.zeros(1)
 assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}
