@@ -327,7 +327,7 @@ def test_pretrain_from_python_resumes(data, tmp_path, monkeypatch):
         gsjax.pretrain(data, workdir="other", config="simclr_gs_cifar")
 
 
-def test_a_vision_transformer_leaves_and_comes_back_at_another_image_size(data, tmp_path):
+def test_a_vision_transformer_leaves_and_comes_back_at_another_image_size(data, tmp_path, capsys):
     """timm creates it from `model_args`; its positions are interpolated for the new run."""
     vit = {
         "encoder.name": "vit_tiny", "encoder.depth": "1", "encoder.patch_size": "8",
@@ -353,13 +353,19 @@ def test_a_vision_transformer_leaves_and_comes_back_at_another_image_size(data, 
         evaluate(export, tmp_path / "run", {"export.detectron2": "true"})
     changes = vit | {
         "encoder.init": str(folder), "data.image_size": "48", "encoder.drop_path": "0.1",
-        "optimizer.learning_rate": "0",
+        "optimizer.learning_rate": "0", "method": "byol", "target.momentum": "0.5",
     }  # fmt: skip
-    params = pretrain(configured(changes), str(tmp_path / "other")).params["encoder"]
+    state = pretrain(configured(changes), str(tmp_path / "other"))
+    assert "with new heads" in capsys.readouterr().out
     expected = fit_image_size(
         create_encoder(configured(changes)), jax.device_get(ours._encoder.variables), 48
     )
-    jax.tree.map(np.testing.assert_allclose, params, expected["params"])
+    for params in (state.params, state.extra["target"]["params"]):
+        jax.tree.map(np.testing.assert_allclose, params["encoder"], expected["params"])
+    pretrain(configured(changes), str(tmp_path / "other"))
+    assert "encoder.init is ignored: the run is at step 1" in capsys.readouterr().out
+    evaluate(export, tmp_path / "other", {})
+    assert "| started from | `export` |" in (tmp_path / "other/export/README.md").read_text()
     with pytest.raises(UserError, match="encoder.heads=6, but this run has 3"):
         pretrain(configured(changes | {"encoder.heads": "3"}), str(tmp_path / "third"))
 
@@ -367,10 +373,8 @@ def test_a_vision_transformer_leaves_and_comes_back_at_another_image_size(data, 
 # Starting from other weights.
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["mocov2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simclr", "byol"))],
-)
+@pytest.mark.slow  # the test of a vision transformer starts BYOL from one
+@pytest.mark.parametrize("method", ["mocov2", "simclr", "byol"])
 def test_pretraining_starts_from_an_encoder(method, run, data, tmp_path, capsys):
     changes = {
         "method": method, "encoder.init": str(run / "export"), "queue.size": "64",
@@ -397,7 +401,6 @@ def test_pretraining_starts_from_an_encoder(method, run, data, tmp_path, capsys)
     recorded = json.loads((tmp_path / "config.json").read_text())["config"]["encoder"]["init"]
     assert recorded == str(run / "export")
 
-    # The card says so, too.
     evaluate(
         knn, tmp_path, {"data.labeled_split": "train", "data.test_split": "test", "knn.k": "7"}
     )

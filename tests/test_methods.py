@@ -104,6 +104,21 @@ def test_graded_at_psi_1_has_the_gradient_of_the_baseline(x64, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *grads)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_training_starts_from_a_given_encoder(name):
+    """And so does the target network where there is one."""
+    config = small_config(name, measures_of(name)[-1], "sgd", "float32")
+    method, key = methods.create_method(config), jax.random.key(0)
+    params, extra = method.init(key, config.data.image_size)
+    moved = jax.tree.map(lambda x: x + 1, (params["encoder"], extra["batch_stats"]["encoder"]))
+    given = dict(zip(("params", "batch_stats"), moved, strict=True))
+    params, extra = method.init(key, config.data.image_size, given)
+    online = {"params": params, "batch_stats": extra["batch_stats"]}
+    for networks in (online, extra.get("target", online)):
+        found = {kind: networks[kind]["encoder"] for kind in given}
+        jax.tree.map(np.testing.assert_array_equal, found, given)
+
+
 def by_hand(method, params, batch_stats, x, train=False):
     """The output of each network, [N, F]."""
     outputs = []
