@@ -12,7 +12,7 @@ from etils import epath
 
 from gsjax.config import defaults
 from gsjax.errors import UserError
-from gsjax.runtime import checkpoints, ownership, saved_state
+from gsjax.runtime import checkpoints, ownership, parallel, saved_state
 
 
 def state(value):
@@ -63,6 +63,20 @@ def test_what_cannot_be_read_after_its_check_is_told_in_one_line(tmp_path, size)
         saved_state.read(epath.Path(path), jax.tree.map(ocp.utils.to_shape_dtype_struct, weights))
     assert str(refusal.value).startswith(f"{path} cannot be restored: ")
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600
+
+
+def test_a_save_compiles_nothing_for_the_devices_of_one_process(tmp_path, caplog):
+    mesh = parallel.create_mesh(4, jax.devices()[:4])
+    state = jax.device_put({"x": np.arange(34 * 4.0).reshape(34, 4)}, parallel.replicated(mesh))
+    folder = epath.Path(tmp_path) / "1"
+    folder.mkdir()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        saved_state.write(folder, state)
+    assert "Compiling" not in caplog.text
+    found = saved_state.read(folder, state)["x"]
+    assert found.sharding == state["x"].sharding
+    for shard in found.addressable_shards:
+        np.testing.assert_array_equal(shard.data, state["x"])
 
 
 def test_path_begins_a_new_run_and_goes_on_in_an_old_one(saved, tmp_path):
