@@ -35,15 +35,13 @@ def _remove_torn_runs(folder: pathlib.Path) -> None:
     """Removes what a start that was killed while MLflow created its run has left of it.
 
     MLflow cannot list the runs of an experiment if one has an empty `meta.yaml`, and a run without
-    our tag would never be found again. What holds a parameter, a metric or a file is kept.
+    our tag, which MLflow writes next, would never be found again.
     """
     for run in folder.glob("*/*"):
-        if not re.fullmatch("[0-9a-f]{32}", run.name):
-            continue
-        tag = run / "tags" / _TAG
-        parts = [run / part for part in ("metrics", "params", "artifacts")]
-        if not (tag.exists() and tag.read_text()) and not any(any(p.glob("*")) for p in parts):
-            shutil.rmtree(run)
+        if re.fullmatch("[0-9a-f]{32}", run.name):
+            written = {f.name for f in run.rglob("*") if f.is_file() and f.stat().st_size}
+            if written <= {"meta.yaml"}:
+                shutil.rmtree(run)
 
 
 class MlflowRun:
@@ -51,14 +49,15 @@ class MlflowRun:
 
     def __init__(self, workdir: epath.Path, run_id: str, config: Mapping[str, Any]) -> None:
         """Opens the run and sends the settings."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").as_posix()
-        if "MLFLOW_TRACKING_URI" not in os.environ and files.is_remote(workdir):
-            raise UserError(f"MLflow cannot keep runs in {workdir}: set MLFLOW_TRACKING_URI")
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            if files.is_remote(workdir):
+                raise UserError(f"MLflow cannot keep runs in {workdir}: set MLFLOW_TRACKING_URI")
+            uri = (workdir / "mlruns").as_posix()
+            _remove_torn_runs(pathlib.Path(uri))
         # Without it, MLflow refuses folders, which no longer get new features.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            _remove_torn_runs(pathlib.Path(workdir) / "mlruns")
         self._client = MlflowClient(uri)
         run = self._find(run_id) or self._create(run_id, workdir.name)
         self._id = run.info.run_id
