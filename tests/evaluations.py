@@ -1,5 +1,7 @@
 """Evaluation jobs on a small trained encoder, run in this process."""
 
+from trainings import PLAIN
+
 from gsjax.config import settings
 from gsjax.evaluate import results
 from gsjax.train.pretrain import pretrain
@@ -12,12 +14,11 @@ MODEL = {
     "projector.out_dim": "8",
 }
 TRAINING = MODEL | {
+    **PLAIN,
     "num_steps": "2",
     "batch_size": "32",
     "knn.baselines": "false",
     "log.example_pairs": "0",
-    "augment.jitter": "0",  # compiles for long
-    "augment.gray": "0",
 }
 QUICK = {
     "features.batch_size": "512",

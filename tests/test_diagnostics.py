@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
+from trainings import PLAIN
 
 from gsjax import augment, losses
 from gsjax.config import per_view, settings
@@ -77,9 +78,8 @@ def slow_ioa(one, other):
     return len(rows) * len(columns) / (one[2] * one[3])
 
 
-# Without color jitter, which compiles for long; BYOL's views keep theirs.
-PLAIN = {"augment.jitter": "0", "augment.gray": "0"}
 LOCAL = PLAIN | {"crops.local_views": "2", "crops.local_size": "8"}
+# With color jitter, too.
 BYOL = {"method": "byol", "predictor.hidden_dim": "6", "augment.blur": "1.0,0.1"}
 
 

@@ -110,8 +110,8 @@ def test_training_starts_from_a_given_encoder(name):
     config = small_config(name, measures_of(name)[-1], "sgd", "float32")
     method, key = methods.create_method(config), jax.random.key(0)
     params, extra = method.init(key, config.data.image_size)
-    moved = jax.tree.map(lambda x: x + 1, (params["encoder"], extra["batch_stats"]["encoder"]))
-    given = dict(zip(("params", "batch_stats"), moved, strict=True))
+    initial = {"params": params["encoder"], "batch_stats": extra["batch_stats"]["encoder"]}
+    given = jax.tree.map(lambda x: x + 1, initial)
     params, extra = method.init(key, config.data.image_size, given)
     online = {"params": params, "batch_stats": extra["batch_stats"]}
     for networks in (online, extra.get("target", online)):

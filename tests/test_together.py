@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import REPO_ROOT
 from etils import epath
 from trainings import TOY, events
 
@@ -46,7 +47,8 @@ def test_no_result_is_lost(tmp_path):
         subprocess.Popen(
             [*command, str(i), str(PROCESSES), str(EACH)],
             stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"PYTHONPATH": str(REPO_ROOT)},
+            cwd=REPO_ROOT / "tests",
         )
         for i in range(PROCESSES)
     ]

@@ -17,13 +17,12 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from gsjax.config import settings
 
-SMALL = {
+PLAIN = {"augment.jitter": "0", "augment.gray": "0"}  # color jitter compiles for long
+SMALL = PLAIN | {
     "num_steps": "12",
     "batch_size": "32",
     "encoder.width": "4",
     "data.image_size": "16",
-    "augment.jitter": "0",  # compiles for long
-    "augment.gray": "0",
     "projector.hidden_dim": "16",
     "projector.out_dim": "8",
     "knn.baselines": "false",
